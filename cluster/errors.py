@@ -1,0 +1,33 @@
+"""What headrace raises when a person can do something about it.
+
+    HeadraceError
+    ├── UserError (ValueError)      the recipe, the data or the arguments are at fault: exit 2
+    │   └── RecipeError             every problem found in one recipe
+    └── RunError (RuntimeError)     anything else with a plain cause (disk, store, cluster): exit 1
+
+An exception outside this tree is a defect of headrace and shows its traceback.
+"""
+
+
+class HeadraceError(Exception):
+    """A failure whose message says what happened, where, and what to do."""
+
+    exit_code = 1
+
+
+class UserError(HeadraceError, ValueError):
+    """The recipe, the data or the arguments are at fault."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """All problems of one recipe; ``problems`` holds one finished line for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class RunError(HeadraceError, RuntimeError):
+    """The machine, the store or the cluster would not do what was asked."""

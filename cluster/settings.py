@@ -1,0 +1,256 @@
+"""Settings files: YAML whose every value knows its line, overrides, the environment, and plain errors.
+
+    document = read(Path("recipe.yaml"), ["train.epochs=1"])
+    recipe = document.validate(Recipe)
+
+A ``${env:NAME}`` is filled in from the environment for the run only. What is stored anywhere (a bundle, a report,
+the registry) is ``document.public``, where it still reads ``${env:NAME}``; and ``redact`` masks such values
+in everything that is printed or logged.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cluster.errors import RecipeError, UserError
+
+Keys = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+(@)")
+MASK = "***"
+COMMAND_LINE = "command line"
+
+_secrets: set[str] = set()  # values that came from the environment, so that redact can mask them
+
+
+@dataclass(frozen=True)
+class Document:
+    """A settings file as written, with overrides applied.
+
+    Attributes:
+        path: the file.
+        public: the tree of values with ``${env:NAME}`` unresolved and passwords in URLs masked; safe to store.
+        values: the tree with the environment filled in; never stored.
+        lines: where each key stands, as ``file.yaml:14`` or ``command line``.
+    """
+
+    path: Path
+    public: dict[str, Any]
+    values: dict[str, Any]
+    lines: dict[Keys, str] = field(repr=False)
+
+    def validate(self, model: type[Model]) -> Model:
+        """The values as ``model``.
+
+        Raises:
+            RecipeError: with one line for every problem: file, line, key, what is wrong, the value, the cure.
+        """
+        try:
+            return model.model_validate(self.values, context={"folder": self.path.parent})
+        except ValidationError as error:
+            problems = dict.fromkeys(self._problem(model, one) for one in error.errors())
+            raise RecipeError(list(problems)) from None
+
+    def where(self, keys: Keys) -> str:
+        """The line of the deepest key of ``keys`` that was written."""
+        for depth in range(len(keys), -1, -1):
+            if keys[:depth] in self.lines:
+                return self.lines[keys[:depth]]
+        return self.path.name
+
+    def problem(self, keys: Keys, message: str) -> str:
+        """One line: ``recipe.yaml:14 train.epochs: message``."""
+        dotted = ".".join(map(str, keys))
+        return redact(f"{self.where(keys)} {dotted}: {message}" if dotted else f"{self.where(keys)}: {message}")
+
+    def _problem(self, model: type[BaseModel], error: Any) -> str:
+        keys = self._written_keys(error["loc"], error["type"])
+        if error["type"] == "extra_forbidden":
+            return self.problem(keys, unknown_key(str(keys[-1]), field_names(model, keys[:-1])))
+        if error["type"] == "missing":
+            return self.problem(keys, "missing")
+        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "value_error":
+            return self.problem(keys, message)
+        message = message[:1].lower() + message[1:]
+        return self.problem(keys, f"{message}, not {error['input']!r}")
+
+    def _written_keys(self, location: Sequence[str | int], kind: str) -> Keys:
+        """``location`` without the names that pydantic adds for the members of a union."""
+        keys: Keys = ()
+        for index, part in enumerate(location):
+            last = index == len(location) - 1
+            if (*keys, part) in self.lines or (last and kind == "missing"):
+                keys = (*keys, part)
+        return keys
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Document:
+    """Reads a YAML file and applies ``key.path=value`` overrides, whose values are YAML too.
+
+    Raises:
+        UserError: the file is missing or is no UTF-8 text.
+        RecipeError: it is no YAML mapping, a key stands twice, an override has no ``=``, or an environment
+            variable is not set.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `headrace new DIR` writes a recipe to start from") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name the recipe file in it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    reader = _Reader(path.name)
+    tree = reader.tree(text)
+    for override in overrides:
+        reader.override(tree, override)
+    values = reader.resolve(tree, ())
+    if reader.problems:
+        raise RecipeError(reader.problems)
+    return Document(path=path.resolve(), public=_masked(tree), values=values, lines=reader.lines)
+
+
+def redact(text: str) -> str:
+    """``text`` with every value read from ``${env:…}`` and every password in a URL masked."""
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, MASK)
+    return URL_PASSWORD.sub(rf"\1{MASK}\2", text)
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """The message for a key that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        return f"unknown key, did you mean '{near[0]}'?"
+    return f"unknown key; known here: {', '.join(known)}" if known else "unknown key"
+
+
+def field_names(model: type[BaseModel], keys: Keys) -> list[str]:
+    """The names of the fields that may stand under ``keys`` of ``model``."""
+    models = [model]
+    for key in keys:
+        models = [inner for one in models for inner in _models_in(_field_type(one, key))]
+    return [name for one in models for name in one.model_fields]
+
+
+def _field_type(model: type[BaseModel], key: str | int) -> Any:
+    if isinstance(key, str) and key in model.model_fields:
+        return model.model_fields[key].annotation
+    return model  # a name chosen by the user, as in data.sources.NAME: the mapping's own value type follows
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _masked(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _masked(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_masked(value) for value in tree]
+    return URL_PASSWORD.sub(rf"\1{MASK}\2", tree) if isinstance(tree, str) and "${env:" not in tree else tree
+
+
+class _Reader:
+    """Builds the tree and remembers where each key stands and what is wrong."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lines: dict[Keys, str] = {}
+        self.problems: list[str] = []
+
+    def tree(self, text: str) -> dict[str, Any]:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if not isinstance(node, yaml.MappingNode):
+                raise RecipeError([f"{self.name}:1: a recipe is a mapping of keys to values"])
+            value: dict[str, Any] = self._value(loader, node, ())
+            return value
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise RecipeError([f"{self.name}:{line}: not valid YAML: {error.problem}"]) from None
+        finally:
+            loader.dispose()
+
+    def override(self, tree: dict[str, Any], override: str) -> None:
+        dotted, equals, text = override.partition("=")
+        keys = tuple(dotted.strip().split("."))
+        if not equals or not all(keys):
+            self.problems.append(f"{COMMAND_LINE}: '{override}' is no override; write key.path=value")
+            return
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        inner = tree
+        for key in keys[:-1]:
+            if not isinstance(inner.get(key), dict):
+                inner[key] = {}
+            inner = inner[key]
+        inner[keys[-1]] = value
+        for depth in range(1, len(keys) + 1):
+            if depth == len(keys) or keys[:depth] not in self.lines:
+                self.lines[keys[:depth]] = COMMAND_LINE
+        self._place(value, keys)
+
+    def resolve(self, value: Any, keys: Keys) -> Any:
+        if isinstance(value, dict):
+            return {key: self.resolve(inner, (*keys, key)) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.resolve(inner, (*keys, index)) for index, inner in enumerate(value)]
+        if not isinstance(value, str) or "${env:" not in value:
+            return value
+        return ENVIRONMENT.sub(lambda match: self._variable(match.group(1), keys), value)
+
+    def _variable(self, name: str, keys: Keys) -> str:
+        value = os.environ.get(name)
+        if value is None:
+            dotted = ".".join(map(str, keys))
+            where = self.lines.get(keys, self.name)
+            self.problems.append(f"{where} {dotted}: environment variable {name} is not set; export {name}=…")
+            return ""
+        if len(value) > 3:  # masking one or two characters would garble every message and hide nothing
+            _secrets.add(value)
+        return value
+
+    def _place(self, value: Any, keys: Keys) -> None:
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, below in inner:
+            self.lines[(*keys, key)] = COMMAND_LINE
+            self._place(below, (*keys, key))
+
+    def _value(self, loader: yaml.SafeLoader, node: yaml.Node, keys: Keys) -> Any:
+        self.lines.setdefault(keys, f"{self.name}:{node.start_mark.line + 1}")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(loader, node, keys)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(loader, inner, (*keys, index)) for index, inner in enumerate(node.value)]
+        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+
+    def _mapping(self, loader: yaml.SafeLoader, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+        loader.flatten_mapping(node)
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(loader.construct_object(key_node, deep=True))  # type: ignore[no-untyped-call]
+            here = (*keys, key)
+            where = f"{self.name}:{key_node.start_mark.line + 1}"
+            if key in mapping:
+                first = self.lines[here]
+                self.problems.append(f"{where} {'.'.join(map(str, here))}: stands twice, first at {first}; keep one")
+            self.lines[here] = where
+            mapping[key] = self._value(loader, value_node, here)
+        return mapping

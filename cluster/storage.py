@@ -1,0 +1,136 @@
+"""The home of all state: where it lies, how it is written, and when a step is already done.
+
+A *step* is a folder named by a fingerprint of everything that went into it. It appears whole or not
+at all: it is built beside its place and renamed. A second run finds it and skips the work.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cluster.errors import RunError, UserError
+
+HOME_VARIABLE = "HEADRACE_HOME"
+
+
+def home() -> Path:
+    """The absolute folder that holds all state: ``HEADRACE_HOME``, else ``.headrace`` in the working directory.
+
+    Raises:
+        UserError: it names a bucket, which memory-mapped data and SQLite cannot live in.
+    """
+    place = os.environ.get(HOME_VARIABLE, "").strip() or ".headrace"
+    if "://" in place:
+        raise UserError(
+            f"{HOME_VARIABLE}={place}: state in a bucket is not supported yet; "
+            "name a folder that every node can reach (a shared file system)"
+        )
+    return Path(place).expanduser().resolve()
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits of the SHA-256 of ``parts`` as canonical JSON (keys sorted, no white space)."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file below ``folder``, by its path relative to it, in sorted order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` so that a reader, or a crash, sees the old file or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value that ``path`` holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes ``folder`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        RunError: the disk is full or the place cannot be written.
+    """
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with plain_disk_errors(folder):
+            beside.mkdir(parents=True)
+            yield beside
+            if folder.exists():  # an equal step finished elsewhere meanwhile: the same inputs, the same result
+                return
+            beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def plain_disk_errors(place: Path) -> Iterator[None]:
+    """Turns a full disk or an unwritable place into one sentence that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, FileNotFoundError | ConnectionError | TimeoutError):
+            raise
+        raise RunError(
+            f"could not write below {place}: {error.strerror or error}; free some space or set "
+            f"{HOME_VARIABLE} to a folder that can be written. What was finished before is intact."
+        ) from error
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Holds the lock of a step: two runs with one fingerprint are one run.
+
+    The lock belongs to the process, so a killed run leaves none behind.
+
+    Raises:
+        RunError: another process is working on the same step.
+    """
+    with plain_disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"another process is already working on {folder.name}; wait for it, then run the command again "
+            "(it will find the finished result)"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

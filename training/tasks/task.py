@@ -1,0 +1,169 @@
+"""What a task is: the one place where training and serving agree.
+
+A task is a file in this folder, named like its Hugging Face pipeline with ``_`` for ``-``, that defines one
+subclass of :class:`Task`. Nothing else is registered anywhere. Data walks through its methods in this order:
+
+    row -> encode -> example -> collate -> batch -> forward -> outputs -> decode -> answer
+                                                          \\-> loss, metrics (training only)
+
+Training and serving call the same ``encode``, ``collate``, ``forward`` and ``decode``: what was learned is what
+is served.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from transformers import PreTrainedModel
+
+from cluster.errors import UserError
+from training.recipe import Model
+
+Row = Mapping[str, Any]
+"""One row of business data: column name to value."""
+
+Example = dict[str, Any]
+"""One encoded row: plain lists and numbers, one key for each tensor, e.g. ``{"input_ids": [101, …], "label": 3}``."""
+
+Batch = dict[str, torch.Tensor]
+"""Collated examples: tensors whose first dimension is the number of examples."""
+
+Outputs = npt.NDArray[np.float32]
+"""What the model says of n rows, first dimension n; e.g. logits of shape ``[n, labels]``."""
+
+Baseline = Callable[["Task", Path, pa.Table, Sequence[pa.Table]], list[Outputs]]
+"""``baseline(task, base, train, others)``: learns from ``train`` and returns its outputs for each table of
+``others``, shaped like the model's, so that the same metrics judge both. ``base`` is the pre-trained model's folder."""
+
+
+class Task(ABC):
+    """One kind of thing a model can learn to do."""
+
+    name: ClassVar[str]
+    """The Hugging Face pipeline name."""
+
+    roles: ClassVar[dict[str, str]]
+    """What the recipe's ``model.inputs`` must fill: role to a description."""
+
+    metrics_known: ClassVar[dict[str, str]]
+    """The metrics that early stopping and a sweep may name: metric to ``max`` or ``min``."""
+
+    baselines: ClassVar[dict[str, Baseline]]
+    """The models that the fine-tuned one must beat to earn its keep: name to how it is made."""
+
+    # --- made from data, kept in a folder -----------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, model: Model, base: Path, train: pa.Table) -> Self:
+        """The task for these rows: the label set and whatever else must be known before encoding.
+
+        Raises:
+            UserError: a column is missing, or the target cannot be learned (one label only, say).
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, settings: dict[str, Any], folder: Path) -> Self:
+        """The task that :meth:`save` kept in ``folder`` and ``settings``."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes what has a file format of its own (the tokenizer) to ``folder`` and returns the rest as JSON."""
+
+    # --- rows to tensors: shared by training and serving ----------------------------------------------------------
+
+    @abstractmethod
+    def rows(self, inputs: Sequence[Any]) -> list[Row]:
+        """Request inputs (a string, or an object with the columns) as rows.
+
+        Raises:
+            UserError: an input has the wrong type or lacks a column; names the input's index and the column, never
+                its content.
+        """
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row]) -> list[Example]:
+        """Rows as examples, without their targets."""
+
+    @abstractmethod
+    def encode_target(self, row: Row) -> Any:
+        """The target of one row as what :meth:`loss` takes."""
+
+    @abstractmethod
+    def length(self, example: Example) -> int:
+        """Tokens of an example, for batches of equal lengths."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Examples as one padded batch; with a ``targets`` tensor where the examples have a ``target``."""
+
+    # --- the model ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self, base: Path) -> PreTrainedModel:
+        """The pre-trained model with a new head for this task. Draws new weights from torch's random state."""
+
+    @abstractmethod
+    def open(self, folder: Path) -> PreTrainedModel:
+        """The fine-tuned model of a bundle, in evaluation mode."""
+
+    @abstractmethod
+    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+        """The modules that ``adapt: head`` trains."""
+
+    @abstractmethod
+    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """The model's outputs for a batch, e.g. logits of shape ``[batch, labels]``."""
+
+    @abstractmethod
+    def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The loss of each example, of shape ``[batch]``; the loop sums and scales it."""
+
+    # --- outputs to answers ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def decode(self, outputs: Outputs, parameters: Mapping[str, Any]) -> list[Any]:
+        """One answer for each row of ``outputs``, shaped as the Hugging Face Inference API's for this task.
+
+        Raises:
+            UserError: a parameter is unknown or has a wrong value.
+        """
+
+    @abstractmethod
+    def metrics(self, outputs: Outputs, targets: Sequence[Any]) -> dict[str, float]:
+        """The task's metrics by name; every name of ``metrics_known`` and ``loss`` are among them."""
+
+    @abstractmethod
+    def signature(self) -> dict[str, Any]:
+        """JSON Schemas of one ``input``, of the ``parameters`` and of one ``output``."""
+
+
+def task_names() -> list[str]:
+    """The names of all tasks there are: the files of this folder."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(file.stem.replace("_", "-") for file in files if file.stem not in {"__init__", "task"})
+
+
+def task_class(name: str) -> type[Task]:
+    """The task of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in task_names():
+        raise UserError(f"there is no task '{name}' in this version; there is {', '.join(task_names())}")
+    module = importlib.import_module(f"training.tasks.{name.replace('-', '_')}")
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Task) and value.__module__ == module.__name__
+    ]
+    assert len(own) == 1, f"{module.__name__} must define exactly one Task"
+    return own[0]

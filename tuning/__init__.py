@@ -1,0 +1,1 @@
+"""From a recipe to a better recipe: search spaces, trials, results."""

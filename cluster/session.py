@@ -1,0 +1,402 @@
+"""The only ``ray.init`` of headrace: a private local session, or the cluster that ``RAY_ADDRESS`` names.
+
+    with session():
+        ...  # Ray Train, Tune and Serve work here
+
+*Which one.* A cluster is used when ``RAY_ADDRESS`` says so (``host:port``, or ``auto`` for the one running on this
+machine), as it does inside every Ray job. Otherwise a local session starts and ends with the block, even where a
+cluster runs on this machine: whose it is and who pays for it is not ours to guess.
+"""
+
+import logging
+import os
+import re
+import shutil
+import site
+import socket
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RunError, UserError
+from cluster.storage import HOME_VARIABLE, home
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("cluster", "training", "tuning", "serving")
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
+GIB = 1024**3
+# How Ray's own chatter begins, in the three formats of Serve, of its Python loggers and of its C++ core.
+RAY_INFO_LINE = re.compile(
+    r"(?:\x1b\[[\d;]*m)*"
+    r"(?:(?:INFO|DEBUG) \d{4}-|\d{4}-\d\d-\d\d [\d:,]+\s(?:INFO|DEBUG) |\[\d{4}-[^\]]* [ID] \d+ \d+\])"
+)
+TOKEN_CURE = (
+    "put the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN (on its head node, `ray get-auth-token` prints it) "
+    "and set RAY_AUTH_MODE=token"
+)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a session can use, over all of its nodes."""
+
+    cpus: int
+    gpus: int
+    nodes: int
+
+
+@contextmanager
+def session(*, local_cpus: int | None = None) -> Iterator[None]:
+    """Connects to Ray, or starts it here, for the length of the block; inside another session it does nothing.
+
+    Args:
+        local_cpus: the cores of a local session; all that this process may use when left out. A cluster has its own.
+
+    Raises:
+        RunError: the cluster cannot be reached, wants a token, or its nodes do not share ``HEADRACE_HOME``;
+            or Ray does not start here.
+    """
+    previous = {name: os.environ.get(name) for name in environment()}
+    prepare_environment()  # before the import: several parts of Ray read their variables when imported
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        with _connected() if on_cluster() else _local(local_cpus or usable_cores()):
+            yield
+    finally:
+        _restore(previous)
+
+
+def on_cluster() -> bool:
+    """Whether work goes to a cluster (``RAY_ADDRESS`` is set) instead of a local session."""
+    return cluster_address() is not None
+
+
+def cluster_address() -> str | None:
+    """What ``RAY_ADDRESS`` says, or None where a local session is to be started."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
+def inside_job() -> bool:
+    """Whether this process is the command of a Ray job: its code and variables were given with the job."""
+    return JOB_VARIABLE in os.environ
+
+
+def resources() -> Resources:
+    """What the current session can use.
+
+    Raises:
+        RuntimeError: there is no session.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        raise RuntimeError("resources() needs a session")
+    total = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return Resources(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)), nodes=nodes)
+
+
+def usable_cores() -> int:
+    """The cores this process may use: its affinity, cut by the container's quota (cgroup v2 or v1); at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _core_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(cores, int(quota) if quota else cores))
+
+
+def environment() -> dict[str, str]:
+    """The environment variables that our parts need on every machine, each with its reason.
+
+    A variable that the user has set keeps the user's value. ``RAY_AUTH_MODE`` is not among them: Ray itself turns
+    token authentication on for a local session, and nothing here ever turns it off.
+    """
+    return {
+        # A worker has another working directory, and `.headrace` there would be another home.
+        HOME_VARIABLE: str(home()),
+        # Serve behind HAProxy answers several times as many requests as behind its Python proxy, and our edge counts
+        # on the way it limits queues. Serve reads this when it is imported.
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # No usage report leaves the company's machines.
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        # The pattern by which trials and workers are launched here is that of Train V2.
+        "RAY_TRAIN_V2_ENABLED": "1",
+        # Workers stay in the folder they start in, so that a relative path means one place in a whole run.
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        # Under `uv run` Ray would pack and upload the working directory, data and all; how code travels is ours.
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # Said explicitly, it spares the warning about forks: our workers are started anew, never forked.
+        "TOKENIZERS_PARALLELISM": "true",
+        # A head that is not in the base model is expected here; transformers would warn at each load.
+        "TRANSFORMERS_VERBOSITY": "error",
+        # Colour codes do not belong in the lines of workers that a pipe or CI keeps.
+        "RAY_COLOR_PREFIX": "1" if sys.stderr.isatty() else "0",
+    }
+
+
+def prepare_environment() -> None:
+    """Sets what ``environment`` names and the user has not set. Cheap; best called before Ray is imported."""
+    for name, value in environment().items():
+        os.environ.setdefault(name, value)
+    os.environ[HOME_VARIABLE] = str(home())  # absolute, even where the user's own value is relative
+
+
+def require_shared_storage() -> None:
+    """Has every other node of the session read a probe file in ``HEADRACE_HOME``.
+
+    Raises:
+        RunError: a node does not see it.
+    """
+    blind = nodes_without_storage()
+    if blind:
+        raise RunError(
+            f"{HOME_VARIABLE}={home()} is not shared: {', '.join(blind)} cannot read what this node writes there; "
+            "set it to a folder on a file system that every node mounts at the same path"
+        )
+
+
+def nodes_without_storage() -> list[str]:
+    """The addresses of the session's nodes that cannot read a file just written to ``home()``."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    if not others:
+        return []
+    word = uuid.uuid4().hex
+    probe = home() / f".probe-{word}"
+    probe.parent.mkdir(parents=True, exist_ok=True)
+    probe.write_text(word, encoding="utf-8")
+    try:
+        read = ray.remote(num_cpus=0, max_retries=0)(_reads)
+        answers = [
+            read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                str(probe), word
+            )
+            for node in others
+        ]
+        seen = ray.get(answers, timeout=60)
+    finally:
+        probe.unlink(missing_ok=True)
+    return [str(node["NodeManagerAddress"]) for node, reads in zip(others, seen, strict=True) if not reads]
+
+
+def code_root() -> Path:
+    """The folder that holds the four packages and ``headrace.py``: the repository, or where the wheel is installed."""
+    return Path(__file__).resolve().parent.parent
+
+
+def is_installed_copy() -> bool:
+    """Whether the code lies in ``site-packages``, where each interpreter of this environment finds it anyway."""
+    folders = {Path(folder).resolve() for folder in (*site.getsitepackages(), site.getusersitepackages())}
+    return code_root() in folders
+
+
+@contextmanager
+def _local(cpus: int) -> Iterator[None]:
+    """A private cluster of one node that ends with the block; its folder is kept only when the block fails."""
+    import ray
+
+    variables = _local_environment()
+    previous = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    folder = _session_folder()
+    try:
+        with _plain_errors("Ray did not start on this machine"):
+            ray.init(
+                address="local",  # never the cluster that /tmp/ray/ray_current_cluster happens to name
+                num_cpus=cpus,
+                object_store_memory=_object_store_bytes(),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+            )
+        _send_worker_lines_to_stderr()
+        place = Path(ray._private.worker._global_node.get_session_dir_path())
+        try:
+            yield
+        finally:
+            ray.shutdown(wait_for_processes=True)
+        shutil.rmtree(place, ignore_errors=True)
+    finally:
+        _restore(previous)
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """The cluster of ``RAY_ADDRESS``; outside a Ray job our code and variables are sent along."""
+    import ray
+
+    address = _checked_address()
+    _use_token_if_there_is_one()
+    sent = None if inside_job() else {"py_modules": [str(code_root() / name) for name in PACKAGES], **_sent_variables()}
+    with _plain_errors(f"no connection to the Ray cluster at RAY_ADDRESS={address}"):
+        ray.init(address=address, runtime_env=sent, logging_level=logging.ERROR)
+    _send_worker_lines_to_stderr()
+    try:
+        require_shared_storage()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _checked_address() -> str:
+    address = cluster_address() or "auto"
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"RAY_ADDRESS={address} is the address of a job server; use `headrace submit --address {address} …`"
+        )
+    if "://" in address:
+        raise UserError(
+            f"RAY_ADDRESS={address}: Ray Client is not supported, since Train and Tune need a driver on the cluster; "
+            "use `headrace submit --address http://HEAD:8265 …`"
+        )
+    return address
+
+
+def _sent_variables() -> dict[str, dict[str, str]]:
+    return {"env_vars": {name: os.environ[name] for name in environment()}}
+
+
+def _use_token_if_there_is_one() -> None:
+    """Ray looks for a token by itself only with RAY_ADDRESS=auto; with host:port it would come without one."""
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    ray_logger = logging.getLogger("ray")
+    level = ray_logger.level
+    ray_logger.setLevel(logging.ERROR)  # it warns that authentication is on, which is how it should be
+    try:
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    finally:
+        ray_logger.setLevel(level)
+
+
+@contextmanager
+def _plain_errors(what: str) -> Iterator[None]:
+    """Turns what Ray raises while it starts or connects into one sentence with a cure."""
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise RunError(f"{what}: it asks for a token and none was found, or a wrong one; {TOKEN_CURE}") from error
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError, RayError) as error:
+        told = " ".join(str(error).split())
+        if "authenticat" in told.lower() or "token" in told.lower():
+            raise RunError(f"{what}: it did not accept this token; {TOKEN_CURE}") from error
+        if isinstance(error, ConnectionError):
+            cure = f"check that it runs and the address is right; where it asks for a token, {TOKEN_CURE}"
+            raise RunError(f"{what}; {cure}") from error
+        raise RunError(f"{what}: {told}") from error
+
+
+def _local_environment() -> dict[str, str]:
+    """What only a session on this machine needs: two of them, or another user's, must not meet."""
+    proxy = _session_folder() / f"proxy-{os.getpid()}"
+    variables = {
+        # Serve's defaults are fixed ports and one folder in /tmp for everyone on the machine.
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
+    }
+    unset = {name: value for name, value in variables.items() if name not in os.environ}
+    if not is_installed_copy():
+        # Workers inherit this and so import the same four packages, from whatever folder the command was started.
+        before = os.environ.get("PYTHONPATH", "")
+        unset["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code_root()), before)))
+    return unset
+
+
+def _session_folder() -> Path:
+    """Where local sessions keep sockets and logs: private, and short, for a socket's path has at most 107 bytes."""
+    folder = Path(tempfile.gettempdir()).resolve() / f"headrace-{os.getuid()}"
+    if len(str(folder)) > 30:
+        folder = Path("/tmp") / folder.name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise RunError(f"{folder} belongs to another user; set TMPDIR to a folder of your own")
+    _forget_old_sessions(folder)
+    return folder
+
+
+def _forget_old_sessions(folder: Path) -> None:
+    """Removes what killed sessions left, a day later; their logs may be wanted until then."""
+    for place in folder.iterdir():
+        pid = place.name.rpartition("_")[2].rpartition("-")[2]
+        with suppress(OSError):  # another process may be removing the same one
+            old = time.time() - place.lstat().st_mtime > 24 * 3600
+            if old and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _send_worker_lines_to_stderr() -> None:
+    """Ray prints what a worker writes to stdout on the driver's stdout, which is for results alone."""
+    from ray._private import worker
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher, stderr_deduplicator
+
+    def show(batch: dict[str, Any]) -> None:
+        lines = [line for line in batch["lines"] if not RAY_INFO_LINE.match(line)]
+        if not lines:
+            return
+        for kept in stderr_deduplicator.deduplicate({**batch, "lines": lines, "is_err": True}):
+            worker.print_worker_logs(kept, sys.stderr)
+
+    global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+    global_worker_stdstream_dispatcher.add_handler("ray_print_logs", show)
+
+
+def _object_store_bytes() -> int:
+    """A tenth of the memory, at most 1 GiB: rows travel through memory-mapped files here, not the object store."""
+    from ray._common.utils import get_system_memory
+
+    return int(max(100 * 1024**2, min(GIB, get_system_memory() // 10)))
+
+
+def _core_quota(root: Path) -> float | None:
+    """The cores that the container's CPU quota grants; None without one."""
+    with suppress(OSError, ValueError):
+        quota, period = (root / "cpu.max").read_text(encoding="ascii").split()
+        return None if quota == "max" else float(quota) / float(period)
+    with suppress(OSError, ValueError):
+        quota = (root / "cpu" / "cpu.cfs_quota_us").read_text(encoding="ascii")
+        period = (root / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii")
+        return float(quota) / float(period) if float(quota) > 0 else None
+    return None
+
+
+def _reads(path: str, word: str) -> bool:
+    """Runs on another node."""
+    try:
+        return Path(path).read_text(encoding="utf-8") == word
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _restore(previous: dict[str, str | None]) -> None:
+    for name, value in previous.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

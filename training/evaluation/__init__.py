@@ -1,0 +1,1 @@
+"""How good a model is: metrics, baselines that it must beat, and a report that one looks at."""

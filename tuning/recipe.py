@@ -17,6 +17,11 @@ class Range(Strict):
     int_uniform: tuple[int, int] | None = Field(None, description="[low, high], whole numbers, both included.")
     choice: list[Any] | None = Field(None, min_length=1, description="One of these values.")
 
+    @property
+    def kind(self) -> str:
+        """Which of the four was given."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
     @model_validator(mode="after")
     def _one_kind(self) -> "Range":
         kinds = [kind for kind in KINDS if getattr(self, kind) is not None]
@@ -33,11 +38,17 @@ class Range(Strict):
 class Tune(Strict):
     """A sweep: which fields, how many trials, what counts as better."""
 
-    trials: int = Field(12, ge=1, description="How many combinations are tried.")
+    trials: int = Field(
+        12, ge=1, description="How many combinations are tried. Raise it later and the sweep goes on from where it is."
+    )
     metric: str = Field("accuracy", description="A metric of the task, on validation.")
     search: dict[str, Range] = Field(min_length=1, description="Recipe field by its dotted name: its range.")
-    scheduler: Literal["asha", "none"] = Field("asha", description="asha stops weak trials after each epoch.")
-    algorithm: Literal["optuna", "random", "grid"] = Field("optuna", description="How combinations are chosen.")
+    scheduler: Literal["asha", "none"] = Field(
+        "asha", description="asha stops the weaker half of the trials after 1, 2, 4, 8, … epochs."
+    )
+    algorithm: Literal["optuna", "random", "grid"] = Field(
+        "optuna", description="How combinations are chosen: learning from earlier trials, blindly, or all of them."
+    )
     seed: int = Field(7, ge=0, description="What the choices are drawn from.")
 
     @field_validator("scheduler", mode="before")
@@ -46,3 +57,17 @@ class Tune(Strict):
         if value == "pbt":
             raise ValueError("pbt is not available in this version; use asha or none")
         return value
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _dotted(cls, value: Any) -> Any:
+        """Also reads ``{train: {learning_rate: …}}``, which is what an override on the command line makes."""
+        return dict(_dotted_items(value, "")) if isinstance(value, dict) else value
+
+
+def _dotted_items(value: dict[Any, Any], prefix: str) -> list[tuple[str, Any]]:
+    items: list[tuple[str, Any]] = []
+    for key, inner in value.items():
+        holds_fields = isinstance(inner, dict) and inner and all(isinstance(below, dict) for below in inner.values())
+        items += _dotted_items(inner, f"{prefix}{key}.") if holds_fields else [(f"{prefix}{key}", inner)]
+    return items

@@ -1,0 +1,93 @@
+"""What Prometheus sees: counts and times by model, version and outcome; never a text, a key or an address.
+
+Several replicas answer behind one address, and a scrape reaches any of them. Where ``PROMETHEUS_MULTIPROC_DIR`` is
+set, each counts in a file of that folder and whoever is asked answers with the sum. That variable must be set before
+``prometheus_client`` is imported, which this module therefore does only when a :class:`Metrics` is made.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.scheduler import Batch
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """The counters of one process."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Histogram
+
+        of_model = ("model", "version")
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "headrace_requests", "Requests by what became of them.", (*of_model, "outcome"), registry=self._registry
+        )
+        self._seconds = Histogram(
+            "headrace_request_seconds",
+            "From the whole body to the answer.",
+            of_model,
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._batch_items = Histogram(
+            "headrace_batch_items", "Inputs in one forward pass.", of_model, buckets=ITEMS, registry=self._registry
+        )
+        self._batch_seconds = Histogram(
+            "headrace_batch_seconds", "One forward pass.", of_model, buckets=SECONDS, registry=self._registry
+        )
+        self._queue_seconds = Histogram(
+            "headrace_queue_seconds",
+            "The wait of the oldest input of each batch.",
+            of_model,
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._tokens = Counter("headrace_tokens", "Tokens computed.", of_model, registry=self._registry)
+        self._padding = Counter("headrace_padding_tokens", "Padding computed.", of_model, registry=self._registry)
+        self._swaps = Counter(
+            "headrace_swaps", "Versions taken into service.", ("model", "outcome"), registry=self._registry
+        )
+
+    def request(self, model: str, version: str, outcome: str, seconds: float | None = None) -> None:
+        """One request was answered or refused; ``seconds`` where it was answered."""
+        self._requests.labels(model, version, outcome).inc()
+        if seconds is not None:
+            self._seconds.labels(model, version).observe(seconds)
+
+    def batch(self, model: str, version: str, batch: Batch) -> None:
+        """One forward pass was done."""
+        self._batch_items.labels(model, version).observe(batch.items)
+        self._batch_seconds.labels(model, version).observe(batch.seconds)
+        self._queue_seconds.labels(model, version).observe(batch.oldest_waited)
+        self._tokens.labels(model, version).inc(batch.tokens)
+        self._padding.labels(model, version).inc(batch.padded_tokens - batch.tokens)
+
+    def swap(self, model: str, outcome: str) -> None:
+        """A version was taken into service (``done``) or could not be (``failed``)."""
+        self._swaps.labels(model, outcome).inc()
+
+    def page(self) -> bytes:
+        """All of it in Prometheus's text format."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self._gathered())
+
+    def _gathered(self) -> "CollectorRegistry":
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        folder = os.environ.get(FOLDER_VARIABLE)
+        if not folder:
+            return self._registry
+        together = CollectorRegistry()
+        MultiProcessCollector(together, str(Path(folder)))  # type: ignore[no-untyped-call]
+        return together

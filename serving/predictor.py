@@ -1,0 +1,159 @@
+"""A bundle that answers: rows in, answers out, through the task that training used."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster.errors import RunError
+from training.bundle import Bundle
+from training.tasks.task import Batch, Example, Outputs, Row, Task
+
+EMPTY: Mapping[str, Any] = {}
+"""The parameters of a request that has none; one object, so that such requests are decoded together."""
+
+CPU_BUDGET = 1024  # padded tokens a batch; on two cores larger ones answer no more texts a second, only later
+GPU_BUDGET = 16_384
+LONGEST_BATCH = 128
+
+Question = tuple[Any, Mapping[str, Any]]
+"""What the scheduler carries: a row and the request's parameters, then the example and the parameters."""
+
+
+class Predictor:
+    """One model, ready to answer.
+
+    Attributes:
+        bundle: what it was opened from.
+        task: encodes and decodes.
+        budget: padded tokens that one forward pass should take on this device.
+    """
+
+    def __init__(self, bundle: Bundle, device: str | None = None) -> None:
+        """Loads the weights and computes one answer, so that the first request finds the model warm.
+
+        Args:
+            device: as PyTorch names it; by default the GPU where there is one.
+        """
+        self.bundle = bundle
+        self.task: Task = bundle.task()
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.budget = GPU_BUDGET if self.device.type == "cuda" else CPU_BUDGET
+        self._forward = torch_engine(self.task, bundle, self.device)
+        self._warm_outputs = self.forward(self.task.encode([self._blank_row()]))
+
+    # --- the two stages of the scheduler --------------------------------------------------------------------------
+
+    def prepare(self, questions: Sequence[Question]) -> list[tuple[Question, int]]:
+        """Rows with parameters to examples with parameters, and the length of each in tokens."""
+        examples = self.task.encode([row for row, _ in questions])
+        return [
+            ((example, parameters), self.task.length(example))
+            for example, (_, parameters) in zip(examples, questions, strict=True)
+        ]
+
+    def answer(self, questions: Sequence[Question]) -> list[Any]:
+        """Examples with parameters to answers, in one forward pass."""
+        outputs = self.forward([example for example, _ in questions])
+        answers: list[Any] = [None] * len(questions)
+        groups: dict[int, list[int]] = {}
+        for index, (_, parameters) in enumerate(questions):
+            groups.setdefault(id(parameters), []).append(index)
+        for indices in groups.values():
+            parameters = questions[indices[0]][1]
+            for index, one in zip(indices, self.task.decode(outputs[indices], parameters), strict=True):
+                answers[index] = one
+        return answers
+
+    # --- without a scheduler --------------------------------------------------------------------------------------
+
+    def rows(self, inputs: Sequence[Any]) -> list[Row]:
+        """Request inputs as rows.
+
+        Raises:
+            UserError: names the input's index and the column, never its content.
+        """
+        return self.task.rows(inputs)
+
+    def check(self, parameters: Mapping[str, Any]) -> None:
+        """Whether the task takes these parameters.
+
+        Raises:
+            UserError: one is unknown or has a wrong value.
+        """
+        self.task.decode(self._warm_outputs, parameters)
+
+    def forward(self, examples: Sequence[Example]) -> Outputs:
+        """The model's outputs for examples that fit one batch, in fp32 on the CPU."""
+        return self._forward(self.task.collate(examples))
+
+    def predict(
+        self,
+        inputs: Sequence[Any],
+        parameters: Mapping[str, Any] = EMPTY,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Any]:
+        """The answers to many inputs, in order, computed in batches of equal lengths.
+
+        Args:
+            progress: told how many inputs each batch has answered.
+
+        Raises:
+            UserError: an input or a parameter is wrong.
+        """
+        self.check(parameters)
+        examples = self.task.encode(self.rows(inputs))
+        lengths = [self.task.length(example) for example in examples]
+        answers: list[Any] = [None] * len(examples)
+        for indices in by_length(lengths, self.budget):
+            outputs = self.forward([examples[index] for index in indices])
+            for index, answer in zip(indices, self.task.decode(outputs, parameters), strict=True):
+                answers[index] = answer
+            if progress:
+                progress(len(indices))
+        return answers
+
+    def seconds_for_one(self) -> float:
+        """Computes a short answer for real and returns how long that took."""
+        started = time.perf_counter()
+        self.forward(self.task.encode([self._blank_row()]))
+        return time.perf_counter() - started
+
+    def blank(self) -> Question:
+        """The smallest question there is, for those who ask only whether the model still answers."""
+        return (self._blank_row(), EMPTY)
+
+    def _blank_row(self) -> Row:
+        schema = self.task.signature()["input"]
+        shapes = schema.get("anyOf", [schema])
+        return next((dict.fromkeys(shape["properties"], "") for shape in shapes if shape.get("type") == "object"), {})
+
+
+def torch_engine(task: Task, bundle: Bundle, device: torch.device) -> Callable[[Batch], Outputs]:
+    """PyTorch's own forward pass. Another engine is another such function: a batch in, outputs out."""
+    model = task.open(bundle.folder).to(device).eval()
+
+    @torch.inference_mode()
+    def forward(batch: Batch) -> Outputs:
+        on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        outputs: Outputs = task.forward(model, on_device).float().cpu().numpy()
+        if not np.isfinite(outputs).all():
+            raise RunError("the answer to one of the inputs is not a number")
+        return outputs
+
+    return forward
+
+
+def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices in batches of similar lengths, longest first, each within ``budget`` padded tokens."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda one: -lengths[one]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        room = batches and len(batches[-1]) < LONGEST_BATCH and (len(batches[-1]) + 1) * longest <= budget
+        if room:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

@@ -1,0 +1,348 @@
+"""Batches formed when the model is free, never before. Knows threads and time; knows no HTTP, no Ray, no model.
+
+A request brings one or several items. Each item walks through two stages, each in a thread of its own, so that
+the event loop never computes:
+
+    submit -> waiting -> prepare (tokenise) -> ready -> run (forward and decode) -> answer
+
+The run stage takes what is ready at the moment it becomes free: the oldest item, always, and those most like it in
+length. Nothing waits for a batch to fill up, and no item is passed over for more than the batches before it.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+PREPARE_AT_ONCE = 256
+WINDOW = 1024  # the oldest ready items among which a batch is sought: bounds the sorting, not the queue
+SMOOTHING = 0.2  # weight of the newest batch in the average seconds per item
+
+
+class Overloaded(Exception):
+    """The queue is full, or too long to answer in time; ``retry_after`` seconds from now it should not be."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"retry after {retry_after:.3f} s")
+        self.retry_after = retry_after
+
+
+class Expired(Exception):
+    """The deadline passed before the model was free."""
+
+
+class Closed(Exception):
+    """The scheduler takes no more requests."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a batch and a queue may be.
+
+    Attributes:
+        budget: padded tokens in one batch (items times the longest); a longer item runs alone.
+        items: items in one batch.
+        waiting: items waiting in all stages before :class:`Overloaded`.
+        padding_share: the share of a batch that may be padding…
+        padding_slack: …beyond this many tokens, the price of one more batch: on a CPU a batch of MiniLM costs about
+            as much as 50 tokens before its first.
+    """
+
+    budget: int = 1024
+    items: int = 128
+    waiting: int = 2048
+    padding_share: float = 0.05
+    padding_slack: int = 50
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one run of the model did, for those who count."""
+
+    items: int
+    tokens: int
+    padded_tokens: int
+    seconds: float
+    oldest_waited: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Takes the place of a result."""
+
+    error: Exception
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[list[Any]]"
+    deadline: float
+    submitted: float
+    answers: list[Any]
+    missing: int
+
+
+@dataclass(eq=False, slots=True)
+class _Item:
+    request: _Request
+    index: int
+    value: Any
+    length: int = 0
+
+
+@dataclass
+class _State:
+    """What the threads share, under the scheduler's lock."""
+
+    waiting: deque[_Item] = field(default_factory=deque)
+    ready: list[_Item] = field(default_factory=list)
+    in_prepare: int = 0
+    in_run: int = 0
+    closed: bool = False
+    running_since: float | None = None
+    seconds_per_item: float = 0.0
+
+
+class Scheduler:
+    """Runs a model for many requests at once.
+
+    Args:
+        prepare: values as given to :meth:`submit` to ``(prepared, length in tokens)`` pairs.
+        run: prepared values to answers, in order; called from one thread only.
+        limits: sizes of batches and of the queue.
+        observe: told of every batch, in the run thread.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[list[Any]], Sequence[tuple[Any, int]]],
+        run: Callable[[list[Any]], Sequence[Any]],
+        limits: Limits | None = None,
+        observe: Callable[[Batch], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._prepare, self._run = prepare, run
+        self._limits = limits or Limits()
+        self._observe, self._clock = observe, clock
+        self._state = _State()
+        lock = threading.Lock()
+        self._came = threading.Condition(lock)  # something is waiting, or the end
+        self._prepared = threading.Condition(lock)  # something is ready, or the end
+        self._threads = [
+            threading.Thread(target=self._prepare_forever, name="prepare", daemon=True),
+            threading.Thread(target=self._run_forever, name="run", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # --- for the event loop ---------------------------------------------------------------------------------------
+
+    def submit(self, values: Sequence[Any], deadline: float) -> "asyncio.Future[list[Any]]":
+        """Queues the values of one request; the future resolves to their answers, in order.
+
+        Cancelling the future drops what has not been computed. An item that fails fails its request, and no other.
+
+        Args:
+            deadline: on the scheduler's clock; past it, the request is dropped and fails with :class:`Expired`.
+
+        Raises:
+            Overloaded: the values do not fit the queue, or would wait past their deadline.
+            Closed: after :meth:`close`.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        if not values:
+            future.set_result([])
+            return future
+        now = self._clock()
+        request = _Request(loop, future, deadline, now, [None] * len(values), len(values))
+        with self._came:
+            if self._state.closed:
+                raise Closed
+            wait = self._expected_wait()
+            if self._queued() + len(values) > self._limits.waiting or now + wait > deadline:
+                raise Overloaded(wait)
+            self._state.waiting.extend(_Item(request, index, value) for index, value in enumerate(values))
+            self._came.notify()
+        return future
+
+    def busy(self) -> bool:
+        """Whether anything waits or runs."""
+        with self._came:
+            return self._queued() + self._state.in_run > 0
+
+    def running_for(self) -> float:
+        """Seconds that the present batch has been running; 0 when the model is free."""
+        since = self._state.running_since
+        return 0.0 if since is None else self._clock() - since
+
+    def close(self) -> None:
+        """Takes no more requests; what was taken is answered, then the threads end. Returns at once."""
+        with self._came:
+            self._state.closed = True
+            self._came.notify_all()
+            self._prepared.notify_all()
+
+    def join(self, seconds: float) -> bool:
+        """Waits for the threads after :meth:`close`; False when they still run."""
+        for thread in self._threads:
+            thread.join(seconds)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _queued(self) -> int:
+        return len(self._state.waiting) + self._state.in_prepare + len(self._state.ready)
+
+    def _expected_wait(self) -> float:
+        return (self._queued() + self._state.in_run) * self._state.seconds_per_item
+
+    # --- the prepare thread ---------------------------------------------------------------------------------------
+
+    def _prepare_forever(self) -> None:
+        while items := self._take_waiting():
+            results = isolated(self._prepare, [item.value for item in items])
+            failed, ready = [], []
+            for item, result in zip(items, results, strict=True):
+                if isinstance(result, Failed):
+                    failed.append((item, result))
+                else:
+                    item.value, item.length = result
+                    ready.append(item)
+            with self._prepared:
+                self._state.in_prepare = 0
+                self._state.ready.extend(ready)
+                self._prepared.notify()
+            _deliver(failed)
+
+    def _take_waiting(self) -> list[_Item]:
+        with self._came:
+            while not self._state.waiting and not self._state.closed:
+                self._came.wait()
+            count = min(PREPARE_AT_ONCE, len(self._state.waiting))
+            items = [self._state.waiting.popleft() for _ in range(count)]
+            self._state.in_prepare = count
+            if not items:
+                self._prepared.notify_all()  # closed, and the run thread may be waiting for the last of ours
+            return items
+
+    # --- the run thread -------------------------------------------------------------------------------------------
+
+    def _run_forever(self) -> None:
+        while batch := self._take_ready():
+            started = self._clock()
+            self._state.running_since = started
+            results = isolated(self._run, [item.value for item in batch])
+            seconds = self._clock() - started
+            with self._came:
+                self._state.running_since = None
+                self._state.in_run = 0
+                self._remember_pace(seconds / len(batch))
+            _deliver(list(zip(batch, results, strict=True)))
+            if self._observe:
+                self._observe(_measured(batch, started, seconds))
+
+    def _take_ready(self) -> list[_Item]:
+        """The next batch, as soon as there is one; empty at the end."""
+        while True:
+            with self._prepared:
+                while not self._state.ready:
+                    if self._state.closed and not self._state.waiting and not self._state.in_prepare:
+                        return []
+                    self._prepared.wait()
+                alive, expired = self._without_the_dead(self._state.ready)
+                chosen = set(choose([item.length for item in alive[:WINDOW]], self._limits))
+                batch = [alive[index] for index in sorted(chosen)]
+                self._state.ready = [item for index, item in enumerate(alive) if index not in chosen]
+                self._state.in_run = len(batch)
+            _deliver(expired)
+            if batch:
+                return batch
+
+    def _without_the_dead(self, items: list[_Item]) -> tuple[list[_Item], list[tuple[_Item, Any]]]:
+        now = self._clock()
+        alive, expired = [], []
+        for item in items:
+            if item.request.future.done():  # cancelled, or failed through another of its items
+                continue
+            if now >= item.request.deadline:
+                expired.append((item, Failed(Expired())))
+            else:
+                alive.append(item)
+        return alive, expired
+
+    def _remember_pace(self, seconds: float) -> None:
+        before = self._state.seconds_per_item
+        self._state.seconds_per_item = seconds if not before else before + SMOOTHING * (seconds - before)
+
+
+def choose(lengths: Sequence[int], limits: Limits) -> list[int]:
+    """Which of the waiting items, oldest first, make the next batch: the oldest, and the nearest to it in length.
+
+    Grows from the oldest through the items sorted by length while the batch stays within its budget and its padding
+    within ``padding_share`` and ``padding_slack``. Returns indices into ``lengths``, shortest item first.
+    """
+    if not lengths:
+        return []
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    low = high = order.index(0)
+    total = lengths[0]
+    while high - low + 1 < min(len(order), limits.items):
+        shorter = lengths[order[low]] - lengths[order[low - 1]] if low > 0 else math.inf
+        longer = lengths[order[high + 1]] - lengths[order[high]] if high + 1 < len(order) else math.inf
+        new_low, new_high = (low - 1, high) if shorter <= longer else (low, high + 1)
+        added = lengths[order[new_low if new_low < low else new_high]]
+        padded = (new_high - new_low + 1) * lengths[order[new_high]]
+        allowed = limits.padding_share * padded + limits.padding_slack
+        if padded > limits.budget or padded - (total + added) > allowed:
+            break
+        low, high, total = new_low, new_high, total + added
+    return order[low : high + 1]
+
+
+def isolated(function: Callable[[list[Any]], Sequence[Any]], values: list[Any]) -> list[Any]:
+    """``function(values)``, where a value that makes it raise gets :class:`Failed` and the others their results.
+
+    The culprit is found by halving, so one bad item among n costs about 2·log2(n) more calls.
+    """
+    try:
+        results = list(function(values))
+        assert len(results) == len(values), f"{len(results)} results for {len(values)} values"
+        return results
+    except Exception as error:  # noqa: BLE001  whatever a model raises belongs to the item that caused it
+        if len(values) == 1:
+            return [Failed(error)]
+        middle = len(values) // 2
+        return isolated(function, values[:middle]) + isolated(function, values[middle:])
+
+
+def _measured(batch: list[_Item], started: float, seconds: float) -> Batch:
+    lengths = [item.length for item in batch]
+    oldest = min(item.request.submitted for item in batch)
+    return Batch(len(batch), sum(lengths), len(batch) * max(lengths), seconds, started - oldest)
+
+
+def _deliver(results: list[tuple[_Item, Any]]) -> None:
+    """Hands results to their event loops, in one call for each loop."""
+    for loop in {item.request.loop for item, _ in results}:
+        mine = [(item, result) for item, result in results if item.request.loop is loop]
+        if not loop.is_closed():  # a server that has stopped has nobody left to tell
+            loop.call_soon_threadsafe(_settle, mine)
+
+
+def _settle(results: list[tuple[_Item, Any]]) -> None:
+    for item, result in results:
+        request = item.request
+        if request.future.done():
+            continue
+        if isinstance(result, Failed):
+            request.future.set_exception(result.error)
+            continue
+        request.answers[item.index] = result
+        request.missing -= 1
+        if not request.missing:
+            request.future.set_result(request.answers)

@@ -1,4 +1,4 @@
-"""What is measured of a classifier. Pure NumPy and scikit-learn; every formula names its source.
+"""What is measured of a classifier. NumPy and scikit-learn; every formula names its source.
 
 Everywhere ``outputs`` are unnormalised log-probabilities (logits) of shape ``[n, labels]``, ``targets`` label indices
 of shape ``[n]`` and ``labels`` the names that both index.
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
@@ -45,6 +44,8 @@ def classification(outputs: Floats, targets: Targets, labels: Sequence[str]) -> 
     Returns:
         One number for each name of ``CLASSIFICATION``; nothing where there are no rows.
     """
+    from sklearn.metrics import precision_recall_fscore_support  # a replica decodes with this module, unscored
+
     outputs, truth = _checked(outputs, targets, labels)
     if len(truth) == 0:
         return {}
@@ -125,9 +126,8 @@ def per_class(outputs: Floats, targets: Targets, labels: Sequence[str]) -> list[
 def confusion(outputs: Floats, targets: Targets, labels: Sequence[str]) -> Integers:
     """Counts of shape ``[labels, labels]``: row = target, column = prediction."""
     outputs, truth = _checked(outputs, targets, labels)
-    if len(truth) == 0:
-        return np.zeros((len(labels), len(labels)), dtype=np.int64)
-    return np.asarray(confusion_matrix(truth, outputs.argmax(axis=1), labels=np.arange(len(labels))))
+    size = len(labels)
+    return np.bincount(truth * size + outputs.argmax(axis=1), minlength=size * size).reshape(size, size)
 
 
 def confused_pairs(

@@ -239,13 +239,13 @@ class _Reader:
             return self._mapping(loader, node, keys)
         if isinstance(node, yaml.SequenceNode):
             return [self._value(loader, inner, (*keys, index)) for index, inner in enumerate(node.value)]
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
 
     def _mapping(self, loader: yaml.SafeLoader, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
         loader.flatten_mapping(node)
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(loader.construct_object(key_node, deep=True))  # type: ignore[no-untyped-call]
+            key = str(loader.construct_object(key_node, deep=True))
             here = (*keys, key)
             where = f"{self.name}:{key_node.start_mark.line + 1}"
             if key in mapping:

@@ -1,0 +1,412 @@
+"""The registry: every run and every version of every model, and which version is in production.
+
+MLflow keeps it: SQLite and plain folders under the home by default, a tracking server or another database where
+``MLFLOW_TRACKING_URI`` names one (``mlflow ui --backend-store-uri sqlite:///.headrace/mlflow.db`` shows it). A version
+is a bundle folder; on a tracking server it is a copy of that folder among the run's artifacts.
+"""
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from cluster.errors import RunError, UserError
+from cluster.settings import redact
+from cluster.storage import building, home, plain_disk_errors, read_json
+from training.recipe import NAME
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from training.bundle import Bundle
+
+PRODUCTION = "production"
+REFERENCE = re.compile(rf"(?P<name>{NAME.pattern})(/(?P<version>\d{{1,9}})|@(?P<alias>[A-Za-z0-9_-]{{1,64}}))?")
+
+FINGERPRINT = "headrace.fingerprint"  # tag of a run and of a version: what it was made from
+FOLDER = "headrace.folder"  # tag of a version: its bundle's path relative to the home, so that a home can be moved
+HISTORY = "headrace.production_history"  # tag of a model: the versions that were promoted, oldest first
+
+BATCH_LIMIT = 1000  # points that MLflow takes at once
+PARAMETER_LIMIT = 500  # characters of one recipe value shown among a run's parameters; the recipe itself is kept whole
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a model, or a bundle folder that is not registered (then ``version`` is None)."""
+
+    name: str
+    version: int | None
+    alias: str | None
+    bundle: Path
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """One MLflow run. Small and picklable: a worker may log what the driver started.
+
+    Attributes:
+        run_id: MLflow's name for it.
+        logged: the last step that is already there of each metric, where a killed run is continued. Steps up to it
+            are not written again, so that the curves have one point for each step.
+    """
+
+    run_id: str
+    logged: Mapping[str, int] = field(default_factory=dict)
+
+    def log(self, records: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Adds points to the metrics' curves: steps, each with its metrics, in as few transactions as it takes.
+
+        Raises:
+            RunError: the store cannot be written.
+        """
+        with _plain_errors():
+            from mlflow.entities import Metric
+
+            now = int(time.time() * 1000)
+            points = [
+                Metric(name, float(value), now, step)
+                for step, metrics in records
+                for name, value in metrics.items()
+                if step > self.logged.get(name, -1)
+            ]
+            for start in range(0, len(points), BATCH_LIMIT):
+                _client().log_batch(self.run_id, metrics=points[start : start + BATCH_LIMIT])
+
+    def finish(self, status: str, metrics: Mapping[str, float]) -> None:
+        """Closes the run with its final metrics. ``status``: FINISHED, FAILED or KILLED."""
+        self.log([(0, metrics)])
+        with _plain_errors():
+            _client().set_terminated(self.run_id, status=status)
+
+
+def start_run(recipe_public: dict[str, Any], name: str, fingerprint: str) -> RunLog:
+    """The MLflow run of this fingerprint: a new one, or the one that a killed process left.
+
+    Args:
+        recipe_public: the recipe as ``Document.public``, without secrets.
+        name: the model's name; also the name of the MLflow experiment.
+        fingerprint: of everything that goes into the run.
+
+    Raises:
+        RunError: the store cannot be reached or written.
+    """
+    with _plain_errors(), _one_writer():
+        client = _client()
+        experiment = _experiment(client, name)
+        found = client.search_runs([experiment], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
+        if found:
+            run_id: str = found[0].info.run_id
+            client.update_run(run_id, status="RUNNING")
+            steps = {key: client.get_metric_history(run_id, key)[-1].step for key in found[0].data.metrics}
+            return RunLog(run_id, steps)
+        run_id = client.create_run(
+            experiment, run_name=f"{name}-{fingerprint[:8]}", tags={FINGERPRINT: fingerprint}
+        ).info.run_id
+        for key, value in _flat(recipe_public):
+            client.log_param(run_id, key, value[:PARAMETER_LIMIT])
+        client.log_dict(run_id, recipe_public, "recipe.json")
+        return RunLog(run_id)
+
+
+def register(bundle: "Bundle", run_id: str | None) -> int:
+    """Makes a bundle the newest version of its model. The first version goes into production at once.
+
+    A bundle that is registered already keeps its version.
+
+    Returns:
+        The version: 1, 2, 3 …
+
+    Raises:
+        RunError: the store cannot be reached or written; what was registered before is intact.
+    """
+    with _plain_errors(), _one_writer():
+        client = _client()
+        known = [one for one in _versions(client, bundle.name) if one.tags.get(FINGERPRINT) == bundle.fingerprint]
+        if known:
+            return int(known[0].version)
+        if not _is_registered(client, bundle.name):
+            client.create_registered_model(bundle.name)
+        source = str(bundle.folder)
+        if _on_server(client):
+            run_id = run_id or start_run(bundle.info["recipe"], bundle.name, bundle.fingerprint).run_id
+            client.log_artifacts(run_id, str(bundle.folder), "bundle")
+            source = f"runs:/{run_id}/bundle"
+        tags = {FINGERPRINT: bundle.fingerprint, FOLDER: _relative(bundle.folder)}
+        version = int(client.create_model_version(bundle.name, source, run_id, tags=tags).version)
+        if _in_production(client, bundle.name) is None:
+            _set_production(client, bundle.name, [version])
+        return version
+
+
+def resolve(model: str) -> ModelVersion:
+    """What a model's reference stands for.
+
+    Args:
+        model: ``name`` (the version in production), ``name@alias``, ``name/3``, or the path of a bundle folder,
+            which must hold a separator (``./bundle``): a bare name is never taken for a path.
+
+    Raises:
+        UserError: there is no such model, version or folder; says which there are.
+        RunError: the store cannot be reached, or the version's bundle is gone.
+    """
+    match = REFERENCE.fullmatch(model)
+    if match is None:
+        return _resolve_folder(model)
+    name, number, alias = match["name"], match["version"], match["alias"]
+    with _plain_errors():
+        client = _client_that_knows(name)
+        if number is None:
+            alias = alias or PRODUCTION
+            aliases = client.get_registered_model(name).aliases
+            if alias not in aliases:
+                raise UserError(f"{name} has no version with the alias '{alias}'; it has {_listed(aliases)}")
+            number = aliases[alias]
+        return _model_version(client, name, int(number), alias)
+
+
+def promote(name: str, version: int) -> ModelVersion:
+    """Puts a version into production.
+
+    Raises:
+        UserError: there is no such model or version.
+        RunError: the store cannot be reached or written.
+    """
+    with _plain_errors(), _one_writer():
+        client = _client_that_knows(name)
+        promoted = _model_version(client, name, version, PRODUCTION)
+        if _in_production(client, name) != version:
+            _set_production(client, name, [*_history(client, name), version])
+        return promoted
+
+
+def rollback(name: str) -> ModelVersion:
+    """Puts the version back that was in production before.
+
+    Raises:
+        UserError: there is no such model, or nothing was in production before.
+        RunError: the store cannot be reached or written.
+    """
+    with _plain_errors(), _one_writer():
+        client = _client_that_knows(name)
+        history = _history(client, name)
+        if len(history) < 2:
+            raise UserError(f"{name}: no other version was in production before; `headrace models {name}` lists all")
+        previous = _model_version(client, name, history[-2], PRODUCTION)
+        _set_production(client, name, history[:-1])
+        return previous
+
+
+def models(name: str | None = None) -> list[dict[str, Any]]:
+    """The versions of one model, or of all, newest first: name, version, aliases, bundle, created (seconds since
+    1970), run_id.
+
+    Raises:
+        UserError: there is no model of that name.
+        RunError: the store cannot be reached.
+    """
+    with _plain_errors():
+        if name is None and not _anything_kept():
+            return []
+        client = _client() if name is None else _client_that_knows(name)
+        names = [name] if name else [one.name for one in client.search_registered_models(max_results=1000)]
+        rows = []
+        for one in names:
+            aliases = client.get_registered_model(one).aliases
+            rows += [_row(version, aliases) for version in _versions(client, one)]
+        return rows
+
+
+# --- versions and production ------------------------------------------------------------------------------------------
+
+
+def _row(version: Any, aliases: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "name": version.name,
+        "version": int(version.version),
+        "aliases": sorted(alias for alias, number in aliases.items() if int(number) == int(version.version)),
+        "bundle": str(_kept_folder(version) or version.source),
+        "created": version.creation_timestamp / 1000,
+        "run_id": version.run_id,
+    }
+
+
+def _versions(client: "MlflowClient", name: str) -> list[Any]:
+    """All versions of a model, newest first; none where the model is unknown."""
+    found = client.search_model_versions(f"name = '{name}'", max_results=10_000)
+    return sorted(found, key=lambda one: -int(one.version))
+
+
+def _is_registered(client: "MlflowClient", name: str) -> bool:
+    return bool(client.search_registered_models(f"name = '{name}'"))
+
+
+def _client_that_knows(name: str) -> "MlflowClient":
+    """The client, once it is sure that there is such a model."""
+    known: list[str] = []
+    if _anything_kept():
+        client = _client()
+        # The name's form is checked before it goes anywhere: it cannot become a path or a piece of a query.
+        if NAME.fullmatch(name) and _is_registered(client, name):
+            return client
+        known = [one.name for one in client.search_registered_models(max_results=1000)]
+    raise UserError(f"there is no model '{name}' in {redact(tracking_uri())}; there is {_listed(known)}")
+
+
+def _model_version(client: "MlflowClient", name: str, version: int, alias: str | None) -> ModelVersion:
+    known = {int(one.version): one for one in _versions(client, name)}
+    if version not in known:
+        raise UserError(f"{name} has no version {version}; it has {_listed(sorted(known))}")
+    return ModelVersion(name, version, alias, _bundle_folder(client, known[version]))
+
+
+def _bundle_folder(client: "MlflowClient", version: Any) -> Path:
+    """Where a version's bundle lies on this machine; fetched from the tracking server where it must be."""
+    kept = _kept_folder(version)
+    if kept is not None:
+        return kept
+    where = f"{version.name} version {version.version}"
+    if not version.source.startswith("runs:/"):
+        raise RunError(f"the bundle of {where} is gone from {version.source}; train it again, or promote another")
+    folder: Path = home() / "models" / version.name / version.tags[FINGERPRINT]
+    with building(folder) as new:
+        client.download_artifacts(version.run_id, "bundle", str(new))
+        for file in (new / "bundle").iterdir():
+            file.rename(new / file.name)
+        (new / "bundle").rmdir()
+    return folder
+
+
+def _kept_folder(version: Any) -> Path | None:
+    fetched = home() / "models" / version.name / version.tags.get(FINGERPRINT, "-")
+    places: tuple[Path, ...] = (home() / version.tags.get(FOLDER, "-"), Path(version.source), fetched)
+    return next((folder for folder in places if (folder / "bundle.json").is_file()), None)
+
+
+def _in_production(client: "MlflowClient", name: str) -> int | None:
+    version = client.get_registered_model(name).aliases.get(PRODUCTION)
+    return None if version is None else int(version)
+
+
+def _history(client: "MlflowClient", name: str) -> list[int]:
+    """The versions promoted so far, the one in production last, also when the alias was moved in MLflow itself."""
+    history: list[int] = json.loads(client.get_registered_model(name).tags.get(HISTORY, "[]"))
+    current = _in_production(client, name)
+    if current is not None and (not history or history[-1] != current):
+        history.append(current)
+    return history
+
+
+def _set_production(client: "MlflowClient", name: str, history: list[int]) -> None:
+    client.set_registered_model_tag(name, HISTORY, json.dumps(history[-100:]))
+    client.set_registered_model_alias(name, PRODUCTION, str(history[-1]))
+
+
+def _resolve_folder(model: str) -> ModelVersion:
+    folder = Path(model).expanduser()
+    if not (folder / "bundle.json").is_file():
+        raise UserError(
+            f"'{model}' is neither a model (name, name@alias or name/3) nor a bundle folder with a bundle.json"
+        )
+    info = read_json(folder / "bundle.json")
+    name = info.get("name") if isinstance(info, dict) else None
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(f"{folder / 'bundle.json'}: names no model; it is no bundle of headrace")
+    return ModelVersion(name, None, None, folder.resolve())
+
+
+def _relative(folder: Path) -> str:
+    return folder.resolve().relative_to(home()).as_posix() if folder.resolve().is_relative_to(home()) else str(folder)
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(map(str, names)) or "none"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield re.sub(r"[^\w\-. /]", "_", f"{prefix}{key}"), str(value)
+
+
+# --- MLflow itself ----------------------------------------------------------------------------------------------------
+
+
+def tracking_uri() -> str:
+    """Where MLflow keeps runs and versions."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def _anything_kept() -> bool:
+    """Whether the store exists: only who writes makes one, so that asking in a wrong folder leaves nothing there."""
+    uri = tracking_uri()
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+
+
+def _client() -> "MlflowClient":
+    return _client_for(tracking_uri())
+
+
+@lru_cache(maxsize=4)
+def _client_for(uri: str) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _on_server(client: "MlflowClient") -> bool:
+    return str(client.tracking_uri).startswith("http")
+
+
+def _experiment(client: "MlflowClient", name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    if found is not None:
+        return str(found.experiment_id)
+    # Without a place of our own MLflow would put a folder "mlruns" into the working directory.
+    place = None if _on_server(client) else (home() / "artifacts" / name).as_uri()
+    return str(client.create_experiment(name, artifact_location=place))
+
+
+@contextmanager
+def _one_writer() -> Iterator[None]:
+    """One writer at a time on this home: looking whether something is there and adding it is one step."""
+    home().mkdir(parents=True, exist_ok=True)
+    with FileLock(home() / ".registry.lock", timeout=120, is_singleton=True):
+        yield
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turns what MLflow, its database and the disk raise into one sentence that names the store."""
+    # Set before MLflow is first imported, which reads both.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else stderr tells of every table it creates
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a company's model names are nobody else's business
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with plain_disk_errors(home()):
+            yield
+    except (MlflowException, SQLAlchemyError) as error:
+        cause = str(error).strip().splitlines()[0]
+        message = (
+            f"the registry at {tracking_uri()} would not do this: {cause}; free some space, or set HEADRACE_HOME or "
+            "MLFLOW_TRACKING_URI to a store that can be written. What was registered before is intact."
+        )
+        raise RunError(redact(message)) from error

@@ -240,7 +240,7 @@ def _connected() -> Iterator[None]:
     import ray
 
     address = _checked_address()
-    _use_token_if_there_is_one()
+    use_token_if_there_is_one()
     sent = None if inside_job() else {"py_modules": [str(code_root() / name) for name in PACKAGES], **_sent_variables()}
     with _plain_errors(f"no connection to the Ray cluster at RAY_ADDRESS={address}"):
         ray.init(address=address, runtime_env=sent, logging_level=logging.ERROR)
@@ -270,8 +270,12 @@ def _sent_variables() -> dict[str, dict[str, str]]:
     return {"env_vars": {name: os.environ[name] for name in environment()}}
 
 
-def _use_token_if_there_is_one() -> None:
-    """Ray looks for a token by itself only with RAY_ADDRESS=auto; with host:port it would come without one."""
+def use_token_if_there_is_one() -> None:
+    """Turns token authentication on where a token lies ready.
+
+    Ray looks for a token by itself only with RAY_ADDRESS=auto; with host:port, and for a
+    job server, it would come without one and be refused.
+    """
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     ray_logger = logging.getLogger("ray")

@@ -1,0 +1,228 @@
+"""What travels with a job: the code, the recipe and the local files that it names, as one archive.
+
+    headrace-job.sh      finds the interpreter that Ray runs on
+    headrace.py cluster/ training/ tuning/ serving/
+    private.json         variables for the command alone (secrets among them)
+    files/…              the user's files, in the layout they have here
+
+*Rule for data.* A file that a recipe or the command names by a relative path travels along, git-ignored or not. An
+absolute path and an address (``s3://…``) stay as written: the cluster reads them at the same place.
+"""
+
+import glob
+import json
+import os
+import re
+import uuid
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RecipeError, UserError
+from cluster.inside import JOB_SCRIPT, PRIVATE
+from cluster.session import PACKAGES, code_root
+from cluster.settings import ENVIRONMENT, Document, Keys, read
+
+LIMIT = 100 * 1024**2  # the job server refuses a larger request body (ray_constants.DASHBOARD_CLIENT_MAX_SIZE)
+FILES = "files"
+DATABASE_FILE = re.compile(r"(?:sqlite|duckdb)(?:\+\w+)?:///(?P<path>[^?]*)")
+PRIVATE_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", "HEADRACE_API_KEYS")
+PRIVATE_PREFIXES = ("MLFLOW_",)
+MIB = 1024**2
+
+
+@dataclass
+class Parcel:
+    """The plan of an archive.
+
+    Attributes:
+        command: the words after ``headrace``, as they will run in ``folder`` of the archive.
+        files: what is taken from this machine: its path here, its name in the archive.
+        folder: where in the archive the command runs.
+        private: variables for the command alone.
+        requirements: modules that the recipe itself asks for (a weights package, a database driver).
+        left: sentences about what is not taken along.
+    """
+
+    command: list[str]
+    files: dict[Path, str] = field(default_factory=dict)
+    folder: str = FILES
+    private: dict[str, str] = field(default_factory=dict)
+    requirements: set[str] = field(default_factory=set)
+    left: list[str] = field(default_factory=list)
+
+
+def plan(command: Sequence[str]) -> Parcel:
+    """Looks up everything that ``command`` (the words after ``headrace``) needs from this machine.
+
+    Raises:
+        UserError: a recipe cannot be read, a variable it names is not set, or no file is where it says.
+    """
+    here = Path.cwd().resolve()
+    parcel = Parcel(command=list(command))
+    named: set[Path] = set()
+    recipe = next((word for word in command if word.endswith((".yaml", ".yml")) and Path(word).is_file()), None)
+    if recipe is not None:
+        overrides = [word for word in command if "=" in word and not word.startswith("-")]
+        document = read(Path(recipe), overrides)
+        named |= {document.path, *_local_files(document, parcel)}
+        parcel.private.update({name: os.environ[name] for name in _variables(document.public)})
+        if Path(recipe).is_absolute():  # the one word that must change, since the recipe itself travels
+            parcel.command[parcel.command.index(recipe)] = os.path.relpath(document.path, here)
+    named |= set(_argument_files(command, parcel))
+    root = Path(os.path.commonpath([here, *named]))
+    root = root if root.is_dir() else root.parent
+    parcel.files.update({path: f"{FILES}/{path.relative_to(root).as_posix()}" for path in sorted(named)})
+    parcel.folder = f"{FILES}/{here.relative_to(root).as_posix()}" if here != root else FILES
+    parcel.private.update(_private_variables())
+    return parcel
+
+
+def pack(parcel: Parcel, archive: Path) -> None:
+    """Writes the archive. Equal contents give equal bytes, which Ray then does not upload again; one with private
+    variables is like no other, since the job deletes them from the folder where it was unpacked.
+
+    Raises:
+        UserError: it grows past what a job server takes; the largest files are named.
+    """
+    parts = [*_code(), *sorted(parcel.files.items(), key=lambda item: item[1])]
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        _add(packed, "headrace-job.sh", JOB_SCRIPT.encode())
+        _add(packed, PRIVATE, json.dumps(parcel.private, sort_keys=True).encode(), mode=0o600)
+        if parcel.private:
+            _add(packed, ".once", uuid.uuid4().bytes)
+        _add(packed, f"{parcel.folder}/.headrace-job", b"")  # the folder exists even where no file lies in it
+        for path, name in parts:
+            with path.open("rb") as source, packed.open(_entry(name), "w", force_zip64=True) as target:
+                while block := source.read(MIB):
+                    target.write(block)
+                    if archive.stat().st_size > LIMIT:
+                        raise UserError(_too_large(parts))
+
+
+def _too_large(parts: Sequence[tuple[Path, str]]) -> str:
+    largest = sorted(parts, key=lambda part: part[0].stat().st_size, reverse=True)[:3]
+    told = ", ".join(f"{path} ({path.stat().st_size / MIB:,.0f} MiB)" for path, _ in largest)
+    return (
+        f"what travels with the job is more than the {LIMIT / MIB:.0f} MiB that a Ray job server takes, even "
+        f"compressed; the largest files are {told}. Put them where every node can read them and name them in the "
+        "recipe by an absolute path or an s3:// address"
+    )
+
+
+def _local_files(document: Document, parcel: Parcel) -> Iterator[Path]:
+    """The files below relative paths of a recipe; adds to the parcel what it learns on the way."""
+    problems: list[str] = []
+    for keys, value in _places(document.values):
+        if keys[-1] == "database":
+            parcel.requirements |= _driver(value)
+            found = DATABASE_FILE.match(value)
+            if found is None or found["path"] in ("", ":memory:"):
+                continue
+            value = found["path"]
+        if keys == ("model", "base") and value.startswith("package:"):
+            parcel.requirements.add(value.removeprefix("package:").split("/")[0].split(".")[0])
+            continue
+        if "://" in value:
+            continue
+        if Path(value).expanduser().is_absolute():
+            parcel.left.append(f"{'.'.join(map(str, keys))} is an absolute path: the cluster reads {value} itself")
+            continue
+        paths = list(_below(document.path.parent, value))
+        if not paths and not _is_hub_id(keys, value):
+            problems.append(document.problem(keys, f"no file at '{value}' (below {document.path.parent})"))
+        yield from paths
+    if problems:
+        raise RecipeError(problems)
+
+
+def _places(values: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
+    """Where a recipe names files. It was not validated here, so nothing is taken for granted."""
+    data, model = values.get("data"), values.get("model")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for name, source in sources.items() if isinstance(sources, dict) else ():
+        for key in ("read", "database", "hub"):
+            if isinstance(source, dict) and isinstance(source.get(key), str):
+                yield ("data", "sources", name, key), source[key]
+    if isinstance(model, dict) and isinstance(model.get("base"), str):
+        yield ("model", "base"), model["base"]
+
+
+def _is_hub_id(keys: Keys, value: str) -> bool:
+    return keys[-1] in ("hub", "base") and not value.startswith(".")
+
+
+def _below(folder: Path, pattern: str) -> Iterator[Path]:
+    """The files of a relative path, a glob or a folder; a database's journal comes with it."""
+    for match in sorted(glob.glob(str(folder / pattern), recursive=True)):  # noqa: PTH207 - Path.glob takes no `..`
+        path = Path(os.path.normpath(match))
+        if path.is_dir():
+            yield from (inner for inner in sorted(path.rglob("*")) if inner.is_file())
+        else:
+            yield path
+            yield from (beside for end in ("-wal", "-shm") if (beside := path.with_name(path.name + end)).is_file())
+
+
+def _argument_files(command: Sequence[str], parcel: Parcel) -> Iterator[Path]:
+    """Files and bundle folders that the command itself names: `predict MODEL FILE`, `evaluate MODEL --data=FILE`."""
+    for word in command[1:]:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        if not value or not Path(value).exists() or value.endswith((".yaml", ".yml")):
+            continue
+        if Path(value).is_absolute():
+            parcel.left.append(f"{value} is an absolute path: the cluster reads it itself")
+        else:
+            yield from _below(Path.cwd().resolve(), glob.escape(value))
+
+
+def _variables(tree: Any) -> set[str]:
+    """The names in every ``${env:NAME}`` of a recipe."""
+    if isinstance(tree, dict):
+        return set().union(*map(_variables, tree.values()))
+    if isinstance(tree, list):
+        return set().union(*map(_variables, tree))
+    return set(ENVIRONMENT.findall(tree)) if isinstance(tree, str) else set()
+
+
+def _private_variables() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in PRIVATE_VARIABLES or name.startswith(PRIVATE_PREFIXES)
+    }
+
+
+def _driver(url: str) -> set[str]:
+    """The module that SQLAlchemy needs for a database URL: ``postgresql+psycopg://…`` needs psycopg."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        driver = make_url(url).get_dialect().driver
+    except SQLAlchemyError:
+        return set()  # whether the URL is right is for the reader of the source to say
+    return set() if driver in ("pysqlite", "") else {driver}
+
+
+def _code() -> Iterator[tuple[Path, str]]:
+    root = code_root()
+    for name in ("headrace.py", "pyproject.toml", "constraints.txt"):
+        if (root / name).is_file():
+            yield root / name, name
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield path, path.relative_to(root).as_posix()
+
+
+def _add(packed: zipfile.ZipFile, name: str, content: bytes, mode: int = 0o644) -> None:
+    packed.writestr(_entry(name, mode), content)
+
+
+def _entry(name: str, mode: int = 0o644) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, date_time=(2020, 1, 1, 0, 0, 0))
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = mode << 16
+    return entry

@@ -1,0 +1,340 @@
+"""The driver of a sweep: from a recipe with `tune` to the best combination of what it searches.
+
+    fuse -> encode -> trials on Ray Tune -> table, picture, best overrides
+
+Every event is in the ledger before the next one is waited for. A driver that was killed is continued by the same
+command: ended trials are kept, interrupted ones go on from their checkpoint, new ones are proposed as if nothing had
+happened. A finished sweep is not run again; one whose `tune.trials` was raised goes on.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RunError, UserError
+from cluster.progress import Progress, progress, say
+from cluster.session import Resources, resources, session
+from cluster.storage import fingerprint, home, only_one, plain_disk_errors, write_json, write_text
+from training.data.fuse import fuse
+from training.encode import Encoded, encode
+from training.fit import OPERATIONAL
+from training.loop import check_early_stopping
+from training.recipe import Recipe
+from training.tasks.task import Task, task_class
+from tuning.ledger import Ledger, Trial, better
+from tuning.recipe import Tune
+from tuning.results import best_yaml, draw, overrides, table, text
+from tuning.space import ENCODING_FIELDS, Space, apply
+
+RAY_TUNE_SETTINGS = {
+    # Several CSV, JSON and TensorBoard files for each trial, of what the ledger has already.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A snapshot of the experiment every few seconds, which nothing reads: a sweep continues by its ledger.
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
+    # A failed trial reports its error, which is no value of the metric.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # The other reporter prints boxes to stdout even where it was told to be silent.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found.
+
+    Attributes:
+        folder: where its ledger, ``best.yaml``, ``trials.json`` and picture lie.
+        metric: what trials were judged by, on validation.
+        mode: ``max`` or ``min``.
+        records: every trial, by number.
+        best: searched field: its best value.
+        picture: a PNG.
+    """
+
+    folder: Path
+    metric: str
+    mode: str
+    records: list[Trial]
+    best: dict[str, Any]
+    picture: Path
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """A row for each trial: trial, status, params, metrics, epochs, seconds, error."""
+        return [trial.as_row() for trial in self.records]
+
+    @property
+    def overrides(self) -> list[str]:
+        """``best`` as one types it behind a command: ``["train.learning_rate=0.0002", …]``."""
+        return overrides(self.best)
+
+    def table(self) -> Any:
+        """The trials, the best first, as something rich prints."""
+        return table(self.records, self.metric, self.mode)
+
+    def text(self) -> str:
+        """The same as plain lines."""
+        return text(self.records, self.metric, self.mode)
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "trials": self.trials,
+            "best": self.best,
+            "overrides": self.overrides,
+            "metric": self.metric,
+            "mode": self.mode,
+            "picture": str(self.picture),
+            "sweep": str(self.folder),
+        }
+
+
+def sweep(recipe: Recipe, tune: Tune, public: dict[str, Any]) -> Sweep:
+    """Runs a sweep to its end, continues an interrupted one, or finds it done.
+
+    Args:
+        tune: checked by ``tuning.space.check_search``.
+        public: the recipe as it may be stored (``Document.public``).
+
+    Raises:
+        UserError: the recipe or the data is at fault.
+        RunError: every trial failed, or the machine or the store did.
+    """
+    mode = check_metric(recipe, tune)
+    space = Space.of(tune)
+    fused = fuse(recipe)
+    encoded = {_encoding(params): encode(apply(recipe, params), fused) for params in space.encodings()}
+    for one in encoded.values():
+        check_rows(recipe, tune, one)
+    folder = home() / "sweeps" / f"{recipe.name}-{sweep_key(recipe, tune, list(encoded.values()))}"
+    with only_one(folder):
+        with plain_disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "sweep.json", {"recipe": public, "tune": tune.model_dump(exclude_none=True)})
+        ledger = Ledger(folder)
+        if not _complete(ledger, space, tune):
+            run_trials(recipe, tune, space, encoded, ledger, mode)
+        return conclude(ledger, tune, mode)
+
+
+def check_metric(recipe: Recipe, tune: Tune) -> str:
+    """Whether more (``max``) or less (``min``) of the sweep's metric is better.
+
+    Raises:
+        UserError: the task does not have it.
+    """
+    task: type[Task] = task_class(recipe.model.task)
+    if tune.metric not in task.metrics_known:
+        known = ", ".join(task.metrics_known)
+        raise UserError(f"tune.metric: {task.name} has no '{tune.metric}'; it has {known}")
+    return task.metrics_known[tune.metric]
+
+
+def check_rows(recipe: Recipe, tune: Tune, encoded: Encoded) -> None:
+    """Raises a UserError where trials could not be compared."""
+    rows = len(encoded.split("validation"))
+    if not rows:
+        raise UserError("tune: trials are compared on validation rows and there are none; set data.split.validation")
+    check_early_stopping(encoded.task, recipe.train, rows)
+
+
+def sweep_key(recipe: Recipe, tune: Tune, encoded: list[Encoded]) -> str:
+    """The fingerprint of a sweep. How many trials it has is left out: a sweep with more trials is the same one."""
+    options = recipe.train.model_dump(exclude=OPERATIONAL)
+    prints = [one.fingerprint for one in encoded]
+    return fingerprint(prints, recipe.model.adapt, options, tune.model_dump(exclude={"trials"}))
+
+
+def run_trials(
+    recipe: Recipe, tune: Tune, space: Space, encoded: dict[str, Encoded], ledger: Ledger, mode: str
+) -> None:
+    """Has Ray Tune run every trial that has not ended.
+
+    Raises:
+        KeyboardInterrupt: Ray took the Ctrl-C for itself; what ended until then is kept.
+    """
+    from tuning.search import total
+
+    trials, ended = total(space, tune), len(ledger.ended())
+    with session(), progress("tuning", total=trials, unit="trials", start=ended) as bar:
+        if ledger.trials:
+            say(f"{recipe.name}: continues a sweep; {ended} of {trials} trials have ended")
+        _fit(recipe, tune, space, encoded, ledger, mode, bar)
+    if not _complete(ledger, space, tune):
+        say(f"{len(ledger.ended())} of {trials} trials have ended; the same command goes on from there")
+        raise KeyboardInterrupt
+
+
+def conclude(ledger: Ledger, tune: Tune, mode: str) -> Sweep:
+    """Writes what the sweep found beside its ledger.
+
+    Raises:
+        RunError: every trial failed.
+    """
+    trials = [ledger.trials[number] for number in sorted(ledger.trials)]
+    ranked = better(trials, mode)
+    write_json(ledger.folder / "trials.json", [trial.as_row() for trial in trials])
+    if not ranked:
+        first = trials[0]
+        raise RunError(
+            f"all {len(trials)} trials failed, trial {first.number} with: {first.error}. "
+            f"The full errors lie in {ledger.folder / 'trials'}/*/error.txt; remove {ledger.folder} to try again."
+        )
+    best = ranked[0]
+    write_text(ledger.folder / "best.yaml", best_yaml(best, tune.metric))
+    picture = ledger.folder / "sweep.png"
+    draw(trials, tune, mode, picture)
+    return Sweep(ledger.folder, tune.metric, mode, trials, best.params, picture)
+
+
+def _fit(
+    recipe: Recipe,
+    tune: Tune,
+    space: Space,
+    encoded: dict[str, Encoded],
+    ledger: Ledger,
+    mode: str,
+    bar: Progress,
+) -> None:
+    from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner, with_resources
+
+    from tuning.observer import Observer, trial_name
+    from tuning.search import NextTrial, scheduler, total
+    from tuning.trials import run_here, run_on_ray_train
+
+    remaining = len(ledger.unfinished()) + max(0, total(space, tune) - len(ledger.trials))
+    plan = plan_for(recipe, resources(), remaining)
+    most_epochs = max(apply(recipe, params).train.epochs for params in _epoch_choices(space))
+    # A name of its own for each driver: Ray would take files of an earlier one for its own and refuse or mix them.
+    name = f"ray-{uuid.uuid4().hex[:8]}"
+    tuner = Tuner(
+        with_resources(run_here if plan.workers == 1 else run_on_ray_train, PlacementGroupFactory([plan.bundle])),
+        tune_config=TuneConfig(
+            metric="value",
+            mode=mode,
+            num_samples=remaining,
+            max_concurrent_trials=plan.at_once,
+            search_alg=NextTrial(ledger, space, tune, mode, _assigner(recipe, tune, encoded, ledger, plan)),
+            scheduler=scheduler(tune, mode, most_epochs, ledger.ended()),
+            reuse_actors=plan.workers == 1,
+            trial_name_creator=trial_name,
+            trial_dirname_creator=trial_name,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(ledger.folder),
+            callbacks=[Observer(ledger, tune.metric, mode, bar)],
+            failure_config=FailureConfig(max_failures=recipe.train.max_failures),
+            verbose=0,
+        ),
+    )
+    try:
+        with _ray_tune_settings():
+            tuner.fit()
+    finally:
+        shutil.rmtree(ledger.folder / name, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How trials are spread over a session.
+
+    Attributes:
+        workers: of one trial.
+        at_once: trials that run side by side.
+        share: what one trial may use.
+        bundle: what Ray reserves for the process of a trial.
+    """
+
+    workers: int
+    at_once: int
+    share: Resources
+    bundle: dict[str, int]
+
+
+def plan_for(recipe: Recipe, available: Resources, remaining: int) -> Plan:
+    """As many trials at once as there are GPUs, else cores; each with its share of the cores.
+
+    `workers: auto` means one worker for each trial.
+
+    Raises:
+        UserError: one trial wants more workers than there are.
+    """
+    workers = 1 if recipe.train.workers == "auto" else recipe.train.workers
+    most = available.gpus or available.cpus
+    if workers > most:
+        kind = "GPUs" if available.gpus else "cores"
+        raise UserError(
+            f"train.workers: {workers} workers need as many {kind}, and there are {most}; use auto or {most}"
+        )
+    at_once = min(most // workers, remaining)
+    cpus = max(1, available.cpus // at_once)
+    share = Resources(cpus=cpus, gpus=workers if available.gpus else 0, nodes=available.nodes)
+    if workers > 1:  # the workers reserve cores for themselves; their driver only waits, and must not take one of them
+        return Plan(workers, at_once, share, {"memory": 1})
+    return Plan(1, at_once, share, {"CPU": cpus} | ({"GPU": 1} if available.gpus else {}))
+
+
+def _assigner(
+    recipe: Recipe, tune: Tune, encoded: dict[str, Encoded], ledger: Ledger, plan: Plan
+) -> Callable[[Trial], dict[str, Any]]:
+    from training.worker import Job
+    from tuning.trials import Assignment
+
+    def assign(trial: Trial) -> dict[str, Any]:
+        own = apply(recipe, trial.params)
+        options = own.train.model_copy(update={"workers": plan.workers})
+        job = Job(
+            encoded=str(encoded[_encoding(trial.params)].folder),
+            run=str(ledger.place(trial.number)),
+            adapt=own.model.adapt,
+            options=options.model_dump(),
+            threads=plan.share.cpus,
+        )
+        return Assignment(trial.number, job.as_config(), tune.metric, trial.seconds, asdict(plan.share)).as_config()
+
+    return assign
+
+
+def _encoding(params: dict[str, Any]) -> str:
+    """What of ``params`` decides how rows are encoded."""
+    return fingerprint({name: value for name, value in params.items() if name in ENCODING_FIELDS})
+
+
+def _epoch_choices(space: Space) -> list[dict[str, Any]]:
+    return list(Space(tuple(one for one in space.dimensions if one.name == "train.epochs")).grid())
+
+
+def _complete(ledger: Ledger, space: Space, tune: Tune) -> bool:
+    from tuning.search import total
+
+    return not ledger.unfinished() and len(ledger.ended()) >= total(space, tune)
+
+
+@contextlib.contextmanager
+def _ray_tune_settings() -> Iterator[None]:
+    """Ray Tune as we need it, and silent: what it would tell is in the ledger, and stdout is for results."""
+    before = {name: os.environ.get(name) for name in RAY_TUNE_SETTINGS}
+    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.air", "ray.train")]
+    levels = [logger.level for logger in loggers]
+    os.environ.update(RAY_TUNE_SETTINGS)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -6,22 +6,17 @@ is a bundle folder; on a tracking server it is a copy of that folder among the r
 """
 
 import json
-import logging
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from cluster.errors import RunError, UserError
 from cluster.settings import redact
-from cluster.storage import building, home, plain_disk_errors, read_json
+from cluster.storage import building, home, read_json
+from training import store
 from training.recipe import NAME
 
 if TYPE_CHECKING:
@@ -69,7 +64,7 @@ class RunLog:
         Raises:
             RunError: the store cannot be written.
         """
-        with _plain_errors():
+        with store.plain_errors():
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
@@ -80,13 +75,13 @@ class RunLog:
                 if step > self.logged.get(name, -1)
             ]
             for start in range(0, len(points), BATCH_LIMIT):
-                _client().log_batch(self.run_id, metrics=points[start : start + BATCH_LIMIT])
+                store.client().log_batch(self.run_id, metrics=points[start : start + BATCH_LIMIT])
 
     def finish(self, status: str, metrics: Mapping[str, float]) -> None:
         """Closes the run with its final metrics. ``status``: FINISHED, FAILED or KILLED."""
         self.log([(0, metrics)])
-        with _plain_errors():
-            _client().set_terminated(self.run_id, status=status)
+        with store.plain_errors():
+            store.client().set_terminated(self.run_id, status=status)
 
 
 def start_run(recipe_public: dict[str, Any], name: str, fingerprint: str) -> RunLog:
@@ -100,8 +95,8 @@ def start_run(recipe_public: dict[str, Any], name: str, fingerprint: str) -> Run
     Raises:
         RunError: the store cannot be reached or written.
     """
-    with _plain_errors(), _one_writer():
-        client = _client()
+    with store.plain_errors(), store.one_writer():
+        client = store.client()
         experiment = _experiment(client, name)
         found = client.search_runs([experiment], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
         if found:
@@ -129,15 +124,15 @@ def register(bundle: "Bundle", run_id: str | None) -> int:
     Raises:
         RunError: the store cannot be reached or written; what was registered before is intact.
     """
-    with _plain_errors(), _one_writer():
-        client = _client()
+    with store.plain_errors(), store.one_writer():
+        client = store.client()
         known = [one for one in _versions(client, bundle.name) if one.tags.get(FINGERPRINT) == bundle.fingerprint]
         if known:
             return int(known[0].version)
         if not _is_registered(client, bundle.name):
             client.create_registered_model(bundle.name)
         source = str(bundle.folder)
-        if _on_server(client):
+        if store.on_server():
             run_id = run_id or start_run(bundle.info["recipe"], bundle.name, bundle.fingerprint).run_id
             client.log_artifacts(run_id, str(bundle.folder), "bundle")
             source = f"runs:/{run_id}/bundle"
@@ -163,7 +158,7 @@ def resolve(model: str) -> ModelVersion:
     if match is None:
         return _resolve_folder(model)
     name, number, alias = match["name"], match["version"], match["alias"]
-    with _plain_errors():
+    with store.plain_errors():
         client = _client_that_knows(name)
         if number is None:
             alias = alias or PRODUCTION
@@ -181,7 +176,7 @@ def promote(name: str, version: int) -> ModelVersion:
         UserError: there is no such model or version.
         RunError: the store cannot be reached or written.
     """
-    with _plain_errors(), _one_writer():
+    with store.plain_errors(), store.one_writer():
         client = _client_that_knows(name)
         promoted = _model_version(client, name, version, PRODUCTION)
         if _in_production(client, name) != version:
@@ -196,7 +191,7 @@ def rollback(name: str) -> ModelVersion:
         UserError: there is no such model, or nothing was in production before.
         RunError: the store cannot be reached or written.
     """
-    with _plain_errors(), _one_writer():
+    with store.plain_errors(), store.one_writer():
         client = _client_that_knows(name)
         history = _history(client, name)
         if len(history) < 2:
@@ -214,10 +209,10 @@ def models(name: str | None = None) -> list[dict[str, Any]]:
         UserError: there is no model of that name.
         RunError: the store cannot be reached.
     """
-    with _plain_errors():
-        if name is None and not _anything_kept():
+    with store.plain_errors():
+        if name is None and not store.exists():
             return []
-        client = _client() if name is None else _client_that_knows(name)
+        client = store.client() if name is None else _client_that_knows(name)
         names = [name] if name else [one.name for one in client.search_registered_models(max_results=1000)]
         rows = []
         for one in names:
@@ -253,13 +248,13 @@ def _is_registered(client: "MlflowClient", name: str) -> bool:
 def _client_that_knows(name: str) -> "MlflowClient":
     """The client, once it is sure that there is such a model."""
     known: list[str] = []
-    if _anything_kept():
-        client = _client()
+    if store.exists():
+        client = store.client()
         # The name's form is checked before it goes anywhere: it cannot become a path or a piece of a query.
         if NAME.fullmatch(name) and _is_registered(client, name):
             return client
         known = [one.name for one in client.search_registered_models(max_results=1000)]
-    raise UserError(f"there is no model '{name}' in {redact(tracking_uri())}; there is {_listed(known)}")
+    raise UserError(f"there is no model '{name}' in {redact(store.uri())}; there is {_listed(known)}")
 
 
 def _model_version(client: "MlflowClient", name: str, version: int, alias: str | None) -> ModelVersion:
@@ -340,37 +335,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield re.sub(r"[^\w\-. /]", "_", f"{prefix}{key}"), str(value)
 
 
-# --- MLflow itself ----------------------------------------------------------------------------------------------------
-
-
-def tracking_uri() -> str:
-    """Where MLflow keeps runs and versions."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"sqlite:///{home() / 'mlflow.db'}"
-
-
-def _anything_kept() -> bool:
-    """Whether the store exists: only who writes makes one, so that asking in a wrong folder leaves nothing there."""
-    uri = tracking_uri()
-    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
-
-
-def _client() -> "MlflowClient":
-    return _client_for(tracking_uri())
-
-
-@lru_cache(maxsize=4)
-def _client_for(uri: str) -> "MlflowClient":
-    from mlflow import MlflowClient
-
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _on_server(client: "MlflowClient") -> bool:
-    return str(client.tracking_uri).startswith("http")
-
-
 def _experiment(client: "MlflowClient", name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
@@ -378,35 +342,5 @@ def _experiment(client: "MlflowClient", name: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     # Without a place of our own MLflow would put a folder "mlruns" into the working directory.
-    place = None if _on_server(client) else (home() / "artifacts" / name).as_uri()
+    place = None if store.on_server() else (home() / "artifacts" / name).as_uri()
     return str(client.create_experiment(name, artifact_location=place))
-
-
-@contextmanager
-def _one_writer() -> Iterator[None]:
-    """One writer at a time on this home: looking whether something is there and adding it is one step."""
-    home().mkdir(parents=True, exist_ok=True)
-    with FileLock(home() / ".registry.lock", timeout=120, is_singleton=True):
-        yield
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turns what MLflow, its database and the disk raise into one sentence that names the store."""
-    # Set before MLflow is first imported, which reads both.
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else stderr tells of every table it creates
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a company's model names are nobody else's business
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        with plain_disk_errors(home()):
-            yield
-    except (MlflowException, SQLAlchemyError) as error:
-        cause = str(error).strip().splitlines()[0]
-        message = (
-            f"the registry at {tracking_uri()} would not do this: {cause}; free some space, or set HEADRACE_HOME or "
-            "MLFLOW_TRACKING_URI to a store that can be written. What was registered before is intact."
-        )
-        raise RunError(redact(message)) from error

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.errors import RunError, UserError
 from cluster.storage import folder_digests, write_json
-from training import registry
+from training import registry, store
 from training.bundle import Bundle
 
 
@@ -85,7 +85,7 @@ def test_promote_and_roll_back_walk_the_history(home: Path) -> None:
 def test_an_alias_moved_in_mlflow_itself_is_part_of_the_history(home: Path) -> None:
     for bundle in versions_in(home, 3):
         registry.register(bundle, None)
-    registry._client().set_registered_model_alias("support-intent", "production", "3")
+    store.client().set_registered_model_alias("support-intent", "production", "3")
     registry.promote("support-intent", 2)
     assert registry.rollback("support-intent").version == 3
 
@@ -150,7 +150,7 @@ def test_a_killed_run_is_continued_without_doubled_points(home: Path) -> None:
     again.finish("FINISHED", {"test/accuracy": 0.9})
 
     assert again.run_id == log.run_id
-    client = registry._client()
+    client = store.client()
     points = [(point.step, point.value) for point in client.get_metric_history(log.run_id, "loss")]
     assert points == [(step, 1 / step) for step in range(1, 8)]
     run = client.get_run(log.run_id)

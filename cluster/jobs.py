@@ -4,7 +4,8 @@
 
 *Dependencies.* A first small job tells what is installed on the cluster. Only what is missing there, or lies outside
 the versions that headrace takes, is installed for the job, at the version that ``constraints.txt`` pins. A cluster
-whose image has everything starts at once; Ray copies a whole virtual environment on each node before it adds to it.
+whose image has everything starts at once. Otherwise each node pays once per set of packages: Ray clones the virtual
+environment it runs in before it adds to it, which took 36 s and 2.6 GB for one small package on two cores.
 
 *Secrets.* The runtime environment of a job is shown on the dashboard and by every job listing. Variables that may hold
 a secret (each ``${env:NAME}`` of the recipe, ``MLFLOW_*``, ``HF_TOKEN``) therefore travel in the job's archive and are

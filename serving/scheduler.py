@@ -23,7 +23,7 @@ WINDOW = 1024  # the oldest ready items among which a batch is sought: bounds th
 SMOOTHING = 0.2  # weight of the newest batch in the average seconds per item
 
 
-class Overloaded(Exception):
+class OverloadedError(Exception):
     """The queue is full, or too long to answer in time; ``retry_after`` seconds from now it should not be."""
 
     def __init__(self, retry_after: float) -> None:
@@ -31,11 +31,11 @@ class Overloaded(Exception):
         self.retry_after = retry_after
 
 
-class Expired(Exception):
+class ExpiredError(Exception):
     """The deadline passed before the model was free."""
 
 
-class Closed(Exception):
+class ClosedError(Exception):
     """The scheduler takes no more requests."""
 
 
@@ -46,7 +46,7 @@ class Limits:
     Attributes:
         budget: padded tokens in one batch (items times the longest); a longer item runs alone.
         items: items in one batch.
-        waiting: items waiting in all stages before :class:`Overloaded`.
+        waiting: items waiting in all stages before :class:`OverloadedError`.
         padding_share: the share of a batch that may be padding…
         padding_slack: …beyond this many tokens, the price of one more batch: on a CPU a batch of MiniLM costs about
             as much as 50 tokens before its first.
@@ -149,11 +149,11 @@ class Scheduler:
         Cancelling the future drops what has not been computed. An item that fails fails its request, and no other.
 
         Args:
-            deadline: on the scheduler's clock; past it, the request is dropped and fails with :class:`Expired`.
+            deadline: on the scheduler's clock; past it, the request is dropped and fails with :class:`ExpiredError`.
 
         Raises:
-            Overloaded: the values do not fit the queue, or would wait past their deadline.
-            Closed: after :meth:`close`.
+            OverloadedError: the values do not fit the queue, or would wait past their deadline.
+            ClosedError: after :meth:`close`.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
@@ -164,10 +164,10 @@ class Scheduler:
         request = _Request(loop, future, deadline, now, [None] * len(values), len(values))
         with self._came:
             if self._state.closed:
-                raise Closed
+                raise ClosedError
             wait = self._expected_wait()
             if self._queued() + len(values) > self._limits.waiting or now + wait > deadline:
-                raise Overloaded(wait)
+                raise OverloadedError(wait)
             self._state.waiting.extend(_Item(request, index, value) for index, value in enumerate(values))
             self._came.notify()
         return future
@@ -181,6 +181,10 @@ class Scheduler:
         """Seconds that the present batch has been running; 0 when the model is free."""
         since = self._state.running_since
         return 0.0 if since is None else self._clock() - since
+
+    def alive(self) -> bool:
+        """Whether both threads run."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
         """Takes no more requests; what was taken is answered, then the threads end. Returns at once."""
@@ -270,7 +274,7 @@ class Scheduler:
             if item.request.future.done():  # cancelled, or failed through another of its items
                 continue
             if now >= item.request.deadline:
-                expired.append((item, Failed(Expired())))
+                expired.append((item, Failed(ExpiredError())))
             else:
                 alive.append(item)
         return alive, expired

@@ -1,4 +1,4 @@
-"""The Hugging Face Inference API: ``{"inputs": …, "parameters": {…}}``, as ``huggingface_hub.InferenceClient`` sends it.
+"""The Hugging Face Inference API: ``{"inputs": …, "parameters": {…}}``, as ``huggingface_hub.InferenceClient`` asks.
 
 ``inputs`` is one input (a string, or an object with the model's columns) or a list of them. The answer is a list with
 one answer for each input, also when there is one: for text classification the client takes the first element of
@@ -14,7 +14,7 @@ from serving.predictor import EMPTY
 KEYS = {"inputs", "parameters", "options"}  # `options` (wait_for_model, use_cache) asks nothing that we do not do
 
 
-class Malformed(ValueError):
+class MalformedError(ValueError):
     """The body is no such request; the message names the field."""
 
 
@@ -30,18 +30,18 @@ def parse(body: Any) -> Question:
     """The JSON value of a body as a question.
 
     Raises:
-        Malformed: it has the wrong shape.
+        MalformedError: it has the wrong shape.
     """
     if not isinstance(body, dict):
-        raise Malformed("the body must be a JSON object with 'inputs'")
+        raise MalformedError("the body must be a JSON object with 'inputs'")
     if "inputs" not in body:
-        raise Malformed("inputs: missing")
+        raise MalformedError("inputs: missing")
     if set(body) - KEYS:
-        raise Malformed(f"only {', '.join(sorted(KEYS))} may stand in the body")
+        raise MalformedError(f"only {', '.join(sorted(KEYS))} may stand in the body")
     inputs = body["inputs"] if isinstance(body["inputs"], list) else [body["inputs"]]
     parameters = body.get("parameters") or EMPTY
     if not isinstance(parameters, dict):
-        raise Malformed("parameters: an object is needed")
+        raise MalformedError("parameters: an object is needed")
     for index, value in enumerate(inputs):
         _check_text(value, f"inputs[{index}]")
     return Question(inputs, parameters or EMPTY)
@@ -75,7 +75,7 @@ def _check_text(value: Any, where: str) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise Malformed(f"{where}: not valid Unicode text") from None
+            raise MalformedError(f"{where}: not valid Unicode text") from None
     elif isinstance(value, dict):
         for column, inner in value.items():
             _check_text(inner, f"{where} of one column" if not column.isidentifier() else f"{where}.{column}")

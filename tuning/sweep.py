@@ -45,6 +45,10 @@ RAY_TUNE_SETTINGS = {
 }
 
 
+RAY_FOLDER = "ray-"
+"""How the folder begins that Ray Tune writes to; its name goes on at random, so that no two drivers share one."""
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What a sweep found.
@@ -163,7 +167,7 @@ def run_trials(
     from tuning.search import total
 
     trials, ended = total(space, tune), len(ledger.ended())
-    with session(), progress("tuning", total=trials, unit="trials", start=ended) as bar:
+    with session(), progress("trials", total=trials, start=ended) as bar:
         if ledger.trials:
             say(f"{recipe.name}: continues a sweep; {ended} of {trials} trials have ended")
         _fit(recipe, tune, space, encoded, ledger, mode, bar)
@@ -212,13 +216,12 @@ def _fit(
     remaining = len(ledger.unfinished()) + max(0, total(space, tune) - len(ledger.trials))
     plan = plan_for(recipe, resources(), remaining)
     most_epochs = max(apply(recipe, params).train.epochs for params in _epoch_choices(space))
-    # A name of its own for each driver: Ray would take files of an earlier one for its own and refuse or mix them.
-    name = f"ray-{uuid.uuid4().hex[:8]}"
+    for left in ledger.folder.glob(f"{RAY_FOLDER}*"):  # by a driver that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    name = f"{RAY_FOLDER}{uuid.uuid4().hex[:8]}"
     tuner = Tuner(
         with_resources(run_here if plan.workers == 1 else run_on_ray_train, PlacementGroupFactory([plan.bundle])),
         tune_config=TuneConfig(
-            metric="value",
-            mode=mode,
             num_samples=remaining,
             max_concurrent_trials=plan.at_once,
             search_alg=NextTrial(ledger, space, tune, mode, _assigner(recipe, tune, encoded, ledger, plan)),

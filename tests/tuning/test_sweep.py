@@ -1,0 +1,185 @@
+"""Real sweeps on a local Ray: a failing trial, weak ones, more trials later, and a driver that is killed."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from cluster.errors import RunError, UserError
+from cluster.session import Resources
+from cluster.settings import read
+from cluster.storage import read_json
+from tests.tuning.conftest import answer_of
+from training.journal import parse
+from training.recipe import Recipe, Train
+from tuning.ledger import Ledger
+from tuning.recipe import Tune
+from tuning.sweep import Sweep, check_metric, plan_for, sweep
+
+WriteRecipe = Callable[..., Path]
+StartSweep = Callable[[Path], subprocess.Popen[str]]
+WaitUntil = Callable[..., None]
+
+
+class Full(Recipe):
+    """A recipe with its sweep, as the command line reads it."""
+
+    tune: Tune
+
+
+def run(path: Path) -> Sweep:
+    document = read(path)
+    recipe = document.validate(Full)
+    return sweep(recipe, recipe.tune, document.public)
+
+
+def test_a_sweep_with_a_failing_trial(write_recipe: WriteRecipe, home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    search = {"train.learning_rate": {"choice": [1.0e-2, 1.0e30, 1.0e-5]}}
+    train = {"epochs": 3, "batch_size": 16}
+    path = write_recipe(train=train, tune={"trials": 3, "search": search, "metric": "macro_f1"})
+    done = run(path)
+    rows = {row["params"]["train.learning_rate"]: row for row in done.trials}
+    assert [row["trial"] for row in done.trials] == [1, 2, 3]
+    assert rows[1e-2]["status"] == "finished"
+    assert rows[1e-2]["metrics"]["macro_f1"] > 0.9
+    assert rows[1e30]["status"] == "failed"
+    assert rows[1e30]["error"].startswith("step ")
+    assert "learning rate" in rows[1e30]["error"]
+    error_file = Ledger(done.folder).place(rows[1e30]["trial"]) / "error.txt"
+    assert rows[1e30]["error"] in error_file.read_text(encoding="utf-8")
+    assert rows[1e-5]["status"] in ("finished", "stopped")
+    assert done.best == {"train.learning_rate": 1e-2}
+    assert done.overrides == ["train.learning_rate=0.01"]
+    assert yaml.safe_load((done.folder / "best.yaml").read_text(encoding="utf-8")) == {"train": {"learning_rate": 0.01}}
+    with Image.open(done.picture) as picture:
+        assert picture.size[0] > 1000
+    assert read_json(done.folder / "trials.json") == json.loads(json.dumps(done.trials))
+    assert {item.name for item in done.folder.iterdir()} == {
+        "sweep.json",
+        "trials",
+        "trials.json",
+        "best.yaml",
+        "sweep.png",
+    }
+    assert not list(done.folder.glob("trials/*/ray"))  # checkpoints are for trials that have not ended
+    assert capfd.readouterr().out == ""
+    assert "failed" in done.text()
+
+    files = {file: file.stat().st_mtime_ns for file in done.folder.glob("trials/*/*")}
+    assert run(path).trials == done.trials  # a finished sweep is found done
+    assert {file: file.stat().st_mtime_ns for file in done.folder.glob("trials/*/*")} == files
+
+
+def test_where_all_trials_fail_the_sweep_does(write_recipe: WriteRecipe, home: Path) -> None:
+    search = {"train.learning_rate": {"choice": [1.0e30, 1.0e31]}}
+    path = write_recipe(train={"epochs": 1, "batch_size": 16}, tune={"search": search})
+    with pytest.raises(RunError, match=r"^all 2 trials failed, trial 1 with: step \d+: the loss is .*error\.txt"):
+        run(path)
+
+
+def test_a_killed_sweep_goes_on(
+    write_recipe: WriteRecipe, start_sweep: StartSweep, home: Path, wait_until: WaitUntil
+) -> None:
+    search = {"train.learning_rate": {"log_uniform": [1.0e-4, 1.0e-2]}}
+    tune = {"trials": 5, "search": search, "scheduler": "none", "algorithm": "random"}
+    path = write_recipe(train={"epochs": 12, "batch_size": 4}, tune=tune)
+
+    def ledger() -> Ledger:
+        return Ledger(next(home.glob("sweeps/*/sweep.json")).parent)
+
+    def half_way() -> bool:
+        if not list(home.glob("sweeps/*/sweep.json")):
+            return False
+        known = ledger()
+        going = [trial for trial in known.unfinished() if len(trial.epochs) > 1]
+        return len(known.ended()) >= 2 and bool(going)
+
+    driver = start_sweep(path)
+    wait_until(lambda: half_way() or driver.poll() is not None, seconds=200)
+    driver.kill()
+    driver.wait()
+    before = ledger()
+    kept = {trial.number: trial for trial in before.ended()}
+    interrupted = {trial.number for trial in before.unfinished() if trial.epochs}
+    assert 2 <= len(kept) < 5
+    assert interrupted
+
+    answer = answer_of(start_sweep(path))
+    after = ledger()
+    assert [row["trial"] for row in answer["trials"]] == [1, 2, 3, 4, 5]
+    assert {row["status"] for row in answer["trials"]} == {"finished"}
+    assert {number: after.trials[number] for number in kept} == kept  # not touched, to the last digit
+    for number in interrupted:
+        assert after.trials[number].params == before.trials[number].params
+        assert len(after.trials[number].epochs) == 12
+        first_steps = [step for step in steps_of(after, number) if step == 1]
+        assert len(first_steps) == 1, "it started over instead of going on"
+
+    # Undisturbed, the same trials with the same results: neither the searcher nor a trial has forgotten anything.
+    for file in home.glob("sweeps/*/trials/*/trial.json"):
+        file.unlink()
+    undisturbed = answer_of(start_sweep(path))
+    for row, same in zip(answer["trials"], undisturbed["trials"], strict=True):
+        assert row["params"] == same["params"]
+        assert row["metrics"] == pytest.approx(same["metrics"], abs=1e-4)
+
+
+def steps_of(ledger: Ledger, number: int) -> list[int]:
+    lines = (ledger.place(number) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record["step"] for record in map(parse, lines) if record]
+
+
+def test_trials_of_two_workers_and_more_of_them_later(write_recipe: WriteRecipe, home: Path) -> None:
+    search = {"train.learning_rate": {"log_uniform": [1.0e-3, 1.0e-2]}}
+    train = {"epochs": 2, "batch_size": 16, "workers": 2}
+    first = run(write_recipe(train=train, tune={"trials": 1, "search": search}))
+    assert [(row["trial"], row["status"], row["epochs"]) for row in first.trials] == [(1, "finished", 2)]
+    one_worker = {"epochs": 2, "batch_size": 16, "workers": 1}  # not what is learned: the same sweep
+    second = run(write_recipe(train=one_worker, tune={"trials": 2, "search": search}))
+    assert second.folder == first.folder
+    assert second.trials[0] == first.trials[0]
+    assert [row["trial"] for row in second.trials] == [1, 2]
+
+
+def recipe_of(**train: Any) -> Recipe:
+    tree = {
+        "name": "x",
+        "data": {"sources": {"t": {"read": "t.csv"}}},
+        "model": {"task": "text-classification", "base": "b", "inputs": {"text": "text"}, "target": "y"},
+        "train": Train(**train),
+    }
+    return Recipe.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("workers", "available", "remaining", "at_once", "bundle", "share"),
+    [
+        ("auto", Resources(8, 0, 1), 20, 8, {"CPU": 1}, Resources(1, 0, 1)),
+        ("auto", Resources(8, 0, 1), 2, 2, {"CPU": 4}, Resources(4, 0, 1)),
+        ("auto", Resources(16, 4, 1), 20, 4, {"CPU": 4, "GPU": 1}, Resources(4, 1, 1)),
+        (2, Resources(16, 4, 2), 20, 2, {"memory": 1}, Resources(8, 2, 2)),
+        (2, Resources(2, 0, 1), 20, 1, {"memory": 1}, Resources(2, 0, 1)),
+    ],
+)
+def test_trials_share_what_there_is(
+    workers: Any, available: Resources, remaining: int, at_once: int, bundle: dict[str, int], share: Resources
+) -> None:
+    plan = plan_for(recipe_of(workers=workers), available, remaining)
+    assert (plan.at_once, plan.bundle, plan.share) == (at_once, bundle, share)
+
+
+def test_more_workers_than_there_are() -> None:
+    with pytest.raises(UserError, match=r"^train\.workers: 4 workers need as many cores, and there are 2; use auto$"):
+        plan_for(recipe_of(workers=4), Resources(2, 0, 1), 8)
+
+
+def test_a_metric_that_the_task_does_not_have() -> None:
+    search = {"train.warmup": {"uniform": [0, 0.1]}}
+    with pytest.raises(UserError, match=r"^tune\.metric: text-classification has no 'f1'; it has .*macro_f1"):
+        check_metric(recipe_of(), Tune.model_validate({"metric": "f1", "search": search}))
+    assert check_metric(recipe_of(), Tune.model_validate({"metric": "loss", "search": search})) == "min"

@@ -1,0 +1,228 @@
+"""What is mended or removed after the fusion, step by step, with what each step took away."""
+
+import datetime as dt
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from training.data.landing import Reject, as_text, typed
+from training.data.near_copies import first_of_copies
+from training.data.rows import Mask, Rows, empty, ranks, texts
+from training.recipe import Clean, Model
+
+TRUE, FALSE = {"true", "t", "yes", "y", "1"}, {"false", "f", "no", "n", "0"}
+WHOLE = re.compile(r"[+-]?\d{1,18}")
+
+
+@dataclass
+class Cleaned:
+    """Rows after cleaning.
+
+    Attributes:
+        rows: what is left.
+        rejects: one for each value that broke a rule; ``rejected_rows`` counts the rows.
+        steps: what each step removed: ``{"step", "removed", …}``; the ``removed`` add up to the rows that are gone.
+    """
+
+    rows: Rows
+    rejects: list[Reject] = field(default_factory=list)
+    rejected_rows: int = 0
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def drop(self, step: str, gone: Mask, **details: Any) -> None:
+        """Removes rows and notes it."""
+        self.steps.append({"step": step, "removed": int(gone.sum()), **details})
+        self.rows = self.rows.keep(~gone)
+
+    def put_aside(self, step: str, bad: dict[str, Mask], reasons: dict[str, str], before: Rows) -> None:
+        """Rejects rows with values that break a rule: column to where, and why."""
+        gone = np.zeros(len(self.rows), dtype=bool)
+        for column, mask in bad.items():
+            values = before.table[column]
+            for index in np.flatnonzero(mask).tolist():
+                self.rejects.append(before.reject(index, column, values[index].as_py(), reasons[column]))
+            gone |= mask
+        self.rejected_rows += int(gone.sum())
+        self.drop(step, gone, rejected=True)
+
+
+def clean(rows: Rows, options: Clean, model: Model) -> Cleaned:
+    """The rows as the recipe's `clean` wants them; rows without target or without any input are dropped too."""
+    done = Cleaned(rows)
+    if options.unicode != "none":
+        done.rows = _normalise(done.rows, options.unicode)
+    if options.types:
+        _types(done, options.types)
+    if options.allowed:
+        _allowed(done, options.allowed)
+    for column in options.drop_empty:
+        done.drop("drop_empty", empty(done.rows.table[column]), column=column)
+    _unusable(done, model)
+    if options.drop_duplicates:
+        _duplicates(done, options.drop_duplicates, model.target)
+    if options.drop_near_duplicates:
+        near = options.drop_near_duplicates
+        first = first_of_copies(texts(done.rows.table, near.columns), near.similarity)
+        _copies(done, "drop_near_duplicates", first, near.columns, model.target)
+    return done
+
+
+def _normalise(rows: Rows, form: str) -> Rows:
+    table = rows.table
+    changed = 0
+    for index, field_ in enumerate(table.schema):
+        if pa.types.is_string(field_.type):
+            column = pc.utf8_normalize(table[field_.name], form=form)
+            changed += 1
+            table = table.set_column(index, field_, column)
+    return rows.with_table(table) if changed else rows
+
+
+def _types(done: Cleaned, types: dict[str, str]) -> None:
+    before = done.rows
+    table = before.table
+    bad: dict[str, Mask] = {}
+    for column, kind in types.items():
+        array, mask = _as_type(table[column], kind)
+        bad[column] = mask
+        table = table.set_column(table.schema.get_field_index(column), column, array)
+    done.rows = before.with_table(table)
+    done.put_aside("types", bad, {column: f"not a {kind}" for column, kind in types.items()}, before)
+
+
+def _as_type(column: pa.ChunkedArray, kind: str) -> tuple[pa.Array, Mask]:
+    """The column as another type, and where a value does not fit. Each distinct value is converted once."""
+    encoded = column.combine_chunks().dictionary_encode()
+    read, arrow = READERS[kind]
+    values: list[Any] = []
+    misfits: list[bool] = []
+    for value in encoded.dictionary.to_pylist():
+        try:
+            values.append(None if _blank(value) else read(value))
+            misfits.append(False)
+        except (ValueError, OverflowError):
+            values.append(None)
+            misfits.append(True)
+    codes = encoded.indices
+    converted = pa.array(values, arrow).take(codes)
+    bad = pc.fill_null(pa.array(misfits, pa.bool_()).take(codes), False)
+    return converted, np.asarray(bad.to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def _blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, str):
+        text = value.strip()
+        if not WHOLE.fullmatch(text):
+            raise ValueError
+        return int(text)
+    if int(value) != value:
+        raise ValueError
+    return int(value)
+
+
+def _float(value: Any) -> float:
+    number = float(value.strip() if isinstance(value, str) else value)
+    if not math.isfinite(number) or (isinstance(value, str) and "_" in value):
+        raise ValueError
+    return number
+
+
+def _boolean(value: Any) -> bool:
+    text = as_text(value).strip().lower()
+    if text not in TRUE | FALSE:
+        raise ValueError
+    return text in TRUE
+
+
+def _timestamp(value: Any) -> dt.datetime:
+    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
+        value = dt.datetime(value.year, value.month, value.day)
+    if isinstance(value, str):
+        value = dt.datetime.fromisoformat(value.strip())
+    if not isinstance(value, dt.datetime):
+        raise ValueError
+    return value.astimezone(dt.UTC).replace(tzinfo=None) if value.tzinfo else value
+
+
+READERS: dict[str, tuple[Callable[[Any], Any], pa.DataType]] = {
+    "integer": (_integer, pa.int64()),
+    "float": (_float, pa.float64()),
+    "boolean": (_boolean, pa.bool_()),
+    "timestamp": (_timestamp, pa.timestamp("us")),
+    "string": (as_text, pa.string()),
+}
+
+
+def _allowed(done: Cleaned, allowed: dict[str, list[Any]]) -> None:
+    """A missing value is no other value: it is `drop_empty` that removes it."""
+    bad: dict[str, Mask] = {}
+    for column, values in allowed.items():
+        known = {as_text(value) for value in values}
+        known |= {as_text(float(value)) for value in values if isinstance(value, int) and not isinstance(value, bool)}
+        encoded = done.rows.table[column].combine_chunks().dictionary_encode()
+        wrong = [as_text(value) not in known for value in encoded.dictionary.to_pylist()]
+        taken = pc.fill_null(pa.array(wrong, pa.bool_()).take(encoded.indices), False)
+        bad[column] = np.asarray(taken.to_numpy(zero_copy_only=False), dtype=bool)
+    reasons = {column: f"not one of {_shown(values)}" for column, values in allowed.items()}
+    done.put_aside("allowed", bad, reasons, done.rows)
+
+
+def _shown(values: list[Any]) -> str:
+    shown = ", ".join(map(as_text, values[:8]))
+    return f"{shown}, … ({len(values)} in all)" if len(values) > 8 else shown
+
+
+def _unusable(done: Cleaned, model: Model) -> None:
+    """Nothing can be learned from a row without its target, nor from one with nothing to read."""
+    done.drop("without_target", empty(done.rows.table[model.target]), column=model.target)
+    inputs = input_columns(model)
+    nothing = np.ones(len(done.rows), dtype=bool)
+    for column in inputs:
+        nothing &= empty(done.rows.table[column])
+    done.drop("without_input", nothing, columns=inputs)
+
+
+def input_columns(model: Model) -> list[str]:
+    """The columns that the model reads, each once."""
+    return list(dict.fromkeys(column for columns in model.inputs.values() for column in columns))
+
+
+def _duplicates(done: Cleaned, columns: list[str], target: str) -> None:
+    table = done.rows.table
+    keys = np.stack([ranks(table[column]) for column in columns], axis=1) if len(table) else np.zeros((0, 1))
+    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    _copies(done, "drop_duplicates", first[group.reshape(-1)], columns, target)
+
+
+def _copies(done: Cleaned, step: str, first: Any, columns: list[str], target: str) -> None:
+    """Drops rows that copy an earlier one; ``conflicting`` counts those whose target is another than the kept row's."""
+    gone = first != np.arange(len(first))
+    targets = ranks(done.rows.table[target])
+    conflicting = int((targets[gone] != targets[first[gone]]).sum())
+    done.drop(step, gone, columns=columns, conflicting=conflicting)
+
+
+def same_types(table: pa.Table, model: pa.Table) -> pa.Table:
+    """``table`` with the column types of ``model``, where its values fit; as text where they do not.
+
+    Raises:
+        KeyError: a column is missing.
+    """
+    columns = []
+    for field_ in model.schema:
+        column = table[field_.name].combine_chunks()
+        try:
+            columns.append(column if column.type == field_.type else column.cast(field_.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            columns.append(typed([None if value is None else as_text(value) for value in column.to_pylist()]))
+    return pa.table(dict(zip(model.schema.names, columns, strict=True)))

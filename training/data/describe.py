@@ -1,0 +1,64 @@
+"""Figures about the columns of a table: what is missing, how many values there are, how long texts are."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from training.data.landing import as_text
+from training.data.rows import empty
+
+MOST_VALUES = 200
+"""A label column with more values than this is shown by its commonest ones."""
+
+
+def columns(table: pa.Table) -> dict[str, dict[str, Any]]:
+    """For each column: ``type``, ``missing`` rows, ``distinct`` values, and the ``characters`` of a text or the ``range`` of
+    a number or time."""
+    return {field.name: _column(table[field.name], field.type) for field in table.schema}
+
+
+def labels(table: pa.Table, column: str) -> dict[str, int]:
+    """The rows of each value of a column, the commonest first."""
+    counted = pc.value_counts(table[column].combine_chunks()).to_pylist()
+    pairs = [(as_text(one["values"]), one["counts"]) for one in counted if one["values"] is not None]
+    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:MOST_VALUES])
+
+
+def _column(column: pa.ChunkedArray, kind: pa.DataType) -> dict[str, Any]:
+    missing = empty(column)
+    present = column.filter(pa.array(~missing))
+    figures: dict[str, Any] = {"type": _type_name(kind), "missing": int(missing.sum())}
+    if not pa.types.is_nested(kind):
+        figures["distinct"] = pc.count_distinct(present).as_py()
+    if pa.types.is_string(kind):
+        figures["characters"] = _lengths(present)
+    elif len(present) and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)):
+        ends = pc.min_max(present)
+        figures["range"] = [_plain(ends["min"].as_py()), _plain(ends["max"].as_py())]
+    return figures
+
+
+def _lengths(texts: pa.ChunkedArray) -> dict[str, float]:
+    if not len(texts):
+        return {}
+    lengths = pc.utf8_length(texts).to_numpy()
+    shares = {"median": 50, "p95": 95, "max": 100}
+    return {"mean": round(float(lengths.mean()), 1)} | {n: int(np.percentile(lengths, p)) for n, p in shares.items()}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float) else as_text(value)
+
+
+def _type_name(kind: pa.DataType) -> str:
+    names = {
+        "integer": pa.types.is_integer,
+        "float": pa.types.is_floating,
+        "boolean": pa.types.is_boolean,
+        "text": pa.types.is_string,
+        "timestamp": pa.types.is_timestamp,
+        "date": pa.types.is_date,
+    }
+    return next((name for name, fits in names.items() if fits(kind)), str(kind))

@@ -1,0 +1,120 @@
+"""Daft, which runs the fuse statement: embedded in this process, or on Ray when the run is on a cluster."""
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from cluster.session import on_cluster
+from training.data.landing import HIDDEN, ROW, Landed
+
+if TYPE_CHECKING:
+    import daft
+
+CURES = {
+    "Unsupported operator: '||'": "join texts with concat(a, b)",
+    "on types: Timestamp": "compare a time with CAST('2024-01-31' AS TIMESTAMP)",
+    "on types: String, Timestamp": "compare a time with CAST('2024-01-31' AS TIMESTAMP)",
+    "CrossJoin": "write JOIN … ON with the columns that belong together",
+    "QUALIFY": "put the window function into a subquery and filter around it with WHERE",
+}
+
+
+class StatementError(Exception):
+    """Daft would not run a statement; the message is its reason in one line, with a cure where one is known."""
+
+
+def tables(sources: Mapping[str, Landed], *, numbered: bool) -> "dict[str, daft.DataFrame]":
+    """The sources as Daft tables; ``numbered`` adds each table's row numbers as the column :func:`row_column`."""
+    return {name: _table(name, landed, numbered) for name, landed in sources.items()}
+
+
+def row_column(table: str) -> str:
+    """The hidden column that holds the row numbers of ``table``. Its name differs by table: joins keep both."""
+    return f"{HIDDEN}row_{table}"
+
+
+def run(statement: str, sources: "Mapping[str, daft.DataFrame]") -> pa.Table:
+    """What the statement gives. The order of its rows is Daft's, which may differ from run to run.
+
+    Raises:
+        StatementError: Daft refuses it.
+    """
+    return collect(plan(statement, sources))
+
+
+def plan(statement: str, sources: "Mapping[str, daft.DataFrame]") -> "daft.DataFrame":
+    """The statement as a table that is not computed yet."""
+    daft = _daft()
+    try:
+        return daft.sql(statement, register_globals=False, **sources)
+    except Exception as error:  # Daft raises its own types, plain Exception and Rust panics alike
+        raise StatementError(_reason(error)) from None
+
+
+def collect(frame: "daft.DataFrame") -> pa.Table:
+    """The rows of a table.
+
+    Raises:
+        StatementError: computing it failed.
+    """
+    names = frame.column_names
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise StatementError(f"two columns are named '{twice}'; rename one with AS")
+    try:
+        table = frame.to_arrow()
+    except Exception as error:
+        raise StatementError(_reason(error)) from None
+    return table.cast(pa.schema([(field.name, _plain_type(field.type)) for field in table.schema]))
+
+
+def _table(name: str, landed: Landed, numbered: bool) -> "daft.DataFrame":
+    daft = _daft()
+    frame = daft.read_parquet(landed.paths)
+    column = row_column(name)
+    if not landed.numbered:
+        return frame._add_monotonically_increasing_id(column) if numbered else frame
+    return frame.with_column_renamed(ROW, column) if numbered else frame.exclude(ROW)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """The types that Parquet readers everywhere agree on."""
+    if pa.types.is_large_string(kind) or pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_integer(kind):
+        return pa.int64()
+    return pa.float64() if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else kind
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    marked = [line.removeprefix("REASON:").strip() for line in lines if line.startswith("REASON:")]
+    causes = [line.removeprefix("Due to:").strip() for line in lines if line.startswith("Due to:")]
+    reason = (marked or causes or lines or [type(error).__name__])[0]
+    for noise in ("DaftError::External ", "DaftError::TypeError ", "DaftError::ValueError ", "Daft error: "):
+        reason = reason.replace(noise, "")
+    cure = next((cure for sign, cure in CURES.items() if sign in str(error)), None)
+    return f"{reason}; {cure}" if cure else reason
+
+
+def _daft() -> "daft":  # type: ignore[valid-type]
+    _choose_runner()
+    import daft
+
+    return daft
+
+
+@functools.cache
+def _choose_runner() -> None:
+    """Daft takes its runner once in a process, and would take Ray whenever a local session happens to be open."""
+    os.environ["DAFT_PROGRESS_BAR"] = "0"  # its bar writes over ours
+    os.environ["DAFT_ANALYTICS_ENABLED"] = "0"  # nothing about a company's data leaves the machine
+    import daft
+
+    if on_cluster():
+        daft.set_runner_ray(noop_if_initialized=True)
+    else:
+        daft.set_runner_native()

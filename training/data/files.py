@@ -1,0 +1,142 @@
+"""Which files a `read:` means, and their bytes: on this machine, or behind an address such as s3://."""
+
+import fnmatch
+import gzip
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+import pyarrow as pa
+import pyarrow.fs
+
+from cluster.errors import RunError, UserError
+from training.recipe import Source
+
+ENDINGS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+GLOB = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a source. ``address`` is an absolute path, or a URL where the file lies elsewhere."""
+
+    address: str
+
+    @property
+    def name(self) -> str:
+        """The last part of the address, for messages."""
+        return PurePosixPath(self.address).name
+
+    @property
+    def remote(self) -> bool:
+        return "://" in self.address
+
+    def open(self) -> IO[bytes]:
+        """The file's bytes, unpacked where it ends in ``.gz``."""
+        if not self.remote:
+            raw: Any = open(self.address, "rb")
+        else:
+            system, path = pa.fs.FileSystem.from_uri(self.address)
+            raw = system.open_input_stream(path, compression=None)
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if self.name.endswith(".gz") else cast(IO[bytes], raw)
+
+    def digest(self) -> str:
+        """The SHA-256 of the bytes as stored."""
+        if not self.remote:
+            with open(self.address, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        system, path = pa.fs.FileSystem.from_uri(self.address)
+        digest = hashlib.sha256()
+        with system.open_input_stream(path, compression=None) as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def find(name: str, source: Source, folder: Path) -> list[File]:
+    """The files of a `read:` source, sorted by name.
+
+    Raises:
+        UserError: there is none, or it is a folder.
+        RunError: the store behind an address cannot be reached.
+    """
+    assert source.read is not None
+    if "://" in source.read:
+        return _find_remote(name, source.read)
+    pattern = Path(source.read).expanduser()
+    pattern = pattern if pattern.is_absolute() else folder / pattern
+    if pattern.is_file():
+        return [File(str(pattern.resolve()))]
+    if pattern.is_dir():
+        raise UserError(
+            f"data.sources.{name}.read: {source.read} is a folder; name its files, e.g. {source.read}/*.csv"
+        )
+    matches = _matches(pattern) if GLOB.search(str(pattern)) else []
+    if not matches:
+        what = "no file matches" if GLOB.search(source.read) else "there is no file"
+        raise UserError(f"data.sources.{name}.read: {what} {source.read} (looked in {folder})")
+    return [File(str(path.resolve())) for path in matches]
+
+
+def _matches(pattern: Path) -> list[Path]:
+    root = Path(pattern.anchor)
+    return sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())
+
+
+def _find_remote(name: str, address: str) -> list[File]:
+    scheme, _, rest = address.partition("://")
+    try:
+        if not GLOB.search(address):
+            system, path = pa.fs.FileSystem.from_uri(address)
+            found = [path] if system.get_file_info(path).type == pa.fs.FileType.File else []
+        else:
+            system, root = pa.fs.FileSystem.from_uri(f"{scheme}://{_fixed_part(rest)}")
+            selector = pa.fs.FileSelector(root, recursive=True, allow_not_found=True)
+            infos = system.get_file_info(selector)
+            wanted = root + rest[len(_fixed_part(rest)) :]
+            found = sorted(i.path for i in infos if i.is_file and fnmatch.fnmatch(i.path, wanted))
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"data.sources.{name}.read: {address} cannot be reached: {reason}") from None
+    if not found:
+        raise UserError(f"data.sources.{name}.read: there is no file {address}")
+    return [File(f"{scheme}://{path}") for path in found]
+
+
+def _fixed_part(path: str) -> str:
+    """The folders before the first wildcard."""
+    return path[: GLOB.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+
+
+def format_of(name: str, source: Source, files: list[File]) -> str:
+    """csv, json, jsonl or parquet: as the recipe says, else as the ending tells.
+
+    Raises:
+        UserError: neither tells.
+    """
+    if source.format:
+        return source.format
+    ending = PurePosixPath(files[0].name.removesuffix(".gz")).suffix.lower()
+    if ending not in ENDINGS:
+        raise UserError(
+            f"data.sources.{name}.read: the ending of {files[0].name} does not tell its format; "
+            f"add data.sources.{name}.format: csv, json, jsonl or parquet"
+        )
+    return ENDINGS[ending]
+
+
+def delimiter_of(source: Source, file: File) -> str:
+    """What separates the columns of a CSV file: as the recipe says, else a tab for ``.tsv`` and a comma for others."""
+    if "delimiter" not in source.model_fields_set and file.name.removesuffix(".gz").lower().endswith(".tsv"):
+        return "\t"
+    return source.delimiter

@@ -1,0 +1,127 @@
+"""The fuse statement run over landed sources: one table whose rows have one order and know where they came from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.errors import UserError
+from training.data import engine
+from training.data.joins import measure
+from training.data.landing import HIDDEN, Landed
+from training.data.rows import Rows, ranks
+from training.data.statement import ORIGIN, Statement, Unreadable
+
+
+class Fusion:
+    """The recipe's way from sources to one table.
+
+    ``held_out`` are the names of sources that are a split of their own. For one of those the statement runs again
+    with it in the place of the main source, everywhere the statement names that: the first table of the outermost
+    FROM. Without a statement a source is simply read.
+
+    Raises:
+        UserError: the statement names a held out source, whose rows would then be trained on.
+    """
+
+    def __init__(self, statement: str | None, sources: Mapping[str, Landed], held_out: set[str]) -> None:
+        self.sources = dict(sources)
+        self._text = statement
+        self._statement: Statement | None = None
+        self.joined = [name for name in sources if name not in held_out]
+        self.main: str | None = self.joined[0]
+        if statement is None:
+            return
+        try:
+            self._statement = Statement(statement, self.joined)
+        except Unreadable:  # Daft will say what is wrong, or understand it all the same
+            self.main = self.joined[0] if len(self.joined) == 1 else None
+            return
+        self.main = self._statement.main()
+        leaked = Statement(statement, sources).named() & held_out
+        if leaked:
+            name = min(leaked)
+            raise UserError(
+                f"data.fuse: the statement reads '{name}', which data.split holds out: its rows would be trained on. "
+                f"Leave it out; the statement runs on '{name}' too, in the place of '{self.main}'"
+            )
+
+    def rows(self, held_out: str | None = None) -> Rows:
+        """The fused rows, or those of a held out source.
+
+        Raises:
+            UserError: Daft refuses the statement; names the reason, the tables and their columns.
+        """
+        if self._text is None:
+            return self._read(held_out or self.joined[0])
+        tables = {name: self.sources[name] for name in self.joined}
+        if held_out:
+            if self.main is None:
+                raise UserError(f"data.fuse: cannot tell which table '{held_out}' is to stand for; simplify the FROM")
+            tables[self.main] = self.sources[held_out]
+        return self._run(self._text, tables, held_out)
+
+    def joins(self) -> list[dict[str, Any]]:
+        """What each join matched."""
+        if self._statement is None:
+            return []
+        tables = {name: self.sources[name] for name in self.joined}
+        return measure(self._statement, engine.tables(tables, numbered=False))
+
+    def _read(self, name: str) -> Rows:
+        frame = engine.tables({name: self.sources[name]}, numbered=True)[name]
+        table = engine.collect(frame)
+        column = engine.row_column(name)
+        table = table.rename_columns([f"{ORIGIN}0" if one == column else one for one in table.column_names])
+        return self._ordered(table, {f"{ORIGIN}0": name}, [], {name: self.sources[name]})
+
+    def _run(self, text: str, tables: dict[str, Landed], held_out: str | None) -> Rows:
+        tracked = self._statement.tracked(engine.row_column) if self._statement else None
+        if tracked and self._statement:
+            try:
+                table = engine.run(tracked[0], engine.tables(tables, numbered=True))
+                return self._ordered(table, tracked[1], self._statement.order(), tables)
+            except engine.StatementError:
+                pass  # the statement as written gives the error that its author understands, or works
+        try:
+            table = engine.run(text.strip().rstrip(";"), engine.tables(tables, numbered=False))
+        except engine.StatementError as error:
+            raise UserError(self._failure(str(error), tables, held_out)) from None
+        order = self._statement.order() if self._statement else []
+        return self._ordered(table, {}, [one for one in order if one[0] in table.column_names], tables)
+
+    def _failure(self, reason: str, tables: dict[str, Landed], held_out: str | None) -> str:
+        where = f"data.fuse (with '{held_out}' in the place of '{self.main}')" if held_out else "data.fuse"
+        there = "; ".join(f"{name}({', '.join(landed.schema.names)})" for name, landed in tables.items())
+        return f"{where}: {reason.rstrip('.')}. The tables are {there}"
+
+    def _ordered(
+        self, table: pa.Table, origins: dict[str, str], order: list[tuple[str, bool, bool]], tables: dict[str, Landed]
+    ) -> Rows:
+        """The rows in the statement's ORDER BY, then as they stand in the sources, then by content."""
+        keys = [ranks(table[name], descending=down, nulls_first=first) for name, down, first in order]
+        keys += [ranks(table[name]) for name, source in origins.items() if tables[source].ordered]
+        shown = [name for name in table.column_names if HIDDEN not in name]
+        if _ties(keys, table.num_rows):
+            keys += [ranks(table[name]) for name in shown]
+        if keys and table.num_rows:
+            table = table.take(pa.array(np.lexsort(keys[::-1])))
+        numbers: dict[str, Any] = {}
+        for hidden, source in origins.items():
+            first = 0 if tables[source].numbered else 1  # Daft counts the rows of a Parquet file from 0
+            numbers.setdefault(tables[source].name, table[hidden].fill_null(-first).to_numpy().astype(np.int64) + first)
+        return Rows(table.select(shown), numbers, self._column_sources(shown, numbers))
+
+    def _column_sources(self, columns: list[str], numbers: Mapping[str, Any]) -> dict[str, str]:
+        """The source that a column is looked up in: the first of the statement's tables that has it, else the main one."""
+        if not numbers:
+            return {}
+        main = next(iter(numbers))
+        having = {name: set(self.sources[name].schema.names) for name in numbers}
+        return {one: next((name for name, names in having.items() if one in names), main) for one in columns}
+
+
+def _ties(keys: list[Any], rows: int) -> bool:
+    """Whether two rows are equal in all keys."""
+    return not keys or len(np.unique(np.stack(keys, axis=1), axis=0)) < rows

@@ -1,0 +1,364 @@
+"""Landing: rows of any source become one Parquet file whose columns have one type each, with bounded memory.
+
+A column's type is only known when its last row has been read. So rows are kept batch by batch as they come (parts), and
+written once more in their final types at the end. A type is taken only if nothing is lost by it: ``00123`` stays text.
+"""
+
+import datetime as dt
+import decimal
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from cluster.errors import UserError
+
+HIDDEN = "__headrace_"
+"""The prefix of columns that are ours and never reach a fused table."""
+
+ROW = HIDDEN + "row"
+"""The column of a landed file that holds each row's number in its source."""
+
+PART_ROWS = 50_000
+LARGEST_EXACT = 2**53  # beyond it a float cannot hold every whole number
+
+BOOLEANS = (("true", "false"), ("True", "False"), ("TRUE", "FALSE"))
+PATTERNS = {
+    "integer": r"^(0|-?[1-9]\d{0,17})$",
+    "float": r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,3})?$",
+    "date": r"^\d{4}-\d\d-\d\d$",
+    "timestamp": r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?$",
+    "instant": r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?Z$",
+}
+ARROW_TYPES = {
+    "integer": pa.int64(),
+    "float": pa.float64(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us"),
+    "instant": pa.timestamp("us", "UTC"),
+}
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One row that could not be used.
+
+    Attributes:
+        source: the source's name, or ``fuse`` where the row exists only in the fused table.
+        row: in a text file the line on which the row begins (the first line is 1); elsewhere the row's number from 1.
+        column: the column at fault, where one is.
+        value: the value at fault, or the whole row as text.
+        reason: why, in a few words.
+    """
+
+    source: str
+    row: int | None
+    column: str | None
+    value: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A source as Parquet.
+
+    Attributes:
+        paths: the Parquet files, in order.
+        schema: the columns of the table (without :data:`ROW`).
+        rows: how many rows can be used.
+        rejects: one or more for each row that cannot.
+        rejected_rows: how many rows that is.
+        numbered: the files hold :data:`ROW`.
+        ordered: the order of the rows means something and is the same each time they are read.
+        digest: of the rows, whatever their order; only where it was asked for.
+    """
+
+    name: str
+    kind: str
+    paths: list[str]
+    schema: pa.Schema
+    rows: int
+    rejects: list[Reject] = field(default_factory=list, repr=False)
+    rejected_rows: int = 0
+    numbered: bool = True
+    ordered: bool = True
+    digest: str | None = None
+    files: int = 1
+    warnings: list[str] = field(default_factory=list)
+
+
+class Landing:
+    """Collects the rows of one source.
+
+    Args:
+        folder: where the Parquet file and the parts are written.
+        name: the source's name.
+        infer: values are text, as in CSV, and types are found by looking at all of them.
+        limit: land no more rows than this.
+    """
+
+    def __init__(self, folder: Path, name: str, *, infer: bool = False, limit: int | None = None) -> None:
+        self.folder = folder
+        self.name = name
+        self.infer = infer
+        self.limit = limit
+        self.rows = 0
+        self.rejects: list[Reject] = []
+        self.rejected_rows = 0
+        self.warnings: list[str] = []
+        self._columns: dict[str, _Column] = {}
+        self._parts: list[Path] = []
+        self._part_folder = folder / f"{name}.parts-{uuid.uuid4().hex[:8]}"
+
+    @property
+    def full(self) -> bool:
+        """As many rows have landed as were asked for."""
+        return self.limit is not None and self.rows >= self.limit
+
+    def declare(self, names: Iterable[str]) -> None:
+        """Names columns that exist even if no row follows."""
+        for name in names:
+            self._column(name)
+
+    def reject(self, row: int | None, column: str | None, value: Any, reason: str) -> None:
+        """Puts one row aside."""
+        self.rejects.append(Reject(self.name, row, column, None if value is None else as_text(value), reason))
+        self.rejected_rows += 1
+
+    def add(self, columns: Mapping[str, Sequence[Any] | pa.Array], numbers: Sequence[int]) -> None:
+        """Takes rows, column by column; ``numbers`` are their numbers in the source."""
+        room = len(numbers) if self.limit is None else min(len(numbers), self.limit - self.rows)
+        if room <= 0:
+            return
+        arrays = {ROW: pa.array(numbers[:room], pa.int64())}
+        for name, values in columns.items():
+            array = _wide(values[:room]) if isinstance(values, pa.Array) else typed(values[:room])
+            arrays[name] = self._column(name).see(array, self.infer)
+        self._write_part(pa.table(arrays))
+        self.rows += room
+
+    def add_rows(self, records: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
+        """Takes rows as mappings, which need not have the same keys."""
+        names = dict.fromkeys(name for record in records for name in record)
+        self.add({name: [record.get(name) for record in records] for name in names}, numbers)
+
+    def finish(self, kind: str, *, ordered: bool = True, digest: bool = False, files: int = 1) -> Landed:
+        """Writes the Parquet file in its final types and removes the parts."""
+        types = {name: column.final(self.infer) for name, column in self._columns.items()}
+        schema = pa.schema([*types.items(), (ROW, pa.int64())])
+        total = _RowDigest()
+        path = self.folder / f"{self.name}.parquet"
+        with pq.ParquetWriter(path, schema) as writer:
+            for table in self._read_parts(schema):
+                writer.write_table(table)
+                if digest:
+                    total.add(table.drop_columns([ROW]))
+        shutil.rmtree(self._part_folder, ignore_errors=True)
+        return Landed(
+            name=self.name,
+            kind=kind,
+            paths=[str(path)],
+            schema=pa.schema(list(types.items())),
+            rows=self.rows,
+            rejects=self.rejects,
+            rejected_rows=self.rejected_rows,
+            ordered=ordered,
+            digest=total.hex(schema) if digest else None,
+            files=files,
+            warnings=self.warnings,
+        )
+
+    def _column(self, name: str) -> "_Column":
+        if name.startswith(HIDDEN):
+            raise UserError(f"data.sources.{self.name}: a column may not be called '{name}'; rename it")
+        return self._columns.setdefault(name, _Column())
+
+    def _write_part(self, table: pa.Table) -> None:
+        self._part_folder.mkdir(parents=True, exist_ok=True)
+        path = self._part_folder / f"{len(self._parts):06d}.arrow"
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+        self._parts.append(path)
+
+    def _read_parts(self, schema: pa.Schema) -> Iterator[pa.Table]:
+        for path in self._parts:
+            with pa.memory_map(str(path)) as file:
+                part = pa.ipc.open_file(file).read_all()
+                arrays = [
+                    convert(part[name].combine_chunks(), kind)
+                    if name in part.column_names
+                    else pa.nulls(part.num_rows, kind)
+                    for name, kind in zip(schema.names, schema.types, strict=True)
+                ]
+                yield pa.Table.from_arrays(arrays, schema=schema)
+
+
+class _Column:
+    """What has been seen of one column."""
+
+    def __init__(self) -> None:
+        self.types: set[pa.DataType] = set()
+        self.could_be = [*BOOLEANS, *PATTERNS]
+        self.seen = False
+
+    def see(self, array: pa.Array, infer: bool) -> pa.Array:
+        if infer:
+            self._narrow(array)
+        elif not pa.types.is_null(array.type):
+            self.types.add(array.type)
+        return array
+
+    def _narrow(self, array: pa.Array) -> None:
+        present = array.drop_null()
+        if not len(present):
+            return
+        self.seen = True
+        self.could_be = [kind for kind in self.could_be if _fits(present, kind)]
+
+    def final(self, infer: bool) -> pa.DataType:
+        if infer:
+            if not self.seen or not self.could_be:
+                return pa.string()
+            return ARROW_TYPES.get(self.could_be[0], pa.bool_()) if isinstance(self.could_be[0], str) else pa.bool_()
+        return one_type(self.types)
+
+
+def _fits(present: pa.Array, kind: str | tuple[str, str]) -> bool:
+    """Whether each value (text, none null) is of that kind and would read the same when written again."""
+    if isinstance(kind, tuple):
+        return bool(pc.all(pc.is_in(present, pa.array(kind))).as_py())
+    if not pc.all(pc.match_substring_regex(present, PATTERNS[kind])).as_py():
+        return False
+    try:
+        present.cast(ARROW_TYPES[kind])  # 2024-02-30 looks like a date and is none
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def one_type(types: set[pa.DataType]) -> pa.DataType:
+    """The type that holds values of all ``types`` without loss; text where there is no other."""
+    if not types:
+        return pa.string()
+    if len(types) == 1:
+        return next(iter(types))
+    if types <= {pa.int64(), pa.float64()}:
+        return pa.float64()
+    if types <= {pa.date32(), pa.timestamp("us")}:
+        return pa.timestamp("us")
+    return pa.string()
+
+
+def typed(values: Sequence[Any]) -> pa.Array:
+    """Python values as an array of the narrowest type that holds them all; text where they are mixed."""
+    kinds = {type(value) for value in values} - {type(None)}
+    if not kinds:
+        return pa.nulls(len(values))
+    try:
+        if kinds <= {decimal.Decimal, int, float} and kinds != {int}:
+            return _floats(values)
+        if kinds in ({int}, {bool}, {str}, {bytes}, {dt.date}):
+            return pa.array(values)
+        if kinds == {dt.datetime}:
+            return _moments(values)
+    except (OverflowError, pa.ArrowInvalid):
+        pass
+    return pa.array([None if value is None else as_text(value) for value in values], pa.string())
+
+
+def _floats(values: Sequence[Any]) -> pa.Array:
+    for value in values:
+        if isinstance(value, int) and abs(value) > LARGEST_EXACT:
+            raise OverflowError
+    floats = [None if value is None else float(value) for value in values]
+    return pa.array([None if value is None or math.isnan(value) else value for value in floats], pa.float64())
+
+
+def _moments(values: Sequence[dt.datetime | None]) -> pa.Array:
+    aware = {value.tzinfo is not None for value in values if value is not None}
+    if len(aware) > 1:
+        raise OverflowError
+    return pa.array(values, pa.timestamp("us", "UTC") if True in aware else pa.timestamp("us"))
+
+
+def _wide(array: pa.Array) -> pa.Array:
+    """``array`` in the widest type of its kind, so that the parts of a column have one type."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _wide(array.dictionary_decode())
+    if pa.types.is_integer(kind):
+        return array.cast(pa.int64()) if kind != pa.uint64() else typed(array.to_pylist())
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return array.cast(pa.float64())
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return array.cast(pa.string())
+    if pa.types.is_timestamp(kind):
+        return array.cast(pa.timestamp("us", kind.tz and "UTC"), safe=False)
+    return array
+
+
+def as_text(value: Any) -> str:
+    """A value as the text that a person would write for it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).decode("utf-8", "backslashreplace")
+    return str(value)
+
+
+def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """``array`` as ``kind``, which holds it without loss (see :func:`one_type`)."""
+    if array.type == kind:
+        return array
+    if kind == pa.bool_() and pa.types.is_string(array.type):
+        return pc.equal(pc.utf8_lower(array), "true")
+    if kind == pa.string() and not pa.types.is_null(array.type):
+        return pa.array([None if value is None else as_text(value) for value in array.to_pylist()], pa.string())
+    return array.cast(kind)
+
+
+class _RowDigest:
+    """A digest of rows that does not depend on their order: a database may return them in another one each time."""
+
+    def __init__(self) -> None:
+        self.sum = np.uint64(0)
+        self.mixed = np.uint64(0)
+        self.rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        texts = {
+            name: pc.fill_null(convert(column.combine_chunks(), pa.string()), "\0") for name, column in _items(table)
+        }
+        hashes = pd.util.hash_pandas_object(pd.DataFrame({n: t.to_numpy(False) for n, t in texts.items()}), index=False)
+        values = hashes.to_numpy(np.uint64)
+        with np.errstate(over="ignore"):
+            self.sum += values.sum(dtype=np.uint64)
+            self.mixed += (values * values).sum(dtype=np.uint64)
+        self.rows += table.num_rows
+
+    def hex(self, schema: pa.Schema) -> str:
+        names = ",".join(f"{name}:{kind}" for name, kind in zip(schema.names, schema.types, strict=True))
+        return f"{int(self.sum):016x}{int(self.mixed):016x}-{self.rows}-{names}"
+
+
+def _items(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    return zip(table.column_names, table.columns, strict=True)

@@ -1,0 +1,289 @@
+"""Rows parted into train, validation and test, so that no row and no near copy of one stands in two of them.
+
+A test that has seen the training rows measures memory. Two ways keep them apart:
+
+- random and stratified: near copies stay together as one unit, which goes to one split as a whole;
+- by group, by time and with held out sources the side of a row is given. There a copy is removed from the side
+  that matters less: from train first, then from validation; the test split is measured as it comes.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.errors import UserError
+from training.data.landing import as_text
+from training.data.near_copies import components, copied_in
+from training.data.rows import ranks, texts
+from training.recipe import Split
+
+SPLITS = ("train", "validation", "test")
+SIMILARITY = 0.9
+"""From here on two inputs are near copies. High, because a pair of different questions may differ in one word."""
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Parted:
+    """The three splits, and how they were kept apart.
+
+    Attributes:
+        tables: split to its rows, in the order that they had.
+        report: how the rows were parted; ``removed`` counts by split the near copies that were taken out of it.
+    """
+
+    tables: dict[str, pa.Table]
+    report: dict[str, Any]
+
+
+def split(table: pa.Table, held_out: dict[str, pa.Table], options: Split, inputs: list[str]) -> Parted:
+    """Parts ``table``; ``held_out`` holds the splits that are sources of their own.
+
+    Args:
+        inputs: the columns that the model reads; those of text decide what near copies are.
+
+    Raises:
+        UserError: there are too few rows, groups or times for the splits that are asked for.
+    """
+    columns = [name for name in inputs if pa.types.is_string(table.schema.field(name).type)]
+    apart = _Apart(columns)
+    test = held_out.get("test")
+    validation = held_out.get("validation")
+    if test is not None and validation is not None:
+        validation = apart.without_copies("validation", validation, [test])
+    references = [part for part in (test, validation) if part is not None]
+    rest = apart.without_copies("train", table, references) if references else table
+    fractions = _fractions(options, held_out)
+    side = _sides(rest, fractions, options, columns, apart)
+    parts = {name: rest.filter(pa.array(side == name)) for name in SPLITS}
+    parts |= {name: part for name, part in (("test", test), ("validation", validation)) if part is not None}
+    if options.group or options.time:
+        parts = _drop_copies(parts, fractions, apart)
+    _check(parts, fractions, options)
+    return Parted(parts, {"by": _way(options), **apart.report()})
+
+
+class _Apart:
+    """Keeps count of what was done to hold near copies apart."""
+
+    def __init__(self, columns: list[str]) -> None:
+        self.columns = columns
+        self.removed = dict.fromkeys(SPLITS, 0)
+        self.together = 0
+
+    def without_copies(self, name: str, table: pa.Table, references: list[pa.Table]) -> pa.Table:
+        """``table`` without the rows that are near copies of one in ``references``."""
+        if not self.columns or not table.num_rows:
+            return table
+        others = [text for reference in references for text in texts(reference, self.columns)]
+        copied = copied_in(texts(table, self.columns), others, SIMILARITY)
+        self.removed[name] += int(copied.sum())
+        return table.filter(pa.array(~copied))
+
+    def units(self, table: pa.Table) -> Ints:
+        """A number for each row, equal for rows that must stay together."""
+        if not self.columns:
+            return np.arange(table.num_rows)
+        units = components(texts(table, self.columns), SIMILARITY)
+        sizes = np.bincount(units, minlength=1)
+        self.together = int(sizes[sizes > 1].sum())
+        return units
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "near_copies": {
+                "columns": self.columns,
+                "similarity": SIMILARITY,
+                "removed": self.removed,
+                "kept_together": self.together,
+            }
+        }
+
+
+def _fractions(options: Split, held_out: dict[str, pa.Table]) -> dict[str, float]:
+    """The splits that are drawn from the rows, the test first: it matters most that it is well filled."""
+    wanted = {"test": options.test, "validation": options.validation}
+    return {n: f for n, f in wanted.items() if n not in held_out and isinstance(f, float) and f > 0}
+
+
+def _way(options: Split) -> str:
+    for way in ("stratify", "group", "time"):
+        if column := getattr(options, way):
+            return f"{way} {column}"
+    return "random"
+
+
+def _sides(
+    table: pa.Table, fractions: dict[str, float], options: Split, columns: list[str], apart: _Apart
+) -> npt.NDArray[np.str_]:
+    """The split of each row."""
+    if not fractions or not table.num_rows:
+        return np.full(table.num_rows, "train")
+    if options.time:
+        return _by_time(table, fractions, options.time)
+    units = _groups(table[options.group]) if options.group else apart.units(table)
+    strata = _strata(table, units, options.stratify)
+    return _draw(units, strata, fractions, _keys(table, options.seed))
+
+
+def _groups(column: pa.ChunkedArray) -> Ints:
+    """A number for each row by its value; a row without a value is a group of its own."""
+    groups = ranks(column)
+    missing = np.asarray(column.combine_chunks().is_null().to_numpy(zero_copy_only=False), dtype=bool)
+    groups[missing] = len(groups) + 1 + np.arange(int(missing.sum()))
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse], dtype=np.int64)
+
+
+def _strata(table: pa.Table, units: Ints, column: str | None) -> dict[int, int]:
+    """The stratum of each unit: the commonest label in it (the first of several equally common ones)."""
+    if column is None:
+        return dict.fromkeys(units.tolist(), 0)
+    labels: dict[int, Counter[int]] = {}
+    for unit, label in zip(units.tolist(), ranks(table[column]).tolist(), strict=True):
+        labels.setdefault(unit, Counter())[label] += 1
+    return {unit: min(counts, key=lambda label: (-counts[label], label)) for unit, counts in labels.items()}
+
+
+def _keys(table: pa.Table, seed: int) -> list[bytes]:
+    """What rows are drawn by: a hash of their content, so that neither their order nor other rows matter."""
+    columns = [column.to_pylist() for column in table.columns]
+    contents = ("\0".join(map(_text, row)) for row in zip(*columns, strict=True))
+    return [
+        hashlib.blake2b(f"{seed}:{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in contents
+    ]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else as_text(value)
+
+
+def _draw(units: Ints, strata: dict[int, int], fractions: dict[str, float], keys: list[bytes]) -> npt.NDArray[np.str_]:
+    """Draws whole units, stratum by stratum, until each split has its share of the rows."""
+    sizes = Counter(units.tolist())
+    lowest: dict[int, bytes] = {}
+    for unit, key in zip(units.tolist(), keys, strict=True):
+        lowest[unit] = min(lowest.get(unit, key), key)
+    order = sorted(sizes, key=lambda unit: (lowest[unit], unit))
+    left = Counter({stratum: 0 for stratum in sorted(set(strata.values()))})
+    for unit, size in sizes.items():
+        left[strata[unit]] += size
+    chosen: dict[int, str] = {}
+    targets = _targets(left, fractions)
+    for name in fractions:
+        _fill(name, targets[name], order, sizes, strata, chosen)
+    return np.array([chosen.get(unit, "train") for unit in units.tolist()])
+
+
+def _targets(strata: Counter[int], fractions: dict[str, float]) -> dict[str, dict[int, int]]:
+    """How many rows of each stratum each split gets: the whole part of its share, then the largest remainders.
+
+    At least one row of a stratum stays to be learned from.
+    """
+    total = sum(strata.values())
+    room = {stratum: max(size - 1, 0) for stratum, size in strata.items()}
+    targets = {}
+    for name, fraction in fractions.items():
+        wanted = max(1, round(total * fraction))
+        target = {stratum: min(int(size * fraction), room[stratum]) for stratum, size in strata.items()}
+        remainders = sorted(strata, key=lambda stratum: (-((strata[stratum] * fraction) % 1), stratum))
+        for stratum in remainders:
+            if sum(target.values()) >= wanted:
+                break
+            target[stratum] += target[stratum] < room[stratum]
+        for stratum in strata:
+            room[stratum] -= target[stratum]
+        targets[name] = target
+    return targets
+
+
+def _fill(
+    name: str,
+    target: dict[int, int],
+    order: list[int],
+    sizes: Counter[int],
+    strata: dict[int, int],
+    chosen: dict[int, str],
+) -> None:
+    """Chooses units in their drawn order as long as they fit; where none does, the smallest one."""
+    taken: Counter[int] = Counter()
+    for unit in order:
+        stratum = strata[unit]
+        if unit not in chosen and taken[stratum] + sizes[unit] <= target[stratum]:
+            chosen[unit] = name
+            taken[stratum] += sizes[unit]
+    if not taken:
+        free = [unit for unit in order if unit not in chosen]
+        if len(free) > 1:
+            chosen[min(free, key=lambda unit: sizes[unit])] = name
+
+
+def _by_time(table: pa.Table, fractions: dict[str, float], column: str) -> npt.NDArray[np.str_]:
+    """The newest rows test, those before validate. Rows of one time stay together."""
+    moments = _moments(table[column], column)
+    order = np.argsort(moments, kind="stable")
+    ordered = moments[order]
+    starts = np.flatnonzero(np.r_[False, ordered[1:] != ordered[:-1]])  # where a new time begins
+    side = np.full(len(order), "train", dtype="<U10")
+    end = len(order)
+    for name, fraction in fractions.items():
+        possible = starts[starts < end]
+        if not len(possible):
+            raise UserError(
+                f"data.split.time: '{column}' has too few different times to hold rows out for {name}; "
+                f"set data.split.{name}: 0 or split another way"
+            )
+        wanted = end - max(1, round(len(order) * fraction))
+        begin = int(possible[np.argmin(np.abs(possible - wanted))])
+        side[order[begin:end]] = name
+        end = begin
+    return side
+
+
+def _moments(column: pa.ChunkedArray, name: str) -> Ints:
+    if column.null_count:
+        raise UserError(
+            f"data.split.time: {column.null_count} of {len(column)} rows have no '{name}' to be ordered by; "
+            f"add data.clean.drop_empty: [{name}]"
+        )
+    if pa.types.is_string(column.type):
+        try:
+            column = pc.cast(column, pa.timestamp("us"))
+        except pa.ArrowInvalid:
+            raise UserError(
+                f"data.split.time: '{name}' is text that does not read as times; add data.clean.types: {{{name}: timestamp}}"
+            ) from None
+    return ranks(column)
+
+
+def _drop_copies(parts: dict[str, pa.Table], fractions: dict[str, float], apart: _Apart) -> dict[str, pa.Table]:
+    kept = dict(parts)
+    if "test" in fractions and "validation" in fractions:
+        kept["validation"] = apart.without_copies("validation", kept["validation"], [kept["test"]])
+    drawn = [kept[name] for name in fractions]
+    if drawn:
+        kept["train"] = apart.without_copies("train", kept["train"], drawn)
+    return kept
+
+
+def _check(parts: dict[str, pa.Table], fractions: dict[str, float], options: Split) -> None:
+    rows = {name: part.num_rows for name, part in parts.items()}
+    if not rows["train"]:
+        raise UserError(
+            f"data.split: no row is left to train on (validation {rows['validation']}, test {rows['test']}); "
+            "bring more rows, or ask for smaller splits"
+        )
+    for name in fractions:
+        if not rows[name]:
+            why = f"by {_way(options)} " if options.group else ""
+            raise UserError(
+                f"data.split: {name} would have no rows: {rows['train']} rows cannot be parted {why}without near copies "
+                f"on both sides; bring more rows or set data.split.{name}: 0"
+            )

@@ -1,0 +1,247 @@
+"""The fuse statement, read with sqlglot: which table is the main one, which joins it makes, in what order its rows come.
+
+Daft runs the statement as the user wrote it. All that is ever added is, to the outermost SELECT, hidden columns that
+carry the row numbers of its tables: with them the result has one order whatever the engine's parallelism, and a
+rejected row can be found again in its source.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import sqlglot
+from sqlglot import expressions as exp
+from sqlglot.errors import SqlglotError
+from sqlglot.tokens import Token, TokenType
+
+from training.data.landing import HIDDEN
+
+DIALECT = "postgres"  # the one that Daft's SQL is nearest to; its ORDER BY puts nulls last
+ORIGIN = HIDDEN + "from_"
+ORDER = HIDDEN + "order_"
+
+
+class Unreadable(Exception):
+    """sqlglot does not understand the statement; Daft still may."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One side of a join: a table of a source or a WITH, or a subquery."""
+
+    alias: str
+    name: str
+    sql: str
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Join:
+    """One join.
+
+    Attributes:
+        kind: inner, left, right, full, …
+        on: the condition as written.
+        lefts: what stands left of it and may be joined with.
+        right: what is joined.
+        keys: pairs of expressions that must be equal, ``(left alias, left, right)``; empty where the condition is of
+            another form.
+        rest: the condition has other parts than equalities.
+        context: the WITH clauses, to run the sides with.
+    """
+
+    kind: str
+    on: str
+    lefts: tuple[Relation, ...]
+    right: Relation
+    keys: tuple[tuple[str, str, str], ...]
+    rest: bool
+    context: str
+
+
+class Statement:
+    """A fuse statement over ``sources``.
+
+    Raises:
+        Unreadable: it cannot be parsed.
+    """
+
+    def __init__(self, text: str, sources: Collection[str]) -> None:
+        self.text = text.strip().rstrip(";").strip()
+        self.sources = set(sources)
+        try:
+            trees = sqlglot.parse(self.text, dialect=DIALECT)
+        except SqlglotError as error:
+            raise Unreadable(str(error).splitlines()[0]) from None
+        if len(trees) != 1 or not isinstance(trees[0], exp.Query):
+            raise Unreadable("it is not one SELECT statement")
+        self._tree: exp.Query = trees[0]
+
+    def named(self) -> set[str]:
+        """The sources that the statement reads."""
+        return {table.name for table in self._tree.find_all(exp.Table) if self._source(table)}
+
+    def main(self) -> str | None:
+        """The source whose rows become the rows of the result: the first table of the outermost FROM.
+
+        Where a subquery or a WITH stands there, its own first table, and so on.
+        """
+        return self._first(self._tree, set())
+
+    def tracked(self, row_column: Callable[[str], str]) -> tuple[str, dict[str, str]] | None:
+        """The statement with hidden columns, and what they hold: hidden column to source. None where rows of the result
+        are not rows of the sources (GROUP BY, DISTINCT, UNION), or a ``*`` further in would pass hidden columns on.
+        """
+        tree = self._tree
+        if not isinstance(tree, exp.Select) or not self._keeps_rows(tree):
+            return None
+        added: list[str] = []
+        origins: dict[str, str] = {}
+        for index, table in enumerate(_outer_tables(tree)):
+            source = self._source(table)
+            if source:
+                origins[f"{ORIGIN}{index}"] = source
+                added.append(f'{_quoted(table.alias_or_name)}."{row_column(source)}" AS "{ORIGIN}{index}"')
+        for index, (ordered, name) in enumerate(self._order()):
+            if name is None:
+                added.append(f'{ordered.this.sql(DIALECT)} AS "{ORDER}{index}"')
+        position = _outer_from(self.text)
+        if position is None or not origins:
+            return None
+        return f"{self.text[:position].rstrip()}, {', '.join(added)} {self.text[position:]}", origins
+
+    def order(self) -> list[tuple[str, bool, bool]]:
+        """The outermost ORDER BY as ``(column of the result, descending, nulls first)``."""
+        return [
+            (name or f"{ORDER}{index}", bool(ordered.args.get("desc")), bool(ordered.args.get("nulls_first")))
+            for index, (ordered, name) in enumerate(self._order())
+        ]
+
+    def joins(self) -> Iterator[Join]:
+        """Every join of the statement, the outermost first."""
+        with_ = self._tree.args.get("with_")
+        context = f"{with_.sql(DIALECT)} " if with_ else ""
+        for select in self._tree.find_all(exp.Select):
+            start = select.args.get("from_")
+            if start is None:
+                continue
+            before = [self._relation(start.this)]
+            for join in select.args.get("joins") or []:
+                right = self._relation(join.this)
+                yield _join(join, tuple(before), right, context)
+                before.append(right)
+
+    def _relation(self, node: exp.Expression) -> Relation:
+        alias = node.alias_or_name
+        if isinstance(node, exp.Table):
+            return Relation(alias, node.name, _quoted(node.name), self._source(node))
+        inner = self._first(node.this, set()) if isinstance(node, exp.Subquery) else None
+        return Relation(alias, f"{alias} (over {inner})" if inner else alias, node.this.sql(DIALECT), None)
+
+    def _source(self, table: exp.Table) -> str | None:
+        return table.name if table.name in self.sources and table.name not in self._with_names() else None
+
+    def _with_names(self) -> set[str]:
+        return {cte.alias for cte in self._tree.find_all(exp.CTE)}
+
+    def _first(self, node: exp.Expression | None, seen: set[str]) -> str | None:
+        if isinstance(node, exp.Subquery):
+            return self._first(node.this, seen)
+        if isinstance(node, exp.SetOperation):
+            return self._first(node.this, seen)
+        if isinstance(node, exp.Select):
+            start = node.args.get("from_")
+            return self._first(start.this, seen) if start else None
+        if not isinstance(node, exp.Table):
+            return None
+        cte = next((cte for cte in self._tree.find_all(exp.CTE) if cte.alias == node.name), None)
+        if cte is not None and node.name not in seen:
+            return self._first(cte.this, seen | {node.name})
+        return node.name if node.name in self.sources else None
+
+    def _keeps_rows(self, tree: exp.Select) -> bool:
+        if any(tree.args.get(part) for part in ("distinct", "group", "having", "qualify")):
+            return False
+        inner_star = any(
+            star.find_ancestor(exp.Select) is not tree for star in tree.find_all(exp.Star) if not _counted(star)
+        )
+        natural = any(join.args.get("method") for join in tree.find_all(exp.Join))
+        return not inner_star and not natural and not any(_aggregates(one) for one in tree.expressions)
+
+    def _order(self) -> list[tuple[exp.Ordered, str | None]]:
+        """The ORDER BY's items, with the column of the result that each names, where it names one."""
+        order = self._tree.args.get("order")
+        outputs = list(self._tree.named_selects)
+        items = []
+        for ordered in order.expressions if order else []:
+            key = ordered.this
+            name: str | None = None
+            if isinstance(key, exp.Literal) and not key.is_string and int(key.name) <= len(outputs):
+                name = outputs[int(key.name) - 1]
+            elif isinstance(key, exp.Column) and not key.table and key.name in outputs:
+                name = key.name
+            items.append((ordered, name))
+        return items
+
+
+def _outer_tables(tree: exp.Select) -> list[exp.Table]:
+    start = tree.args.get("from_")
+    sides = [start.this] if start else []
+    sides += [join.this for join in tree.args.get("joins") or [] if join.args.get("kind") not in ("SEMI", "ANTI")]
+    return [side for side in sides if isinstance(side, exp.Table)]
+
+
+def _counted(star: exp.Star) -> bool:
+    return isinstance(star.parent, exp.Count)
+
+
+def _aggregates(expression: exp.Expression) -> bool:
+    return any(found.find_ancestor(exp.Window) is None for found in expression.find_all(exp.AggFunc))
+
+
+def _outer_from(text: str) -> int | None:
+    """Where the FROM of the outermost SELECT begins."""
+    depth = 0
+    for token in _tokens(text):
+        depth += (token.token_type == TokenType.L_PAREN) - (token.token_type == TokenType.R_PAREN)
+        if depth == 0 and token.token_type == TokenType.FROM:
+            return token.start
+    return None
+
+
+def _tokens(text: str) -> list[Token]:
+    return list(sqlglot.tokenize(text, DIALECT))
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def _join(join: exp.Join, lefts: tuple[Relation, ...], right: Relation, context: str) -> Join:
+    kind = " ".join(part for part in (join.args.get("side"), join.args.get("kind")) if part).lower() or "inner"
+    using = [identifier.name for identifier in join.args.get("using") or []]
+    condition = join.args.get("on")
+    if using:
+        keys = tuple((lefts[0].alias, _quoted(name), _quoted(name)) for name in using)
+        return Join(kind, f"USING ({', '.join(using)})", lefts, right, keys, False, context)
+    parts = list(condition.flatten()) if isinstance(condition, exp.And) else [condition] if condition else []
+    found = [_key(part, lefts, right) for part in parts]
+    keys = tuple(key for key in found if key)
+    if len({alias for alias, _, _ in keys}) > 1:  # a key of several tables: no single left side to count
+        return Join(kind, condition.sql(DIALECT) if condition else "", lefts, right, (), True, context)
+    return Join(kind, condition.sql(DIALECT) if condition else "", lefts, right, keys, None in found, context)
+
+
+def _key(part: exp.Expression, lefts: tuple[Relation, ...], right: Relation) -> tuple[str, str, str] | None:
+    if not isinstance(part, exp.EQ):
+        return None
+    for left_side, right_side in ((part.left, part.right), (part.right, part.left)):
+        left, other = _owner(left_side), _owner(right_side)
+        if other == right.alias and left in {relation.alias for relation in lefts} and left is not None:
+            return left, left_side.sql(DIALECT), right_side.sql(DIALECT)
+    return None
+
+
+def _owner(expression: exp.Expression) -> str | None:
+    """The one table whose columns the expression is made of."""
+    owners = {column.table for column in expression.find_all(exp.Column)}
+    return owners.pop() or None if len(owners) == 1 else None

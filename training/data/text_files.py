@@ -1,0 +1,247 @@
+"""CSV and JSON files, row by row: what cannot be read is put aside with its line, its text and the reason."""
+
+import csv
+import json
+from collections import deque
+from collections.abc import Iterator
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.errors import UserError
+from training.data.encodings import UNDECODABLE, Encoding, open_text
+from training.data.files import File
+from training.data.landing import PART_ROWS, Landing
+
+LONGEST_FIELD = 1 << 24  # characters; a longer one is a quote that was never closed
+OTHER_DELIMITERS = {";": "';'", "\t": '"\\t"', "|": "'|'"}
+
+
+def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing) -> None:
+    """Lands one CSV file. Blank values become null; a row with too few or too many values is rejected.
+
+    Raises:
+        UserError: the file is empty, two columns have one name, or the delimiter is wrong.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    with open_text(file, encoding) as text:
+        records = _Records(text, delimiter)
+        stream = iter(records)
+        first = next(stream, None)
+        if first is None:
+            raise UserError(f"data.sources.{landing.name}: {file.name} is empty; it needs a line of column names")
+        names = _header(file, first[1], delimiter, landing.name)
+        landing.declare(names)
+        rows: list[list[str]] = []
+        numbers: list[int] = []
+        for line, values, problem in stream:
+            problem = problem or _problem(values, names, encoding)
+            if problem:
+                landing.reject(line, None, records.give_up(), problem)
+                continue
+            rows.append(values)
+            numbers.append(line)
+            if len(rows) == PART_ROWS:
+                _flush(landing, names, rows, numbers)
+            if landing.full:
+                return
+        _flush(landing, names, rows, numbers)
+
+
+def _flush(landing: Landing, names: list[str], rows: list[list[str]], numbers: list[int]) -> None:
+    if rows:
+        columns = {name: _blank_to_null(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+        landing.add(columns, numbers)
+    rows.clear()
+    numbers.clear()
+
+
+def _blank_to_null(values: tuple[str, ...]) -> pa.Array:
+    array = pa.array(values, pa.string())
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(array), ""), pa.scalar(None, pa.string()), array)
+
+
+def _problem(values: list[str], names: list[str], encoding: Encoding) -> str | None:
+    if len(values) != len(names):
+        return f"{len(values)} values for {len(names)} columns"
+    if not encoding.clean and any(UNDECODABLE.search(value) for value in values):
+        return f"bytes that are no {encoding.name} text"
+    return None
+
+
+def _header(file: File, values: list[str], delimiter: str, source: str) -> list[str]:
+    names = [value.strip() or f"column_{index}" for index, value in enumerate(values, start=1)]
+    if len(names) == 1:
+        for other, written in OTHER_DELIMITERS.items():
+            if other != delimiter and other in names[0]:
+                raise UserError(
+                    f"data.sources.{source}: {file.name} has one column, '{names[0][:60]}'; "
+                    f"set data.sources.{source}.delimiter: {written}"
+                )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"data.sources.{source}: {file.name} has two columns named '{twice}'; rename one")
+    return names
+
+
+class _Records:
+    """The records of a CSV file as ``(line, values, problem)``, where ``line`` is the one on which the record begins.
+
+    A quote that is never closed swallows everything up to the next quote, or the end of the file. So when a
+    record over several lines turns out broken, only its first line is given up and reading goes on at the second.
+    """
+
+    def __init__(self, text: IO[str], delimiter: str) -> None:
+        self._text = text
+        self._delimiter = delimiter
+        self._again: deque[str] = deque()
+        self._taken: list[str] = []
+        self._line = 0  # the last line that was taken
+
+    def __iter__(self) -> Iterator[tuple[int, list[str], str | None]]:
+        while True:
+            reader = csv.reader(self._lines(), delimiter=self._delimiter, strict=True)
+            try:
+                for values in reader:
+                    begin = self._line - len(self._taken) + 1
+                    if values:  # an empty line is no record
+                        yield begin, values, None
+                    self._taken.clear()
+                return
+            except csv.Error as error:
+                begin = self._line - len(self._taken) + 1
+                yield begin, [], _plain(error)
+                self._taken.clear()
+
+    def give_up(self) -> str:
+        """The text of the record that is being rejected; its lines after the first will be read again."""
+        first, *others = self._taken
+        if others:
+            self._again.extendleft(reversed(others))
+            self._line -= len(others)
+            del self._taken[1:]
+        return first.rstrip("\r\n").encode("utf-8", "backslashreplace").decode()
+
+    def _lines(self) -> Iterator[str]:
+        while True:
+            line = self._again.popleft() if self._again else self._text.readline(LONGEST_FIELD)
+            if not line:
+                return
+            self._taken.append(line)
+            self._line += 1
+            yield line
+
+
+def _plain(error: csv.Error) -> str:
+    message = str(error)
+    if "unexpected end of data" in message or "field larger" in message:
+        return "a quote is opened and never closed"
+    if "expected after" in message:
+        return "text after a closing quote"
+    return message
+
+
+def land_jsonl(file: File, encoding: Encoding, landing: Landing) -> None:
+    """Lands a file with one JSON object on each line. Objects inside objects become columns ``outer.inner``."""
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    with open_text(file, encoding) as text:
+        for number, line in enumerate(text, start=1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(_record(line))
+                numbers.append(number)
+            except ValueError as error:
+                shown = line.rstrip("\r\n").encode("utf-8", "backslashreplace").decode()
+                landing.reject(number, None, shown, _json_problem(error, encoding, line))
+            if len(rows) == PART_ROWS:
+                landing.add_rows(rows, numbers)
+                rows, numbers = [], []
+            if landing.full:
+                return
+    landing.add_rows(rows, numbers)
+
+
+def land_json(file: File, encoding: Encoding, landing: Landing) -> None:
+    """Lands a file that holds one JSON array of objects, or one object on each line.
+
+    Raises:
+        UserError: it is neither.
+    """
+    with open_text(file, encoding) as text:
+        start = text.read(1 << 16).lstrip()
+    if not start:
+        raise UserError(f"data.sources.{landing.name}: {file.name} is empty; it needs an array of objects")
+    if not start.startswith("["):
+        if start.startswith("{") and not _is_object(start.splitlines()[0]):
+            raise UserError(
+                f"data.sources.{landing.name}: {file.name} holds one JSON object; "
+                "it needs an array of objects, or one object on each line"
+            )
+        land_jsonl(file, encoding, landing)
+        return
+    try:
+        with open_text(file, encoding) as text:
+            values = json.load(text, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"data.sources.{landing.name}: {file.name} is no valid JSON (line {error.lineno}, column {error.colno}): "
+            f"{error.msg}"
+        ) from None
+    _land_array(values, landing)
+
+
+def _land_array(values: list[Any], landing: Landing) -> None:
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, dict):
+            landing.reject(number, None, value, "not a JSON object")
+            continue
+        rows.append(_flat(value))
+        numbers.append(number)
+        if len(rows) == PART_ROWS:
+            landing.add_rows(rows, numbers)
+            rows, numbers = [], []
+    landing.add_rows(rows, numbers)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _record(line: str) -> dict[str, Any]:
+    value = json.loads(line, parse_constant=_no_number)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    if "\\u" in line or not line.isascii():
+        line.encode()  # bytes that were no text
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair, which is no text either
+    return _flat(value)
+
+
+def _json_problem(error: ValueError, encoding: Encoding, line: str) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"no valid JSON at column {error.colno}: {error.msg}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"bytes that are no {encoding.name} text" if UNDECODABLE.search(line) else "half of a \\u surrogate pair"
+    return str(error)
+
+
+def _no_number(constant: str) -> None:
+    """NaN and Infinity, which JSON does not have but pandas writes, are missing values."""
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

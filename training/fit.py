@@ -1,0 +1,274 @@
+"""The driver of training: from a recipe to a registered model, each finished step kept.
+
+    fuse -> encode -> train on Ray -> measure -> bundle -> register
+"""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cluster.errors import HeadraceError, RunError, UserError
+from cluster.progress import progress, say
+from cluster.session import Resources, resources, session
+from cluster.storage import building, fingerprint, home, only_one, plain_disk_errors, read_json, write_json
+from training.bundle import Bundle, open_bundle, write_bundle
+from training.data.fuse import Fused, fuse
+from training.encode import SPLITS, Encoded, encode
+from training.evaluation.baselines import measure
+from training.evaluation.report import ReportData, write_report
+from training.journal import Follower, Record, entries
+from training.loop import check_early_stopping
+from training.recipe import Recipe, Train
+from training.registry import RunLog, register, start_run
+
+OPERATIONAL = {"workers", "strategy", "checkpoint_every", "max_failures"}
+"""Fields of ``train`` that change how a run is carried out and not what comes of it."""
+
+LEAST_SHARE = 8
+"""Rows of a batch below which a further worker costs more in exchange than it brings."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training brought.
+
+    Attributes:
+        model: the name in the registry.
+        version: the version there.
+        bundle: the folder that serving opens.
+        report: the HTML report.
+        metrics: ``{"test/accuracy": 0.92, …}``.
+        baselines: for each baseline the same.
+        data: ``rows``, ``splits`` and ``fingerprint``.
+    """
+
+    model: str
+    version: int
+    bundle: Path
+    report: Path
+    metrics: dict[str, float]
+    baselines: dict[str, dict[str, float]]
+    data: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self) | {"bundle": str(self.bundle), "report": str(self.report)}
+
+
+def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
+    """Carries a recipe out, skipping what is done and continuing what was interrupted.
+
+    Args:
+        public: the recipe as it may be stored (``Document.public``).
+
+    Raises:
+        UserError: the recipe or the data is at fault.
+        RunError: the machine, the store or the training itself failed.
+    """
+    fused = fuse(recipe)
+    encoded = encode(recipe, fused)
+    check_early_stopping(encoded.task, recipe.train, len(encoded.split("validation")))
+    key = run_key(recipe, encoded)
+    folder = home() / "runs" / f"{recipe.name}-{key}"
+    bundle_folder = home() / "models" / recipe.name / key
+    with only_one(folder):
+        if not bundle_folder.exists():
+            with plain_disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            log = start_run(public, recipe.name, key)
+            write_json(folder / "mlflow.json", {"run_id": log.run_id})
+            train_on_ray(recipe, encoded, folder, log)
+            finish(recipe, public, fused, encoded, folder, bundle_folder, log)
+        else:
+            say(f"{recipe.name}: this recipe and data were trained before; nothing to do")
+        bundle = open_bundle(bundle_folder)
+        version = register(bundle, read_json(folder / "mlflow.json")["run_id"])
+    info = bundle.info
+    return Run(
+        recipe.name,
+        version,
+        bundle.folder,
+        folder / "report.html",
+        info["metrics"],
+        info["baselines"],
+        info["data"],
+    )
+
+
+def run_key(recipe: Recipe, encoded: Encoded) -> str:
+    """The fingerprint of a training run: equal for equal results."""
+    options = recipe.train.model_dump(exclude=OPERATIONAL)
+    return fingerprint(encoded.fingerprint, recipe.name, recipe.model.adapt, options)
+
+
+def train_on_ray(recipe: Recipe, encoded: Encoded, folder: Path, log: RunLog) -> None:
+    """Runs the workers until the run's yield lies in ``folder``; a run that was interrupted continues.
+
+    Raises:
+        RunError: training failed for a reason that starting again would not change, or too often.
+    """
+    if (folder / "outputs").exists() and (folder / "model").exists():
+        return
+    steps = recipe.train.epochs * math.ceil(len(encoded.split("train")) / recipe.train.batch_size)
+    rows = recipe.train.epochs * len(encoded.split("train"))
+    done = entries(folder / "metrics.jsonl")
+    if done:
+        say(f"{recipe.name}: continues a run that was interrupted after step {done[-1]['step']} of {steps}")
+    with session(), progress("training", total=rows, unit="rows", start=rows_of(done)) as bar:
+
+        def show(records: list[Record]) -> None:
+            latest = records[-1]
+            bar.update(done=rows_until(latest, rows), step=latest["step"], loss=latest["loss"])
+            log.log([(record["step"], numbers(record)) for record in records])
+
+        with Follower(folder / "metrics.jsonl", show):
+            failure = launch(recipe, encoded, folder, resources())
+    if failure:
+        log.finish("FAILED", {})
+        raise RunError(failure)
+
+
+def launch(recipe: Recipe, encoded: Encoded, folder: Path, available: Resources) -> str | None:
+    """Starts Ray Train and waits for it; returns what the workers agreed went wrong, if anything."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    from training import worker
+
+    workers, threads = spread(recipe.train, available)
+    job = worker.Job(
+        encoded=str(encoded.folder),
+        run=str(folder),
+        adapt=recipe.model.adapt,
+        options=recipe.train.model_dump(),
+        threads=threads,
+    )
+    # Which checkpoint is the newest is read from the folders, which appear whole; Ray's own list of them can be cut
+    # short by a kill, and Ray would then refuse to start.
+    (folder / "ray" / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        worker.run,
+        train_loop_config=job.as_config(),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=available.gpus > 0,
+            resources_per_worker={"CPU": threads} | ({"GPU": 1} if available.gpus else {}),
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=recipe.train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=worker.KEPT),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise RunError(plain_cause(error, recipe.train.max_failures)) from error
+    failure: str | None = (result.return_value or {}).get("failure")
+    return failure
+
+
+def spread(options: Train, available: Resources) -> tuple[int, int]:
+    """How many workers, and how many CPU threads each: one worker per GPU, else one per core.
+
+    Raises:
+        UserError: the recipe asks for more workers than there are.
+    """
+    most = available.gpus or available.cpus
+    kind = "GPUs" if available.gpus else "cores"
+    if options.workers == "auto":
+        workers = max(1, min(most, options.batch_size // LEAST_SHARE))
+    else:
+        workers = options.workers
+    if workers > most:
+        raise UserError(f"train.workers: {workers} workers need as many {kind}, and there are {most}; use auto or {most}")
+    return workers, max(1, available.cpus // workers)
+
+
+def finish(
+    recipe: Recipe,
+    public: dict[str, Any],
+    fused: Fused,
+    encoded: Encoded,
+    folder: Path,
+    bundle_folder: Path,
+    log: RunLog,
+) -> None:
+    """Measures what was trained next to its baselines, draws the report and writes the bundle."""
+    task = encoded.task
+    outputs = {name: np.load(folder / "outputs" / f"{name}.npy") for name in SPLITS[1:]}
+    metrics = {
+        f"{name}/{metric}": value
+        for name in outputs
+        if len(encoded.split(name))
+        for metric, value in task.metrics(outputs[name], encoded.split(name).targets).items()
+    }
+    baselines = measured_baselines(fused, encoded)
+    data = {
+        "rows": sum(len(encoded.split(name)) for name in SPLITS),
+        "splits": {name: len(encoded.split(name)) for name in SPLITS},
+        "fingerprint": fused.fingerprint,
+    }
+    with building(bundle_folder) as unfinished:
+        bundle = write_bundle(
+            unfinished,
+            model=task.open(folder / "model"),
+            task=task,
+            name=recipe.name,
+            recipe=public,
+            metrics=metrics,
+            baselines=baselines,
+            data=data,
+        )
+        write_report(folder / "report.html", report_data(bundle, recipe, public, fused, encoded, folder, outputs))
+    log.finish("FINISHED", metrics)
+    shutil.rmtree(folder / "ray", ignore_errors=True)  # checkpoints are for runs that have not ended
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    (folder / "best.safetensors").unlink(missing_ok=True)
+
+
+def measured_baselines(fused: Fused, encoded: Encoded) -> dict[str, dict[str, float]]:
+    """The baselines on the same splits; kept, since they depend on the data and the base alone."""
+    kept = home() / "baselines" / f"{encoded.fingerprint}.json"
+    if not kept.exists():
+        say("measuring the baselines")
+        write_json(kept, measure(encoded.task, encoded.base, {name: fused.split(name) for name in SPLITS}))
+    baselines: dict[str, dict[str, float]] = read_json(kept)
+    return baselines
+
+
+def plain_cause(error: Exception, max_failures: int) -> str:
+    """One sentence for what made Ray Train give up."""
+    told = str(error).strip()
+    last = told.splitlines()[-1] if told else type(error).__name__
+    if "No space left" in told or "Disk quota" in told:
+        return f"training stopped because {home()} is full; free some space and run the command again: it continues"
+    return (
+        f"training failed {max_failures + 1} times, the last time with: {last}. The checkpoints are kept: "
+        "the same command continues from the newest."
+    )
+
+
+def rows_of(records: Sequence[Record]) -> int:
+    """Rows seen by the steps of ``records``."""
+    return sum(record["rows"] for record in records)
+
+
+def rows_until(record: Record, rows: int) -> int:
+    """About how many of a run's ``rows`` had been seen at ``record``; exact at the end."""
+    return round(rows * record["step"] / record["steps"])
+
+
+def numbers(record: Record) -> dict[str, float]:
+    """What of a record has a curve."""
+    hidden = {"step", "steps", "rows", "best", "checkpoint_due", "last"}
+    return {name: value for name, value in record.items() if name not in hidden and value is not None}

@@ -1,0 +1,309 @@
+"""The training loop: plain PyTorch, which knows nothing of Ray.
+
+    trainee = make_trainee(encoded, options, adapt="full", device=device)
+    for moment in train(trainee, encoded):
+        ...  # log it, keep a checkpoint, stop: the caller's business
+
+One process or many: where torch.distributed is initialised, gradients are averaged over the workers and every worker
+sees the same moments. A step is a pure function of the weights and its number (the plan of batches, the learning rate
+and the random state all follow from it), which is what makes a continued run equal to an undisturbed one.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from cluster.errors import RunError, UserError
+from training.batches import Indices, by_length, plan, share
+from training.encode import Encoded, EncodedSplit
+from training.recipe import Train
+from training.tasks.task import Outputs, Task
+
+READING_BATCH = 64
+"""Rows at once when the model is only read; without gradients twice a training batch fits."""
+
+
+@dataclass
+class Position:
+    """Where in its run a trainee stands; with weights and moments, all that a checkpoint holds.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: the epoch that the next step belongs to.
+        batch: batches of that epoch that are done.
+        best: the best value of the early-stopping metric so far.
+        best_epoch: the epoch that reached it.
+        stopped: early stopping has ended the run.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What one step brought.
+
+    Attributes:
+        step: steps done, of ``steps``.
+        epoch: the epoch the step belonged to, from 0.
+        rows: rows of the step's batch, over all workers.
+        loss: mean over these rows.
+        gradient_norm: before clipping.
+        seconds: the step took, validation not counted.
+        validation: metrics on the validation split, at an epoch's end.
+        best: this epoch is the best so far, or early stopping is off.
+        checkpoint_due: a checkpoint belongs here.
+        last: no step follows.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    rows: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    validation: dict[str, float] | None = None
+    best: bool = False
+    checkpoint_due: bool = False
+    last: bool = False
+
+
+@dataclass
+class Trainee:
+    """A model that learns, and everything that moves while it does."""
+
+    task: Task
+    model: PreTrainedModel
+    wrapped: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    options: Train
+    device: torch.device
+    precision: torch.dtype
+    rank: int = 0
+    world: int = 1
+    position: Position = field(default_factory=Position)
+
+
+def make_trainee(encoded: Encoded, options: Train, adapt: str, device: torch.device) -> Trainee:
+    """The base with a new head, an optimizer over the weights that learn, at step 0.
+
+    Every worker draws the same new weights, from ``options.seed``.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    torch.manual_seed(options.seed)
+    task = encoded.task
+    model = task.build(encoded.base).to(device)
+    if adapt == "head":
+        model.requires_grad_(False)
+        for module in task.head(model):
+            module.requires_grad_(True)
+    wrapped: torch.nn.Module = model
+    if world > 1:
+        wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    return Trainee(
+        task=task,
+        model=model,
+        wrapped=wrapped,
+        optimizer=make_optimizer(model, options),
+        options=options,
+        device=device,
+        precision=choose_precision(options.precision, device),
+        rank=rank,
+        world=world,
+    )
+
+
+def make_optimizer(model: torch.nn.Module, options: Train) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) that decays weight matrices, not biases and normalisation scales."""
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [weight for weight in learning if weight.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [weight for weight in learning if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """bf16 only where this very device computes it in hardware: emulated, it is many times slower than fp32."""
+    if precision == "auto":
+        return torch.bfloat16 if computes_bf16(device) else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def learning_rate(step: int, steps: int, options: Train) -> float:
+    """The learning rate of ``step`` (from 0) of ``steps``: a linear rise over the warm-up, then the schedule's fall."""
+    warmup = math.ceil(options.warmup * steps)
+    if step < warmup:
+        return options.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    fall = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+    return options.learning_rate * fall[options.schedule]
+
+
+def train(trainee: Trainee, encoded: Encoded) -> Iterator[Moment]:
+    """Trains from where ``trainee`` stands to the end of its run, and yields after every step.
+
+    Raises:
+        RunError: a loss or gradient is not finite; the weights are those before the step.
+        UserError: early stopping names a metric that the task does not have, or there is no validation split.
+    """
+    options, position, rows = trainee.options, trainee.position, encoded.split("train")
+    check_early_stopping(trainee.task, options, len(encoded.split("validation")))
+    steps = options.epochs * math.ceil(len(rows) / options.batch_size)
+    while position.epoch < options.epochs and not position.stopped:
+        epoch = position.epoch
+        batches = plan(rows.lengths, options.batch_size, options.seed, epoch)
+        for batch in batches[position.batch :]:
+            rate = learning_rate(position.step, steps, options)
+            started = time.perf_counter()
+            loss, norm = train_step(trainee, rows, batch, rate)
+            seconds = time.perf_counter() - started
+            position.step += 1
+            position.batch += 1
+            validation, best = None, False
+            if position.batch == len(batches):
+                validation = validate(trainee, encoded.split("validation"))
+                best = close_epoch(trainee, validation)
+            last = position.stopped or position.step == steps
+            due = position.step % options.checkpoint_every == 0 or validation is not None
+            yield Moment(
+                position.step, steps, epoch, len(batch), loss, rate, norm, seconds, validation, best, due, last
+            )
+
+
+def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, rate: float) -> tuple[float, float]:
+    """One optimizer step on the rows of ``batch``; returns their mean loss and the gradient's norm.
+
+    Raises:
+        RunError: the loss or the gradient is not finite; no weight has changed.
+    """
+    own, weight = share(batch, trainee.rank, trainee.world)
+    tensors = {key: value.to(trainee.device) for key, value in trainee.task.collate(rows.examples(own)).items()}
+    trainee.wrapped.train()
+    seed_step(trainee)
+    with autocast(trainee):
+        outputs = trainee.task.forward(trainee.wrapped, tensors)
+    loss = trainee.task.loss(outputs.float(), tensors).sum() * weight
+    loss.backward()  # type: ignore[no-untyped-call]
+    mean_loss = loss.detach() / trainee.world
+    if trainee.world > 1:
+        dist.all_reduce(mean_loss)
+    norm = torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.options.clip_norm)
+    if not (torch.isfinite(mean_loss) and torch.isfinite(norm)):
+        raise RunError(
+            f"step {trainee.position.step + 1}: the loss is {mean_loss.item()} and the gradient's norm {norm.item()} "
+            f"at learning rate {rate:.3g}, on training rows {', '.join(map(str, batch.tolist()))}. No weight was "
+            "changed. Lower train.learning_rate, or look at these rows of train.parquet."
+        )
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = rate
+    trainee.optimizer.step()
+    trainee.optimizer.zero_grad()
+    return mean_loss.item(), norm.item()
+
+
+def validate(trainee: Trainee, rows: EncodedSplit) -> dict[str, float]:
+    """The task's metrics on ``rows``; nothing where there are none."""
+    if not len(rows):
+        return {}
+    return trainee.task.metrics(predict(trainee, rows), rows.targets)
+
+
+def predict(trainee: Trainee, rows: EncodedSplit) -> Outputs:
+    """The model's outputs for every row, in row order, computed by all workers together and known to each."""
+    trainee.model.eval()
+    batches = by_length(rows.lengths, READING_BATCH)[trainee.rank :: trainee.world]
+    outputs: torch.Tensor | None = None
+    with torch.inference_mode(), autocast(trainee):
+        for batch in batches:
+            tensors = {key: value.to(trainee.device) for key, value in trainee.task.collate(rows.examples(batch)).items()}
+            answers = trainee.task.forward(trainee.model, tensors).float()
+            if outputs is None:
+                outputs = torch.zeros(len(rows), *answers.shape[1:], device=trainee.device)
+            outputs[torch.from_numpy(batch).to(trainee.device)] = answers
+    return exchange(trainee, outputs, len(rows))
+
+
+def exchange(trainee: Trainee, outputs: torch.Tensor | None, rows: int) -> Outputs:
+    """The sum of all workers' outputs: each row was computed by one of them and is zero at the others."""
+    if trainee.world > 1:
+        shapes: list[Any] = [None] * trainee.world
+        dist.all_gather_object(shapes, None if outputs is None else tuple(outputs.shape))
+        if outputs is None:  # fewer batches than workers: this one had none
+            outputs = torch.zeros(next(shape for shape in shapes if shape), device=trainee.device)
+        outputs = outputs.clone()  # out of inference mode, so that it can be summed in place
+        dist.all_reduce(outputs)
+    if outputs is None:
+        return np.zeros((rows, 0), dtype=np.float32)
+    return outputs.cpu().numpy()
+
+
+def close_epoch(trainee: Trainee, validation: dict[str, float]) -> bool:
+    """Moves to the next epoch, or stops early; returns whether this epoch's weights are the ones to keep."""
+    position, stopping = trainee.position, trainee.options.early_stopping
+    position.epoch += 1
+    position.batch = 0
+    if stopping is None:
+        return True
+    value = validation[stopping.metric]
+    sign = 1 if trainee.task.metrics_known[stopping.metric] == "max" else -1
+    if position.best is None or sign * value > sign * position.best:
+        position.best, position.best_epoch = value, position.epoch - 1
+        return True
+    position.stopped = position.epoch - 1 - position.best_epoch >= stopping.patience
+    return False
+
+
+def check_early_stopping(task: Task, options: Train, validation_rows: int) -> None:
+    """Raises a UserError where early stopping could not work."""
+    stopping = options.early_stopping
+    if stopping is None:
+        return
+    if stopping.metric not in task.metrics_known:
+        known = ", ".join(task.metrics_known)
+        raise UserError(f"train.early_stopping.metric: {task.name} has no '{stopping.metric}'; it has {known}")
+    if not validation_rows:
+        raise UserError("train.early_stopping: there are no validation rows to watch; set data.split.validation")
+
+
+def seed_step(trainee: Trainee) -> None:
+    """Draws this step's dropout from the seed, the step and the worker, so that no random state needs keeping."""
+    parts = [trainee.options.seed, trainee.position.step, trainee.rank]
+    torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1))
+
+
+def autocast(trainee: Trainee) -> contextlib.AbstractContextManager[Any]:
+    """bf16 arithmetic where it was chosen."""
+    if trainee.precision is torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(trainee.device.type, trainee.precision)
+
+
+def as_record(moment: Moment) -> dict[str, Any]:
+    """A moment as one flat JSON object, for logs and charts."""
+    record = asdict(moment)
+    validation = record.pop("validation") or {}
+    return record | {f"validation/{name}": value for name, value in validation.items()}

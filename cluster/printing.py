@@ -1,0 +1,59 @@
+"""What a command leaves on stdout: its result, and nothing else."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+@contextmanager
+def working() -> Iterator[TextIO]:
+    """Sends to stderr whatever anybody prints meanwhile, libraries and worker processes included, so that stdout
+    holds results only. Yields the real stdout."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(stdout), "w", encoding="utf-8") as out:
+            yield out
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+def answer(result: Any, lines: Sequence[str], as_json: bool, out: TextIO | None = None) -> None:
+    """Prints a result: as one JSON object, or as lines for a person."""
+    text = json.dumps(result, ensure_ascii=False, default=str) if as_json else "\n".join(lines)
+    print(text, file=out or sys.stdout, flush=True)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows of equal keys as aligned columns under their names."""
+    if not rows:
+        return []
+    cells = [list(rows[0]), *([short(value) for value in row.values()] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def outline(value: Any, indent: str = "") -> list[str]:
+    """Nested mappings and lists as indented lines."""
+    lines = []
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value, 1):
+        if isinstance(inner, Mapping | list) and inner:
+            lines += [f"{indent}{key}:", *outline(inner, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {short(inner)}")
+    return lines
+
+
+def short(value: Any) -> str:
+    """One value as a person reads it."""
+    if value is None or value in ([], {}):
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(short, value))
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)

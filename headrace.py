@@ -1,0 +1,443 @@
+"""The front door: one command line from business data to an answering endpoint.
+
+Every command loads its recipe, calls one function of a room (training, tuning, serving, cluster) and prints what came
+back. Nothing heavy is imported before a command needs it.
+
+    stdout      results only; with --json exactly one JSON object
+    stderr      progress, logs, errors
+    exit code   0 done; 2 the recipe, the data or the arguments are at fault; 1 anything else; 130 interrupted
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from cluster.printing import answer, outline, table, working
+
+if TYPE_CHECKING:
+    from cluster.settings import Document
+    from serving.recipe import Serve
+    from training.bundle import Bundle
+    from training.recipe import Recipe
+    from tuning.recipe import Tune
+
+    class WholeRecipe(Recipe):
+        """What :func:`recipe_model` makes."""
+
+        tune: Tune | None
+        serve: Serve
+
+
+app = typer.Typer(
+    name="headrace",
+    help="One recipe takes business data to a fine-tuned model that answers over HTTP.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: three times as quick, and the same in the docs
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields to change, as in train.epochs=1.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+Address = Annotated[str | None, typer.Option(help="The cluster's job server, as in http://127.0.0.1:8265.")]
+
+
+# --- data to model ----------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: headrace new support && headrace run support/recipe.yaml")
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.", show_default=False)],
+    task: Annotated[str, typer.Option(help="What the model is to do.")] = "text-classification",
+    as_json: Json = False,
+) -> None:
+    """Write a recipe and sample data that run.
+
+    The recipe has comments; the data is small, made up, and as untidy as real data.
+    """
+    with working():
+        from training.samples import write_sample
+
+        files = write_sample(folder, task)
+    lines = [*map(str, files), "", f"Next: headrace run {folder / 'recipe.yaml'}"]
+    answer({"files": [str(file) for file in files]}, lines, as_json)
+
+
+@app.command(epilog="Example: headrace check recipe.yaml")
+def check(
+    recipe_file: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(help="Rows of each source that are looked at.", min=1)] = 2000,
+    as_json: Json = False,
+) -> None:
+    """Try a recipe on a sample, without training.
+
+    Validates everything and runs the fusion on the first rows: unmatched keys, missing values, the balance of labels,
+    text lengths, and what would run where. Takes seconds.
+    """
+    with working():
+        from training.data.fuse import inspect
+        from training.preflight import plan
+
+        recipe, _ = load_recipe(recipe_file, overrides)
+        found = {"recipe": "valid", "data": inspect(recipe, rows), "plan": plan(recipe)}
+    answer(found, outline(found), as_json)
+
+
+@app.command(epilog="Example: headrace fuse recipe.yaml data.split.seed=8")
+def fuse(recipe_file: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Join, clean and split the data.
+
+    Reports what became of every row; those that could not be used lie in rejected.parquet with the reason.
+    """
+    with working():
+        from training.data.fuse import fuse as fuse_data
+
+        recipe, _ = load_recipe(recipe_file, overrides)
+        fused = fuse_data(recipe)
+    found = {"folder": str(fused.folder), "fingerprint": fused.fingerprint, **fused.report}
+    answer(found, outline(found), as_json)
+
+
+@app.command(epilog="Example: headrace train recipe.yaml train.epochs=1")
+def train(recipe_file: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Fine-tune, evaluate and register a model.
+
+    What is done already is skipped; what was interrupted is continued.
+    """
+    with working():
+        from training.fit import fit
+
+        recipe, document = load_recipe(recipe_file, overrides)
+        result = fit(recipe, document.public).as_json()
+    answer(result, trained(result), as_json)
+
+
+@app.command(epilog="Example: headrace tune recipe.yaml tune.trials=20")
+def tune(recipe_file: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Search for better settings, train the best.
+
+    A sweep that was interrupted is continued: finished trials are kept.
+    """
+    with working():
+        from cluster.errors import RecipeError
+        from training.fit import fit
+        from tuning.sweep import sweep
+
+        recipe, document = load_recipe(recipe_file, overrides)
+        if recipe.tune is None:
+            raise RecipeError([document.problem((), "has no `tune` section; add one with `search`, or use train")])
+        found = sweep(recipe, recipe.tune, document.public)
+        best, document = load_recipe(recipe_file, [*(overrides or ()), *found.overrides])
+        result = fit(best, document.public).as_json()
+    chosen = ["", f"best: {' '.join(found.overrides)}", f"picture: {found.picture}", ""]
+    answer(result | found.as_json(), [found.text(), *chosen, *trained(result)], as_json)
+
+
+@app.command(epilog="Example: headrace run recipe.yaml")
+def run(recipe_file: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Fuse, tune, train, evaluate and register.
+
+    Tunes where the recipe has a `tune` section. What is done already is skipped.
+    """
+    with working():
+        recipe, _ = load_recipe(recipe_file, overrides)
+    (tune if recipe.tune else train)(recipe_file, overrides, as_json)
+
+
+@app.command(epilog="Example: headrace evaluate support-intent --data new_tickets.csv")
+def evaluate(
+    subject: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="What is measured.", show_default=False)],
+    overrides: Overrides = None,
+    data: Annotated[Path | None, typer.Option(help="Labelled rows: csv, jsonl or parquet.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show or measure how good a model is.
+
+    A recipe is trained first where it has not been. With --data the model is measured on other labelled rows.
+    """
+    with working():
+        if is_recipe(subject) and data is None:
+            from training.fit import fit
+
+            recipe, document = load_recipe(Path(subject), overrides)
+            result = fit(recipe, document.public).as_json()
+        else:
+            from training.data.table import read_table
+            from training.evaluation.evaluate import evaluate as measure
+
+            name = load_recipe(Path(subject), overrides)[0].name if is_recipe(subject) else subject
+            result = measure(open_model(name), read_table(data) if data else None)
+    answer(result, trained(result), as_json)
+
+
+# --- model to answers -------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: headrace predict support-intent tickets.csv -o answers.jsonl")
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name@alias, name/3 or a bundle folder.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows to answer: csv, jsonl or parquet.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write here instead of to stdout.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="How many labels each answer holds.", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer every row of a file.
+
+    The answers are those of the endpoint, one line of JSON for each row.
+    """
+    with working():
+        from cluster.storage import write_text
+        from serving.predictor import Predictor
+        from training.data.table import read_table
+
+        rows = read_table(file).to_pylist()
+        answers = Predictor(open_model(model)).predict(rows, {"top_k": top_k} if top_k else {})
+        lines = [json.dumps(one, ensure_ascii=False) for one in answers]
+        if output:
+            write_text(output, "".join(f"{line}\n" for line in lines))
+            lines = [f"{len(lines)} answers in {output}"]
+    whole = {"rows": len(answers), "output": str(output)} if output else {"rows": len(answers), "answers": answers}
+    answer(whole, lines, as_json)
+
+
+@app.command(epilog="Example: headrace models promote support-intent 3")
+def models(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[NAME | promote NAME VERSION | rollback NAME]")] = None,
+    as_json: Json = False,
+) -> None:
+    """List, promote or roll back models.
+
+    Promoting puts a version into production; rolling back puts the one back that was there before. A server that
+    follows the model swaps it without losing a request.
+    """
+    with working():
+        from cluster.errors import UserError
+        from training import registry
+
+        match words or []:
+            case ["promote", name, version] if version.isdecimal():
+                found = [vars(registry.promote(name, int(version)))]
+            case ["rollback", name]:
+                found = [vars(registry.rollback(name))]
+            case []:
+                found = registry.models()
+            case [name]:
+                found = registry.models(name)
+            case _:
+                raise UserError("write: models [NAME], models promote NAME VERSION, or models rollback NAME")
+    answer({"models": found}, table(found) or ["no models yet; `headrace run RECIPE` makes one"], as_json)
+
+
+@app.command(epilog="Example: headrace serve support-intent --port 8000")
+def serve(
+    subjects: Annotated[
+        list[str], typer.Argument(metavar="RECIPE|MODEL...", help="A recipe with KEY=VALUE, or models by name.")
+    ],
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0 for any free one.", min=0, max=65535)] = 8000,
+    as_json: Json = False,
+) -> None:
+    """Host models until Ctrl-C or SIGTERM.
+
+    Prints the address when it answers. HEADRACE_API_KEYS names a file of hashed keys that requests must carry.
+    """
+    with working() as out:
+        from serving.host import serve as host_models
+
+        names, options = served(subjects)
+
+        def announce(address: str) -> None:
+            found = {"address": address, "models": [f"{address}/models/{name}" for name in names]}
+            answer(found, [f"{name} answers at {address}/models/{name}" for name in names], as_json, out)
+
+        host_models(names, options, host, port, announce=announce)
+
+
+# --- elsewhere --------------------------------------------------------------------------------------------------------
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="Example: headrace submit --address http://127.0.0.1:8265 run recipe.yaml",
+)
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="A headrace command and its arguments.")],
+    address: Address = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
+) -> None:
+    """Run a command as a job on a Ray cluster.
+
+    The recipe and the files it names travel along; logs and the exit code come back.
+    """
+    from cluster.jobs import submit as submit_job
+
+    raise typer.Exit(submit_job(address, command, wait=wait))
+
+
+@app.command(epilog="Example: headrace jobs logs headrace-run-1a2b3c")
+def jobs(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[logs ID | stop ID]")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """List, follow or stop a cluster's jobs."""
+    from cluster import jobs as cluster_jobs
+    from cluster.errors import UserError
+
+    match words or []:
+        case ["logs", job]:
+            raise typer.Exit(cluster_jobs.logs(address, job))
+        case ["stop", job]:
+            found = [{"id": job, "status": cluster_jobs.stop(address, job)}]
+        case []:
+            found = cluster_jobs.list_jobs(address)
+        case _:
+            raise UserError("write `jobs`, `jobs logs ID` or `jobs stop ID`")
+    answer({"jobs": found}, table(found) or ["no jobs"], as_json)
+
+
+@app.command(epilog="Example: headrace doctor")
+def doctor(as_json: Json = False) -> None:
+    """Examine this machine and its cluster.
+
+    Says what is installed, what the devices can do, whether storage is shared, and what to mend.
+    """
+    with working():
+        from cluster.doctor import examine
+
+        found = [one.as_json() for one in examine()]
+    lines = [f"{one['status']:4}  {one['name']}: {one['what']}\n      {one['cure']}".rstrip() for one in found]
+    answer({"checks": found}, lines, as_json)
+    if any(one["status"] == "fail" for one in found):
+        raise typer.Exit(1)
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def recipe_model() -> "type[WholeRecipe]":
+    """The whole recipe: training's own, with the sections of tuning and serving."""
+    from pydantic import Field, create_model
+
+    from serving.recipe import Serve
+    from training.recipe import Recipe
+    from tuning.recipe import Tune
+
+    whole: Any = create_model(
+        "WholeRecipe",
+        __base__=Recipe,
+        tune=(Tune | None, Field(None, description="The search for better settings; left out, none is made.")),
+        serve=(Serve, Field(default_factory=Serve, description="How the model is hosted.")),
+    )
+    return cast("type[WholeRecipe]", whole)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] | None = None) -> "tuple[WholeRecipe, Document]":
+    """The recipe and the document it was read from, whose ``public`` part may be stored.
+
+    Raises:
+        RecipeError: with every problem there is, each with file, line, key, value and cure.
+        UserError: the file is missing or is no text.
+    """
+    from cluster.errors import RecipeError
+    from cluster.settings import read
+    from training.preflight import task_problems
+    from tuning.space import check_search
+
+    document = read(path, overrides or ())
+    problems = task_problems(document)
+    try:
+        recipe = document.validate(recipe_model())
+    except RecipeError as error:
+        raise RecipeError(error.problems + problems) from None
+    if recipe.tune is not None:
+        problems += check_search(recipe.tune, document)
+    if problems:
+        raise RecipeError(problems)
+    return recipe, document
+
+
+def served(subjects: Sequence[str]) -> "tuple[list[str], Serve]":
+    """The models that are meant, and how their recipe wants them hosted."""
+    from cluster.errors import UserError
+    from serving.recipe import Serve
+
+    overrides = [word for word in subjects if "=" in word]
+    names = [word for word in subjects if "=" not in word]
+    recipes = [word for word in names if is_recipe(word)]
+    if len(recipes) == 1 == len(names):
+        recipe, _ = load_recipe(Path(names[0]), overrides)
+        return [recipe.name], recipe.serve
+    if recipes or overrides or not names:
+        raise UserError("serve takes one recipe with its KEY=VALUE changes, or models by name")
+    written = open_model(names[0]).info["recipe"].get("serve") if len(names) == 1 else None
+    return names, Serve.model_validate(written or {})
+
+
+def is_recipe(subject: str) -> bool:
+    """Whether a word of the command line names a recipe file rather than a model."""
+    return subject.endswith((".yaml", ".yml"))
+
+
+def open_model(model: str) -> "Bundle":
+    """The bundle of a model, by any of its names."""
+    from training.bundle import open_bundle
+    from training.registry import resolve
+
+    return open_bundle(resolve(model).bundle)
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+def trained(result: Mapping[str, Any]) -> list[str]:
+    """A trained model: its metrics next to its baselines, and where its parts lie."""
+    columns = {"model": result["metrics"], **result.get("baselines", {})}
+    rows = [
+        {"": metric} | {name: f"{values[metric]:.4f}" if metric in values else "" for name, values in columns.items()}
+        for metric in result["metrics"]
+    ]
+    places = {key: result[key] for key in ("model", "version", "bundle", "report") if result.get(key) is not None}
+    return [*table(rows), "", *outline(places)]
+
+
+def main() -> None:
+    """Runs the command line; turns what went wrong into a plain message and an exit code."""
+    from cluster.errors import HeadraceError
+
+    sys.excepthook = show_defect
+    try:
+        app()
+    except HeadraceError as error:
+        from cluster.settings import redact
+
+        print(redact(str(error)), file=sys.stderr)
+        sys.exit(error.exit_code)
+    except SystemExit as end:
+        if end.code == 130:
+            print("interrupted; the same command continues where it can", file=sys.stderr)
+        raise
+
+
+def show_defect(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """The traceback of a defect of headrace itself, without secrets."""
+    import traceback
+
+    from cluster.settings import redact
+
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What can be known of a recipe before anything runs: whether the task takes it, and what would run where."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.errors import UserError
+from cluster.session import cluster_address, on_cluster, usable_cores
+from cluster.settings import Document, unknown_key
+from training.base import resolve_base
+from training.recipe import Recipe
+from training.tasks.task import task_class
+
+METRICS = (("train", "early_stopping", "metric"), ("tune", "metric"))
+"""Where a recipe names a metric of its task."""
+
+BYTES_PER_WEIGHT = {"full": 16, "head": 4}
+"""fp32: the weight itself; where it learns, also its gradient and AdamW's two moments (4 bytes each)."""
+
+MIB = 1024**2
+
+
+def task_problems(document: Document) -> list[str]:
+    """What the recipe's task finds wrong: a finished line, with file, line and cure, for each problem.
+
+    Reads the recipe as written, so that these problems are told together with those of its form.
+    """
+    model = document.values.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("task"), str):
+        return []
+    try:
+        task = task_class(model["task"])
+    except UserError as error:
+        return [document.problem(("model", "task"), str(error))]
+    problems = []
+    if isinstance(inputs := model.get("inputs"), dict):
+        for role in inputs.keys() - task.roles.keys():
+            problems.append(document.problem(("model", "inputs", role), unknown_key(role, list(task.roles))))
+        for role in task.roles.keys() - inputs.keys():
+            message = f"{task.name} needs '{role}': {task.roles[role]}"
+            problems.append(document.problem(("model", "inputs"), message))
+    for keys in METRICS:
+        metric = _look_up(document.values, keys)
+        if isinstance(metric, str) and metric not in task.metrics_known:
+            known = ", ".join(task.metrics_known)
+            problems.append(document.problem(keys, f"{task.name} has no metric '{metric}'; it has {known}"))
+    return problems
+
+
+def plan(recipe: Recipe) -> dict[str, Any]:
+    """What would run where: place, workers, device, and an estimate of each worker's memory in MiB, without the
+    activations of a batch.
+
+    Raises:
+        UserError: the base is not there.
+    """
+    import torch
+
+    base = resolve_base(recipe.model.base, recipe.folder)
+    weights = sum(path.stat().st_size for path in base.glob("*.safetensors")) // 4
+    gpus = torch.cuda.device_count()
+    return {
+        "runs on": f"the cluster at {cluster_address()}" if on_cluster() else "this machine",
+        "cores": usable_cores(),
+        "gpus": gpus,
+        "workers": recipe.train.workers,
+        "base": str(base),
+        "weights": weights,
+        "memory of a worker (MiB)": round(weights * BYTES_PER_WEIGHT[recipe.model.adapt] / MIB),
+        "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
+    }
+
+
+def _look_up(values: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    inner: Any = values
+    for key in keys:
+        if not isinstance(inner, dict):
+            return None
+        inner = inner.get(key)
+    return inner

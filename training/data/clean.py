@@ -3,7 +3,7 @@
 import datetime as dt
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,7 +84,7 @@ def _normalise(rows: Rows, form: str) -> Rows:
     return rows.with_table(table) if changed else rows
 
 
-def _types(done: Cleaned, types: dict[str, str]) -> None:
+def _types(done: Cleaned, types: Mapping[str, str]) -> None:
     before = done.rows
     table = before.table
     bad: dict[str, Mask] = {}
@@ -163,7 +163,7 @@ READERS: dict[str, tuple[Callable[[Any], Any], pa.DataType]] = {
 }
 
 
-def _allowed(done: Cleaned, allowed: dict[str, list[Any]]) -> None:
+def _allowed(done: Cleaned, allowed: Mapping[str, list[Any]]) -> None:
     """A missing value is no other value: it is `drop_empty` that removes it."""
     bad: dict[str, Mask] = {}
     for column, values in allowed.items():

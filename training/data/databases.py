@@ -81,7 +81,8 @@ def _engine(name: str, url: URL) -> sqlalchemy.Engine:
     except ModuleNotFoundError as error:
         package = PACKAGES.get(str(error.name), str(error.name))
         raise UserError(
-            f"data.sources.{name}.database: {url.drivername} needs a driver that is not installed: pip install '{package}'"
+            f"data.sources.{name}.database: {url.drivername} needs a driver that is not installed; "
+            f"pip install '{package}'"
         ) from None
 
 

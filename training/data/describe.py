@@ -14,8 +14,10 @@ MOST_VALUES = 200
 
 
 def columns(table: pa.Table) -> dict[str, dict[str, Any]]:
-    """For each column: ``type``, ``missing`` rows, ``distinct`` values, and the ``characters`` of a text or the ``range`` of
-    a number or time."""
+    """Figures of each column.
+
+    ``type``, ``missing`` rows, ``distinct`` values; the ``characters`` of a text, the ``range`` of a number or time.
+    """
     return {field.name: _column(table[field.name], field.type) for field in table.schema}
 
 

@@ -142,9 +142,9 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _suspicion(source: str, file: File, encoding: str) -> str | None:
-    """Most encodings decode UTF-8 without complaint, to garbage; text that is valid UTF-8 hardly ever is anything else."""
+    """Most encodings decode UTF-8 to garbage without complaint; valid UTF-8 is hardly ever anything else."""
     if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "utf-16", "utf-32", "ascii"):
         return None
     if not _is_utf8(_head(file)):
         return None
-    return f"{file.name} reads as UTF-8, yet data.sources.{source}.encoding says {encoding}: look at the special characters"
+    return f"{file.name} reads as UTF-8, yet data.sources.{source}.encoding is {encoding}: look at special characters"

@@ -1,8 +1,10 @@
 """Daft, which runs the fuse statement: embedded in this process, or on Ray when the run is on a cluster."""
 
 import functools
+import importlib
 import os
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -47,10 +49,11 @@ def run(statement: str, sources: "Mapping[str, daft.DataFrame]") -> pa.Table:
 
 def plan(statement: str, sources: "Mapping[str, daft.DataFrame]") -> "daft.DataFrame":
     """The statement as a table that is not computed yet."""
-    daft = _daft()
+    module = _daft()
     try:
-        return daft.sql(statement, register_globals=False, **sources)
-    except Exception as error:  # Daft raises its own types, plain Exception and Rust panics alike
+        frame: daft.DataFrame = module.sql(statement, register_globals=False, **sources)
+        return frame
+    except Exception as error:  # noqa: BLE001  Daft raises its own types and plain Exception alike
         raise StatementError(_reason(error)) from None
 
 
@@ -66,14 +69,13 @@ def collect(frame: "daft.DataFrame") -> pa.Table:
         raise StatementError(f"two columns are named '{twice}'; rename one with AS")
     try:
         table = frame.to_arrow()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         raise StatementError(_reason(error)) from None
     return table.cast(pa.schema([(field.name, _plain_type(field.type)) for field in table.schema]))
 
 
 def _table(name: str, landed: Landed, numbered: bool) -> "daft.DataFrame":
-    daft = _daft()
-    frame = daft.read_parquet(landed.paths)
+    frame: daft.DataFrame = _daft().read_parquet(landed.paths)
     column = row_column(name)
     if not landed.numbered:
         return frame._add_monotonically_increasing_id(column) if numbered else frame
@@ -100,11 +102,9 @@ def _reason(error: BaseException) -> str:
     return f"{reason}; {cure}" if cure else reason
 
 
-def _daft() -> "daft":  # type: ignore[valid-type]
+def _daft() -> ModuleType:
     _choose_runner()
-    import daft
-
-    return daft
+    return importlib.import_module("daft")
 
 
 @functools.cache

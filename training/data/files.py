@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from cluster.errors import RunError, UserError
+from cluster.storage import file_digest
 from training.recipe import Source
 
 ENDINGS = {
@@ -44,7 +45,7 @@ class File:
     def open(self) -> IO[bytes]:
         """The file's bytes, unpacked where it ends in ``.gz``."""
         if not self.remote:
-            raw: Any = open(self.address, "rb")
+            raw: Any = Path(self.address).open("rb")  # noqa: SIM115  closed by whoever asked for it
         else:
             system, path = pa.fs.FileSystem.from_uri(self.address)
             raw = system.open_input_stream(path, compression=None)
@@ -53,8 +54,7 @@ class File:
     def digest(self) -> str:
         """The SHA-256 of the bytes as stored."""
         if not self.remote:
-            with open(self.address, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return file_digest(Path(self.address))
         system, path = pa.fs.FileSystem.from_uri(self.address)
         digest = hashlib.sha256()
         with system.open_input_stream(path, compression=None) as stream:

@@ -44,8 +44,8 @@ class Fused:
     """What the data stage made.
 
     Attributes:
-        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``rejected.parquet`` (columns source, row,
-            column, value, reason) and ``fuse.json``.
+        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``rejected.parquet`` (columns source,
+            row, column, value, reason) and ``fuse.json``.
         fingerprint: of the rows of every source and of what the recipe does to them.
         report: the content of ``fuse.json``; its numbers add up.
     """
@@ -117,7 +117,7 @@ def _build(recipe: Recipe, folder: Path, landed: dict[str, Landed], work: Path) 
         say(f"read {name}: {landed[name].rows:,} rows")
     try:
         pieces = assemble(recipe, landed)
-    except TooManyRejected as error:
+    except TooManyRejectedError as error:
         place = folder.with_name(f"{folder.name}-rejected.parquet")
         _write(_rejected_table(error.rejects), place)
         raise UserError(f"{error} All of them: {place}") from None
@@ -143,7 +143,7 @@ def assemble(recipe: Recipe, landed: dict[str, Landed]) -> Pieces:
     """Joins, cleans and splits landed sources, and says what was done.
 
     Raises:
-        TooManyRejected: more rows are rejected than the recipe allows.
+        TooManyRejectedError: more rows are rejected than the recipe allows.
         UserError: the statement, or a column that the recipe names, is at fault.
     """
     limit = recipe.data.max_rejected
@@ -170,7 +170,7 @@ def assemble(recipe: Recipe, landed: dict[str, Landed]) -> Pieces:
     return Pieces(parted, cleaned, sizes, rejects, report)
 
 
-class TooManyRejected(UserError):
+class TooManyRejectedError(UserError):
     """More rows are rejected than the recipe allows; ``rejects`` holds those of the source at fault."""
 
     def __init__(self, message: str, rejects: list[Reject]) -> None:
@@ -182,8 +182,9 @@ def _stop_at_limit(source: str, rejected: int, rows: int, limit: float, rejects:
     if rejected <= limit * rows:
         return
     first = "; ".join(_shown(one) for one in rejects[:SHOWN_REJECTS])
-    raise TooManyRejected(
-        f"{source}: {rejected:,} of {rows:,} rows cannot be used, more than data.max_rejected: {limit:g} allows. {first}.",
+    raise TooManyRejectedError(
+        f"{source}: {rejected:,} of {rows:,} rows cannot be used, more than data.max_rejected: {limit:g} allows. "
+        f"{first}.",
         rejects,
     )
 

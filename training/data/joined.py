@@ -11,7 +11,7 @@ from training.data import engine
 from training.data.joins import measure
 from training.data.landing import HIDDEN, Landed
 from training.data.rows import Rows, ranks
-from training.data.statement import ORIGIN, Statement, Unreadable
+from training.data.statement import ORIGIN, Statement, UnreadableError
 
 
 class Fusion:
@@ -35,7 +35,7 @@ class Fusion:
             return
         try:
             self._statement = Statement(statement, self.joined)
-        except Unreadable:  # Daft will say what is wrong, or understand it all the same
+        except UnreadableError:  # Daft will say what is wrong, or understand it all the same
             self.main = self.joined[0] if len(self.joined) == 1 else None
             return
         self.main = self._statement.main()
@@ -114,7 +114,7 @@ class Fusion:
         return Rows(table.select(shown), numbers, self._column_sources(shown, numbers))
 
     def _column_sources(self, columns: list[str], numbers: Mapping[str, Any]) -> dict[str, str]:
-        """The source that a column is looked up in: the first of the statement's tables that has it, else the main one."""
+        """The source that a column is looked up in: the first table that has it, else the main one."""
         if not numbers:
             return {}
         main = next(iter(numbers))

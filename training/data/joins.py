@@ -66,9 +66,11 @@ def _keys(
     names = [f"k{index}" for index in range(len(expressions))]
     chosen = ", ".join(f"{expression} AS {name}" for expression, name in zip(expressions, names, strict=True))
     place = relation.sql if relation.sql.startswith('"') else f"({relation.sql})"
-    inner = f'SELECT {chosen} FROM {place} AS "{relation.alias}"'
     grouped = ", ".join(names)
-    return plan(f"{join.context}SELECT {grouped}, COUNT(*) AS {COUNT} FROM ({inner}) AS q GROUP BY {grouped}", tables)
+    # Pasted together from the user's own statement, and run over nothing but the user's own tables.
+    inner = f'SELECT {chosen} FROM {place} AS "{relation.alias}"'  # noqa: S608
+    counted = f"{join.context}SELECT {grouped}, COUNT(*) AS {COUNT} FROM ({inner}) AS q GROUP BY {grouped}"  # noqa: S608
+    return plan(counted, tables)
 
 
 def _count(left: "daft.DataFrame", right: "daft.DataFrame", keys: int) -> dict[str, Any]:

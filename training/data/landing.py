@@ -209,7 +209,7 @@ class _Column:
 
     def __init__(self) -> None:
         self.types: set[pa.DataType] = set()
-        self.could_be = [*BOOLEANS, *PATTERNS]
+        self.could_be: list[str | tuple[str, str]] = [*BOOLEANS, *PATTERNS]
         self.seen = False
 
     def see(self, array: pa.Array, infer: bool) -> pa.Array:
@@ -220,7 +220,7 @@ class _Column:
         return array
 
     def _narrow(self, array: pa.Array) -> None:
-        present = array.drop_null()
+        present = _no_blanks(array).drop_null()
         if not len(present):
             return
         self.seen = True
@@ -232,6 +232,11 @@ class _Column:
                 return pa.string()
             return ARROW_TYPES.get(self.could_be[0], pa.bool_()) if isinstance(self.could_be[0], str) else pa.bool_()
         return one_type(self.types)
+
+
+def _no_blanks(texts: pa.Array) -> pa.Array:
+    """White space in a column of numbers or times stands for nothing; in a column of texts it stays as it is."""
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(texts), ""), pa.scalar(None, pa.string()), texts)
 
 
 def _fits(present: pa.Array, kind: str | tuple[str, str]) -> bool:
@@ -327,8 +332,9 @@ def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:
     """``array`` as ``kind``, which holds it without loss (see :func:`one_type`)."""
     if array.type == kind:
         return array
-    if kind == pa.bool_() and pa.types.is_string(array.type):
-        return pc.equal(pc.utf8_lower(array), "true")
+    if pa.types.is_string(array.type):
+        array = _no_blanks(array)
+        return pc.equal(pc.utf8_lower(array), "true") if kind == pa.bool_() else array.cast(kind)
     if kind == pa.string() and not pa.types.is_null(array.type):
         return pa.array([None if value is None else as_text(value) for value in array.to_pylist()], pa.string())
     return array.cast(kind)

@@ -1,12 +1,12 @@
 """Texts that differ only in a few characters.
 
-Two texts are near copies when the Jaccard similarity of their sets of character 5-grams reaches a threshold; case, width
-of characters and spacing are ignored. Nothing depends on words, so that Chinese is compared as well as English.
+Two texts are near copies when the Jaccard similarity of their sets of character 5-grams reaches a threshold; case,
+width of characters and spacing are ignored. Nothing depends on words, so Chinese is compared as well as English.
 
-Candidates are found by prefix filtering (Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and Srikant 2007): with the grams
-of every text sorted from the rarest to the commonest, two sets x and y of similarity t or more share a gram among the
-first |x| - ceil(t |x|) + 1 of x and the like of y. Unlike MinHash this misses no pair, and the rare grams that it looks
-up are shared by few texts. Every candidate is then compared exactly.
+Candidates are found by prefix filtering (Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and Srikant 2007): with the
+grams of every text sorted from the rarest to the commonest, two sets x and y of similarity t or more share a gram among
+the first |x| - ceil(t |x|) + 1 of x and the like of y. Unlike MinHash this misses no pair, and the rare grams that it
+looks up are shared by few texts. Every candidate is then compared exactly.
 """
 
 import math
@@ -143,7 +143,7 @@ def _grams(texts: list[str]) -> tuple[Ints, Hashes]:
 
 
 def _mix(values: Hashes) -> Hashes:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit of the input moves every bit of the output."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): each bit of the input moves every bit of the output."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -61,7 +61,8 @@ def ranks(column: pa.ChunkedArray, *, descending: bool = False, nulls_first: boo
     places = np.empty(count + 1, dtype=np.int64)
     places[order.to_numpy()] = np.arange(count)
     places[count] = -1 if nulls_first else count
-    return places[encoded.indices.fill_null(count).to_numpy(zero_copy_only=False)]
+    codes: npt.NDArray[np.int64] = places[encoded.indices.fill_null(count).to_numpy(zero_copy_only=False)]
+    return codes
 
 
 def texts(table: pa.Table, columns: list[str]) -> list[str]:

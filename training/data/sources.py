@@ -1,4 +1,4 @@
-"""Every source as a table that Daft can read: text, databases and hub data sets land as Parquet, Parquet stays in place."""
+"""Every source as a table that Daft can read: what is not Parquet lands as Parquet, what is stays in its place."""
 
 from pathlib import Path
 from typing import Any

@@ -172,7 +172,7 @@ def _draw(units: Ints, strata: dict[int, int], fractions: dict[str, float], keys
     for unit, key in zip(units.tolist(), keys, strict=True):
         lowest[unit] = min(lowest.get(unit, key), key)
     order = sorted(sizes, key=lambda unit: (lowest[unit], unit))
-    left = Counter({stratum: 0 for stratum in sorted(set(strata.values()))})
+    left = Counter(dict.fromkeys(sorted(set(strata.values())), 0))
     for unit, size in sizes.items():
         left[strata[unit]] += size
     chosen: dict[int, str] = {}
@@ -258,7 +258,8 @@ def _moments(column: pa.ChunkedArray, name: str) -> Ints:
             column = pc.cast(column, pa.timestamp("us"))
         except pa.ArrowInvalid:
             raise UserError(
-                f"data.split.time: '{name}' is text that does not read as times; add data.clean.types: {{{name}: timestamp}}"
+                f"data.split.time: '{name}' is text that does not read as times; "
+                f"add data.clean.types: {{{name}: timestamp}}"
             ) from None
     return ranks(column)
 
@@ -284,6 +285,6 @@ def _check(parts: dict[str, pa.Table], fractions: dict[str, float], options: Spl
         if not rows[name]:
             why = f"by {_way(options)} " if options.group else ""
             raise UserError(
-                f"data.split: {name} would have no rows: {rows['train']} rows cannot be parted {why}without near copies "
-                f"on both sides; bring more rows or set data.split.{name}: 0"
+                f"data.split: {name} would have no rows: {rows['train']} rows cannot be parted {why}without near "
+                f"copies on both sides; bring more rows or set data.split.{name}: 0"
             )

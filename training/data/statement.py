@@ -1,4 +1,4 @@
-"""The fuse statement, read with sqlglot: which table is the main one, which joins it makes, in what order its rows come.
+"""The fuse statement, read with sqlglot: its main table, the joins it makes, the order of its rows.
 
 Daft runs the statement as the user wrote it. All that is ever added is, to the outermost SELECT, hidden columns that
 carry the row numbers of its tables: with them the result has one order whatever the engine's parallelism, and a
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import sqlglot
 from sqlglot import expressions as exp
 from sqlglot.errors import SqlglotError
-from sqlglot.tokens import Token, TokenType
+from sqlglot.tokens import TokenType  # type: ignore[attr-defined]
 
 from training.data.landing import HIDDEN
 
@@ -20,7 +20,7 @@ ORIGIN = HIDDEN + "from_"
 ORDER = HIDDEN + "order_"
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """sqlglot does not understand the statement; Daft still may."""
 
 
@@ -62,7 +62,7 @@ class Statement:
     """A fuse statement over ``sources``.
 
     Raises:
-        Unreadable: it cannot be parsed.
+        UnreadableError: it cannot be parsed.
     """
 
     def __init__(self, text: str, sources: Collection[str]) -> None:
@@ -71,9 +71,9 @@ class Statement:
         try:
             trees = sqlglot.parse(self.text, dialect=DIALECT)
         except SqlglotError as error:
-            raise Unreadable(str(error).splitlines()[0]) from None
+            raise UnreadableError(str(error).splitlines()[0]) from None
         if len(trees) != 1 or not isinstance(trees[0], exp.Query):
-            raise Unreadable("it is not one SELECT statement")
+            raise UnreadableError("it is not one SELECT statement")
         self._tree: exp.Query = trees[0]
 
     def named(self) -> set[str]:
@@ -130,7 +130,7 @@ class Statement:
                 yield _join(join, tuple(before), right, context)
                 before.append(right)
 
-    def _relation(self, node: exp.Expression) -> Relation:
+    def _relation(self, node: exp.Expr) -> Relation:
         alias = node.alias_or_name
         if isinstance(node, exp.Table):
             return Relation(alias, node.name, _quoted(node.name), self._source(node))
@@ -143,7 +143,7 @@ class Statement:
     def _with_names(self) -> set[str]:
         return {cte.alias for cte in self._tree.find_all(exp.CTE)}
 
-    def _first(self, node: exp.Expression | None, seen: set[str]) -> str | None:
+    def _first(self, node: exp.Expr | None, seen: set[str]) -> str | None:
         if isinstance(node, exp.Subquery):
             return self._first(node.this, seen)
         if isinstance(node, exp.SetOperation):
@@ -194,22 +194,18 @@ def _counted(star: exp.Star) -> bool:
     return isinstance(star.parent, exp.Count)
 
 
-def _aggregates(expression: exp.Expression) -> bool:
+def _aggregates(expression: exp.Expr) -> bool:
     return any(found.find_ancestor(exp.Window) is None for found in expression.find_all(exp.AggFunc))
 
 
 def _outer_from(text: str) -> int | None:
     """Where the FROM of the outermost SELECT begins."""
     depth = 0
-    for token in _tokens(text):
+    for token in sqlglot.tokenize(text, DIALECT):
         depth += (token.token_type == TokenType.L_PAREN) - (token.token_type == TokenType.R_PAREN)
         if depth == 0 and token.token_type == TokenType.FROM:
             return token.start
     return None
-
-
-def _tokens(text: str) -> list[Token]:
-    return list(sqlglot.tokenize(text, DIALECT))
 
 
 def _quoted(name: str) -> str:
@@ -231,7 +227,7 @@ def _join(join: exp.Join, lefts: tuple[Relation, ...], right: Relation, context:
     return Join(kind, condition.sql(DIALECT) if condition else "", lefts, right, keys, None in found, context)
 
 
-def _key(part: exp.Expression, lefts: tuple[Relation, ...], right: Relation) -> tuple[str, str, str] | None:
+def _key(part: exp.Expr, lefts: tuple[Relation, ...], right: Relation) -> tuple[str, str, str] | None:
     if not isinstance(part, exp.EQ):
         return None
     for left_side, right_side in ((part.left, part.right), (part.right, part.left)):
@@ -241,7 +237,7 @@ def _key(part: exp.Expression, lefts: tuple[Relation, ...], right: Relation) -> 
     return None
 
 
-def _owner(expression: exp.Expression) -> str | None:
+def _owner(expression: exp.Expr) -> str | None:
     """The one table whose columns the expression is made of."""
     owners = {column.table for column in expression.find_all(exp.Column)}
     return owners.pop() or None if len(owners) == 1 else None

@@ -19,7 +19,7 @@ OTHER_DELIMITERS = {";": "';'", "\t": '"\\t"', "|": "'|'"}
 
 
 def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing) -> None:
-    """Lands one CSV file. Blank values become null; a row with too few or too many values is rejected.
+    """Lands one CSV file. Empty values become null; a row with too few or too many values is rejected.
 
     Raises:
         UserError: the file is empty, two columns have one name, or the delimiter is wrong.
@@ -51,15 +51,15 @@ def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing) -
 
 def _flush(landing: Landing, names: list[str], rows: list[list[str]], numbers: list[int]) -> None:
     if rows:
-        columns = {name: _blank_to_null(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+        columns = {name: _empty_to_null(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
         landing.add(columns, numbers)
     rows.clear()
     numbers.clear()
 
 
-def _blank_to_null(values: tuple[str, ...]) -> pa.Array:
+def _empty_to_null(values: tuple[str, ...]) -> pa.Array:
     array = pa.array(values, pa.string())
-    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(array), ""), pa.scalar(None, pa.string()), array)
+    return pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
 
 
 def _problem(values: list[str], names: list[str], encoding: Encoding) -> str | None:

@@ -31,7 +31,7 @@ def labels(table: pa.Table, column: str) -> dict[str, int]:
 def _column(column: pa.ChunkedArray, kind: pa.DataType) -> dict[str, Any]:
     missing = empty(column)
     present = column.filter(pa.array(~missing))
-    figures: dict[str, Any] = {"type": _type_name(kind), "missing": int(missing.sum())}
+    figures: dict[str, Any] = {"type": type_name(kind), "missing": int(missing.sum())}
     if not pa.types.is_nested(kind):
         figures["distinct"] = pc.count_distinct(present).as_py()
     if pa.types.is_string(kind):
@@ -54,7 +54,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float) else as_text(value)
 
 
-def _type_name(kind: pa.DataType) -> str:
+def type_name(kind: pa.DataType) -> str:
+    """A type in the words of the recipe."""
     names = {
         "integer": pa.types.is_integer,
         "float": pa.types.is_floating,

@@ -1,6 +1,6 @@
 """The fuse statement run over landed sources: one table whose rows have one order and know where they came from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,16 @@ from training.data.joins import measure
 from training.data.landing import HIDDEN, Landed
 from training.data.rows import Rows, ranks
 from training.data.statement import ORIGIN, Statement, UnreadableError
+
+
+def main_source(statement: str | None, joined: Sequence[str]) -> str | None:
+    """The source whose rows become the fused rows: the first table of the outermost FROM, or the only source."""
+    if statement is None:
+        return joined[0]
+    try:
+        return Statement(statement, joined).main()
+    except UnreadableError:
+        return joined[0] if len(joined) == 1 else None
 
 
 class Fusion:
@@ -30,15 +40,13 @@ class Fusion:
         self._text = statement
         self._statement: Statement | None = None
         self.joined = [name for name in sources if name not in held_out]
-        self.main: str | None = self.joined[0]
+        self.main = main_source(statement, self.joined)
         if statement is None:
             return
         try:
             self._statement = Statement(statement, self.joined)
         except UnreadableError:  # Daft will say what is wrong, or understand it all the same
-            self.main = self.joined[0] if len(self.joined) == 1 else None
             return
-        self.main = self._statement.main()
         leaked = Statement(statement, sources).named() & held_out
         if leaked:
             name = min(leaked)

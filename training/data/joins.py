@@ -20,6 +20,7 @@ def measure(statement: Statement, tables: "Mapping[str, daft.DataFrame]") -> lis
     ``left`` and ``right`` say of each side: ``rows``, and among them ``matched``, ``unmatched`` and ``without_key`` (a
     null in the key never matches), which add up; distinct ``keys``, and among them ``matched_keys`` and
     ``unmatched_keys``; ``repeated_keys`` stand in more than one row. The sides are counted as they are before any join.
+    ``types`` says so where the two keys have different types, and ``note`` where something was not counted.
     """
     return [_measure(join, tables) for join in statement.joins()]
 
@@ -42,9 +43,9 @@ def _measure(join: Join, tables: "Mapping[str, daft.DataFrame]") -> dict[str, An
         return {**entry, "note": f"not counted: {error}"}
     for side in ("left", "right"):
         entry[side].update(counted[side])
-    if counted["types_differ"]:
-        entry["note"] = counted["types_differ"]
-    elif join.rest:
+    if counted["types"]:
+        entry["types"] = counted["types"]
+    if join.rest:
         entry["note"] = "counted by the equal columns alone; the condition has other parts"
     return entry
 
@@ -86,7 +87,7 @@ def _count(left: "daft.DataFrame", right: "daft.DataFrame", keys: int) -> dict[s
     return {
         "left": _side(left, names, matched, "left"),
         "right": _side(right, names, matched, "right"),
-        "types_differ": note,
+        "types": note,
     }
 
 

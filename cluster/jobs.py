@@ -38,6 +38,7 @@ from cluster.settings import redact
 from cluster.storage import HOME_VARIABLE
 
 Dependencies = Literal["missing", "all", "none"]
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 NOISE = re.compile(r"^(Running entrypoint for job |.*job_manager\.py:\d+ -- )")
 STOP_SECONDS = 30  # what a stopped command gets to finish before Ray kills it
@@ -66,7 +67,7 @@ def submit(
         dependencies: install for the job what the cluster is missing, all that headrace needs, or none.
 
     Returns:
-        The exit code of the command; 1 where the job ended in another way.
+        The exit code of the command; 1 where the job ended in another way; 130 after Ctrl-C.
 
     Raises:
         UserError: the recipe or the files it names cannot travel, or state would be lost with the job.
@@ -346,10 +347,10 @@ def _interrupted(client: Any, job: str) -> int:
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             say(f"job {job}: {stop(address, job).lower()}")
-            return 1
+            return INTERRUPTED
     say(f"job {job} goes on. To see it again: headrace jobs logs {job} --address {address}")
     say(f"To stop it: headrace jobs stop {job} --address {address}")
-    return 1
+    return INTERRUPTED
 
 
 async def _stream(client: Any, job: str, show: Callable[[str], None]) -> None:

@@ -1,0 +1,125 @@
+"""Broken recipes and the exact words a person reads for each."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import RecipeError
+from cluster.settings import read
+from headrace import load_recipe
+
+GOOD = """\
+name: support-intent
+data:
+  sources:
+    tickets: {read: data/tickets.jsonl}
+model:
+  task: text-classification
+  base: sentence-transformers/all-MiniLM-L6-v2
+  inputs: {text: text}
+  target: intent
+train:
+  epochs: 3
+"""
+
+# What is wrong: (what is replaced, by what, the message).
+BROKEN = {
+    "a key is misspelt": ("epochs", "epohcs", "recipe.yaml:11 train.epohcs: unknown key, did you mean 'epochs'?"),
+    "a tab indents": (
+        "  epochs: 3",
+        "\tepochs: 3",
+        "recipe.yaml:11: not valid YAML: found character '\\t' that cannot start any token",
+    ),
+    "a key stands twice": (
+        "epochs: 3",
+        "epochs: 3\n  epochs: 4",
+        "recipe.yaml:12 train.epochs: stands twice, first at recipe.yaml:11; keep one",
+    ),
+    "a word where a number belongs": (
+        "epochs: 3",
+        "epochs: many",
+        "recipe.yaml:11 train.epochs: input should be a valid integer, unable to parse string as an integer, "
+        "not 'many'",
+    ),
+    "a key is missing": ("  target: intent\n", "", "recipe.yaml:5 model.target: missing"),
+    "it is a list": (GOOD, "- tickets\n", "recipe.yaml:1: a recipe is a mapping of keys to values"),
+    "a part that comes later": (
+        "epochs: 3",
+        "strategy: fsdp",
+        "recipe.yaml:11 train.strategy: fsdp is not available in this version; use ddp, or auto",
+    ),
+    "a source of two kinds": (
+        "{read: data/tickets.jsonl}",
+        "{read: a.csv, hub: x/y}",
+        "recipe.yaml:4 data.sources.tickets: a source is one of read, database or hub; this one has read and hub",
+    ),
+    "several sources and nothing that joins them": (
+        "{read: data/tickets.jsonl}",
+        "{read: a.csv}\n    more: {read: b.csv}",
+        "recipe.yaml:2 data: several sources (tickets, more) need a `fuse` statement that joins them",
+    ),
+    "nothing left to train on": (
+        "model:",
+        "  split: {validation: 0.5, test: 0.6}\nmodel:",
+        "recipe.yaml:5 data.split: validation and test take 1.1 of the rows and leave none to train on",
+    ),
+    "a split from a source that is not there": (
+        "model:",
+        "  split: {test: {source: official}}\nmodel:",
+        "recipe.yaml:2 data: split names the source 'official'; there is tickets",
+    ),
+    "a variable that is not set": (
+        "{read: data/tickets.jsonl}",
+        '{database: "postgresql://me:${env:NOT_SET_HERE}@host/db", query: SELECT 1}',
+        "recipe.yaml:4 data.sources.tickets.database: environment variable NOT_SET_HERE is not set; "
+        "export NOT_SET_HERE=…",
+    ),
+    "a name that makes no address": (
+        "support-intent",
+        "Support Intent",
+        "recipe.yaml:1 name: lower-case letters, digits, '.', '_' and '-', at most 64, not 'Support Intent'",
+    ),
+    "a range that cannot be logarithmic": (
+        "epochs: 3",
+        "epochs: 3\ntune:\n  search:\n    train.learning_rate: {log_uniform: [0, 1]}",
+        "recipe.yaml:14 tune.search.train.learning_rate: log_uniform needs a low end above 0, not 0",
+    ),
+    "fewer replicas than the fewest": (
+        "epochs: 3",
+        "epochs: 3\nserve:\n  replicas: {min: 3, max: 1}",
+        "recipe.yaml:13 serve.replicas: max (1) is below min (3)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_each_broken_recipe_says_where_and_what(tmp_path: Path, before: str, after: str, message: str) -> None:
+    assert before in GOOD
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GOOD.replace(before, after, 1), encoding="utf-8")
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
+    assert raised.value.problems == [message]
+    assert raised.value.exit_code == 2
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    text = GOOD.replace("epochs: 3", "epochs: 0\n  batchsize: 8\n  workers: none").replace("target", "tagret")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
+    assert set(raised.value.problems) == {
+        "recipe.yaml:5 model.target: missing",
+        "recipe.yaml:9 model.tagret: unknown key, did you mean 'target'?",
+        "recipe.yaml:11 train.epochs: input should be greater than or equal to 1, not 0",
+        "recipe.yaml:12 train.batchsize: unknown key, did you mean 'batch_size'?",
+        "recipe.yaml:13 train.workers: a whole number from 1 up, or auto, not 'none'",
+    }
+
+
+def test_the_recipe_that_they_break_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GOOD, encoding="utf-8")
+    assert read(path).values["train"] == {"epochs": 3}
+    load_recipe(path)

@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -69,7 +68,7 @@ def serve(
             while not stop.wait(FOLLOW_SECONDS):
                 wanted.follow()
         finally:
-            _shut_down(wanted.path)
+            _shut_down(app, wanted.path)
 
 
 class Wanted:
@@ -169,6 +168,7 @@ def _deploy(
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _refuse_second_app(app)
     cpus, threads = replica_cores(options.replicas)
     deployment = ray_serve.deployment(ray_serve.ingress()(Replica), name="models").options(
@@ -268,8 +268,13 @@ def _environment(host: str, port: int) -> Iterator[Path]:
 
 
 ALWAYS: Mapping[str, str] = {
-    # The replica's loop does nothing but the edge: the model has its own threads.
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # The replica's loop does nothing but the edge, since the model has its own threads: no second loop is needed.
+    # (RAY_SERVE_THROUGHPUT_OPTIMIZED sets these and tells of it in ten lines.)
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
     # A prediction can be asked for twice: when a replica dies, HAProxy hands its requests to another one.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "2",
@@ -315,10 +320,13 @@ def _await_answer(address: str, stop: threading.Event) -> None:
             stop.wait(0.1)
 
 
-def _shut_down(wanted: Path) -> None:
+def _shut_down(app: str, wanted: Path) -> None:
+    """Lets the replicas finish what they have. A local session ends with all of Serve; a cluster is left as it was."""
     from ray import serve as ray_serve
 
-    ray_serve.shutdown()
+    ray_serve.delete(app)
+    if on_cluster():
+        ray_serve.shutdown()
     wanted.unlink(missing_ok=True)
 
 
@@ -355,7 +363,3 @@ def _reachable(host: str) -> str:
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-if __name__ == "__main__":  # a server without the rest of the command line, for tests and benchmarks
-    serve(sys.argv[2:], Serve(), port=int(sys.argv[1]), announce=print)

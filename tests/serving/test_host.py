@@ -1,0 +1,282 @@
+"""Ray Serve itself behind its HAProxy: two replicas, a real registry, real signals, real kills."""
+
+import collections
+import concurrent.futures
+import hashlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from huggingface_hub import InferenceClient
+
+from cluster.errors import RunError, UserError
+from cluster.session import usable_cores
+from serving import host
+from serving.predictor import Predictor
+from serving.recipe import Serve
+from tests.serving.conftest import TEXTS, MakeBundle
+from training import registry
+from training.bundle import Bundle
+
+ROOT = Path(host.__file__).parent.parent
+KEY = "a-key-of-the-test"
+PROGRAM = """
+import sys
+from serving.host import serve
+from serving.recipe import Serve
+options = Serve(replicas={"min": 2, "max": 2})
+serve(["intent"], options, port=int(sys.argv[1]), announce=lambda address: print(address, flush=True))
+"""
+
+
+@dataclass
+class Server:
+    """A running ``serve`` and where it listens."""
+
+    process: "subprocess.Popen[str]"
+    port: int
+    bundles: list[Bundle]
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def replicas(self) -> list[int]:
+        """The process ids of its replicas."""
+        title = f"ray::ServeReplica:headrace-{self.port}:".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    if (folder / "cmdline").read_bytes().startswith(title):
+                        found.append(int(folder.name))
+                except OSError:
+                    continue
+        return found
+
+
+@dataclass
+class Tally:
+    """What became of many requests."""
+
+    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
+    versions: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    @property
+    def failed(self) -> dict[str, int]:
+        return {outcome: count for outcome, count in self.outcomes.items() if outcome != "200"}
+
+
+@pytest.fixture(scope="module")
+def server(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADRACE_HOME", str(folder / "home"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        keys = folder / "keys"
+        keys.write_text(f"test:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
+        patch.setenv("HEADRACE_API_KEYS", str(keys))
+        bundles = [make_bundle(folder / "home" / "models" / "intent" / f"v{seed}", seed=seed) for seed in (1, 2)]
+        assert [registry.register(bundle, None) for bundle in bundles] == [1, 2]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, str(port)], cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+            running = Server(process, port, bundles)
+            try:
+                assert process.stdout is not None
+                announced = process.stdout.readline()
+                assert announced.strip() == running.address, (folder / "log").read_text()
+                yield running
+            finally:
+                process.terminate()
+                try:
+                    process.wait(90)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def load(port: int, requests: int, connections: int = 32, at: dict[int, Callable[[], object]] | None = None) -> Tally:
+    """Sends ``requests`` over ``connections`` kept alive; ``at[n]`` is called when the n-th is about to be sent."""
+    tally, numbers, pending = Tally(), iter(range(requests)), dict(at or {})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+
+    def connection() -> None:
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        for number in numbers:
+            if number in pending:
+                pending.pop(number)()
+            try:
+                client.request("POST", "/models/intent", json.dumps({"inputs": TEXTS[number % len(TEXTS)]}), headers)
+                answer = client.getresponse()
+                body = answer.read()
+                tally.outcomes[str(answer.status)] += 1
+                if answer.status == 200:
+                    assert len(json.loads(body)[0]) == 5
+                    tally.versions[answer.headers["x-headrace-version"]] += 1
+            except (OSError, http.client.HTTPException) as error:
+                tally.outcomes[type(error).__name__] += 1
+                client.close()
+        client.close()
+
+    with concurrent.futures.ThreadPoolExecutor(connections) as pool:
+        for done in [pool.submit(connection) for _ in range(connections)]:
+            done.result()
+    return tally
+
+
+def versions(server: Server) -> set[str]:
+    """The versions that answer, asked often enough to have reached both replicas."""
+    return set(load(server.port, 24, 8).versions)
+
+
+@pytest.mark.usefixtures("clients_allowed")
+def test_the_client_gets_what_predict_gets(server: Server) -> None:
+    client = InferenceClient(model=f"{server.address}/models/intent", token=KEY)
+    predictor = Predictor(server.bundles[0], device="cpu")
+    for text, expected in zip(TEXTS, predictor.predict(TEXTS), strict=True):
+        got = client.text_classification(text)
+        assert [element.label for element in got] == [one["label"] for one in expected]
+        assert [element.score for element in got] == pytest.approx([one["score"] for one in expected], abs=1e-5)
+
+
+def exchange(
+    server: Server, method: str, path: str, headers: dict[str, str], body: str | None = None
+) -> tuple[int, str]:
+    client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    client.request(method, path, body, headers)
+    answer = client.getresponse()
+    text = answer.read().decode()
+    assert len(answer.headers.get_all("x-request-id") or []) <= 1
+    client.close()
+    return answer.status, text
+
+
+def test_keys_and_headers_through_the_proxy(server: Server) -> None:
+    known = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    question = json.dumps({"inputs": "where is my card"})
+    status, text = exchange(server, "POST", "/models/intent", {"Content-Type": "application/json"}, question)
+    assert (status, json.loads(text)["error"]["code"]) == (401, "unauthorized")
+    assert exchange(server, "GET", "/v2/health/ready", {})[0] == 200
+    assert exchange(server, "GET", "/metrics", {})[0] == 401
+    # Serve would answer 408 to the first; the proxy drops both.
+    rude = {**known, "x-request-timeout-seconds": "0.000001", "x-request-disconnect-disabled": "?1"}
+    assert exchange(server, "POST", "/models/intent", rude, question)[0] == 200
+    status, text = exchange(server, "GET", "/metrics", {**known})
+    counted = sum(float(count) for count in re.findall(r'headrace_requests_total\{.*outcome="ok".*\} (\S+)', text))
+    assert (status, counted) == (200, len(TEXTS) + 1)  # of both replicas together
+
+
+def test_nothing_of_the_edge_can_be_reached_from_another_machine(server: Server) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing: only asks which address would be used
+        outside = probe.getsockname()[0]
+    if outside.startswith("127."):
+        pytest.skip("this machine has no address but loopback")
+    for port in (server.port, 30000, 30001):
+        with pytest.raises(OSError), socket.create_connection((outside, port), timeout=5):
+            pass
+
+
+def test_a_promotion_under_load_loses_nothing(server: Server, wait_until: Callable[..., None]) -> None:
+    registry.promote("intent", 1)
+    wait_until(lambda: versions(server) == {"1"})
+    tally = load(server.port, 400, at={100: lambda: registry.promote("intent", 2)})
+    assert tally.failed == {}
+    wait_until(lambda: versions(server) == {"2"})
+    registry.rollback("intent")
+    wait_until(lambda: versions(server) == {"1"})
+
+
+def test_a_killed_replica_costs_at_most_what_it_held_and_comes_back(
+    server: Server, wait_until: Callable[..., None]
+) -> None:
+    victim = sorted(server.replicas())[0]
+    tally = load(server.port, 400, at={100: lambda: os.kill(victim, signal.SIGKILL)})
+    print("killed one of two replicas under 32 connections; failed:", tally.failed)  # noqa: T201  a figure to quote
+    assert sum(tally.failed.values()) <= 32
+    assert tally.outcomes["200"] >= 400 - 32
+    wait_until(lambda: len(server.replicas()) == 2 and victim not in server.replicas(), 120)
+
+
+@pytest.mark.slow
+def test_two_thousand_requests_while_a_version_is_promoted_and_a_replica_dies(
+    server: Server, wait_until: Callable[..., None]
+) -> None:
+    wait_until(lambda: len(server.replicas()) == 2, 120)
+    registry.promote("intent", 1)
+    wait_until(lambda: versions(server) == {"1"})
+    victim = sorted(server.replicas())[0]
+    started = time.perf_counter()
+    tally = load(
+        server.port,
+        2000,
+        at={500: lambda: registry.promote("intent", 2), 1200: lambda: os.kill(victim, signal.SIGKILL)},
+    )
+    seconds = time.perf_counter() - started
+    print(f"2000 requests in {seconds:.1f} s; outcomes {dict(tally.outcomes)}; versions {dict(tally.versions)}")  # noqa: T201
+    assert sum(tally.outcomes.values()) == 2000
+    assert sum(tally.failed.values()) <= 32
+    assert set(tally.versions) == {"1", "2"}
+
+
+def test_it_ends_on_sigterm_and_leaves_nothing(server: Server, wait_until: Callable[..., None]) -> None:
+    wanted = Path(os.environ["HEADRACE_HOME"]) / "serving" / f"headrace-{server.port}.json"
+    assert wanted.exists()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(90) == 0
+    assert not wanted.exists()
+    wait_until(lambda: not server.replicas(), 30)
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", server.port), timeout=5):
+        pass
+
+
+def refuse(address: str) -> None:
+    raise AssertionError("it must not get so far")
+
+
+def test_a_taken_port_is_said_before_ray_starts(home: Path, make_bundle: MakeBundle) -> None:
+    made = make_bundle(home / "models" / "intent" / "a")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(RunError, match=rf"cannot listen on 127\.0\.0\.1:{port} \(Address already in use\)"):
+            host.serve([str(made.folder)], Serve(), port=port, announce=refuse)
+
+
+def test_models_that_are_not_there(home: Path, make_bundle: MakeBundle) -> None:
+    made = make_bundle(home / "models" / "intent" / "a")
+    for models, message in [
+        (["nobody"], "there is no model 'nobody'"),
+        ([], "name at least one model"),
+        ([str(made.folder), str(made.folder)], "served already"),
+        ([str(home)], "no bundle.json|neither a model"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            host.serve(models, Serve(), announce=refuse)
+    (made.folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="changed after training"):
+        host.serve([str(made.folder)], Serve(), announce=refuse)
+
+
+def test_cores_are_shared_out_so_that_all_replicas_fit() -> None:
+    for bounds in ({"min": 1, "max": 1}, {"min": 1, "max": 4}, {"min": 3, "max": 8}):
+        replicas = Serve.model_validate({"replicas": bounds}).replicas
+        cpus, threads = host.replica_cores(replicas)
+        assert cpus * replicas.max <= usable_cores() or replicas.max == 1
+        assert threads == max(1, usable_cores() // replicas.min)

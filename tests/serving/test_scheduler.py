@@ -1,0 +1,293 @@
+"""The scheduler against an executor that the test opens and closes by hand: no clock, no luck."""
+
+import asyncio
+import math
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from serving.scheduler import (
+    Batch,
+    ClosedError,
+    ExpiredError,
+    Failed,
+    Limits,
+    OverloadedError,
+    Scheduler,
+    choose,
+    isolated,
+)
+
+NEVER = math.inf
+UNPREPARABLE = "unpreparable"
+
+
+class Gate:
+    """A model that answers with upper case, once the test lets it."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.entered = threading.Semaphore(0)
+        self.opened = threading.Semaphore(0)
+        self.now = 0.0
+
+    def prepare(self, values: list[str]) -> list[tuple[str, int]]:
+        if UNPREPARABLE in values:
+            raise ValueError("cannot be tokenised")
+        return [(value, len(value)) for value in values]
+
+    def run(self, values: list[str]) -> list[str]:
+        self.batches.append(values)
+        self.entered.release()
+        assert self.opened.acquire(timeout=30)
+        if "poison" in values:
+            raise RuntimeError("poisoned")
+        return [value.upper() for value in values]
+
+    def clock(self) -> float:
+        return self.now
+
+    async def busy(self) -> None:
+        """Waits until the model has begun a batch."""
+        assert await asyncio.to_thread(self.entered.acquire, timeout=30)
+
+    def open(self, times: int = 100) -> None:
+        self.opened.release(times)
+
+
+@contextmanager
+def scheduler_of(gate: Gate, **options: Any) -> Iterator[Scheduler]:
+    scheduler = Scheduler(gate.prepare, gate.run, clock=gate.clock, **options)
+    try:
+        yield scheduler
+    finally:
+        gate.open()
+        scheduler.close()
+        assert scheduler.join(30)
+
+
+async def all_are_ready(scheduler: Scheduler) -> None:
+    """The prepare thread keeps its order, so when this one has failed, those before it are ready."""
+    with pytest.raises(ValueError, match="tokenised"):
+        await scheduler.submit([UNPREPARABLE], NEVER)
+
+
+async def all_of(*futures: "asyncio.Future[list[Any]]") -> list[list[Any]]:
+    return list(await asyncio.gather(*futures))
+
+
+def play(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        await asyncio.wait_for(scenario(), 60)
+
+    asyncio.run(limited())
+
+
+def test_what_came_while_the_model_was_busy_is_one_batch() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate) as scheduler:
+            first = scheduler.submit(["a"], NEVER)
+            await gate.busy()
+            later = [scheduler.submit([text], NEVER) for text in ("b", "c", "d")]
+            await all_are_ready(scheduler)
+            gate.open()
+            assert await all_of(first, *later) == [["A"], ["B"], ["C"], ["D"]]
+        assert gate.batches == [["a"], ["b", "c", "d"]]
+
+    play(scenario)
+
+
+def test_nothing_waits_when_the_model_is_free() -> None:
+    gate = Gate()
+    gate.open()
+
+    async def scenario() -> None:
+        with scheduler_of(gate) as scheduler:
+            assert await scheduler.submit(["a"], NEVER) == ["A"]
+            assert await scheduler.submit(["b"], NEVER) == ["B"]
+        assert gate.batches == [["a"], ["b"]]
+
+    play(scenario)
+
+
+def test_answers_of_a_list_come_back_in_its_order() -> None:
+    gate = Gate()
+    gate.open()
+    texts = ["long " * 40, "b", "middling " * 5, "a"]
+
+    async def scenario() -> None:
+        with scheduler_of(gate) as scheduler:
+            assert await scheduler.submit(texts, NEVER) == [text.upper() for text in texts]
+
+    play(scenario)
+
+
+def test_a_long_text_is_not_passed_over_for_short_ones_that_came_later() -> None:
+    gate = Gate()
+    limits = Limits(budget=40, padding_slack=0)
+
+    async def scenario() -> None:
+        with scheduler_of(gate, limits=limits) as scheduler:
+            futures = [scheduler.submit(["first"], NEVER)]
+            await gate.busy()
+            futures.append(scheduler.submit(["x" * 30], NEVER))
+            futures += [scheduler.submit(["y" * 3], NEVER) for _ in range(20)]
+            await all_are_ready(scheduler)
+            gate.open()
+            await asyncio.gather(*futures)
+        assert gate.batches[1] == ["x" * 30]
+
+    play(scenario)
+
+
+def test_an_item_past_its_deadline_is_dropped_before_it_is_computed() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate) as scheduler:
+            first = scheduler.submit(["a"], NEVER)
+            await gate.busy()
+            late, early = scheduler.submit(["late"], 5.0), scheduler.submit(["early"], 50.0)
+            await all_are_ready(scheduler)
+            gate.now = 10.0
+            gate.open()
+            with pytest.raises(ExpiredError):
+                await late
+            assert await all_of(first, early) == [["A"], ["EARLY"]]
+        assert gate.batches == [["a"], ["early"]]
+
+    play(scenario)
+
+
+def test_a_cancelled_request_is_not_computed() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate) as scheduler:
+            first = scheduler.submit(["a"], NEVER)
+            await gate.busy()
+            gone, stays = scheduler.submit(["gone"], NEVER), scheduler.submit(["stays"], NEVER)
+            await all_are_ready(scheduler)
+            gone.cancel()
+            gate.open()
+            assert await all_of(first, stays) == [["A"], ["STAYS"]]
+        assert gate.batches == [["a"], ["stays"]]
+
+    play(scenario)
+
+
+def test_one_bad_item_fails_alone() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate) as scheduler:
+            first = scheduler.submit(["a"], NEVER)
+            await gate.busy()
+            futures = [scheduler.submit([text], NEVER) for text in ("b", "poison", "c", UNPREPARABLE, "d")]
+            await all_are_ready(scheduler)
+            gate.open()
+            results = await asyncio.gather(first, *futures, return_exceptions=True)
+        assert [type(result) for result in results] == [list, list, RuntimeError, list, ValueError, list]
+        assert [result for result in results if isinstance(result, list)] == [["A"], ["B"], ["C"], ["D"]]
+
+    play(scenario)
+
+
+def test_a_full_queue_refuses_whole_requests_and_says_when_to_return() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate, limits=Limits(waiting=3)) as scheduler:
+            first = scheduler.submit(["a"], NEVER)
+            await gate.busy()
+            gate.now = 2.0  # the first batch takes two seconds
+            gate.open(1)
+            assert await first == ["A"]
+            second = scheduler.submit(["b"], NEVER)
+            await gate.busy()
+            waiting = scheduler.submit(["c", "d"], NEVER)
+            with pytest.raises(OverloadedError) as refused:
+                scheduler.submit(["e", "f"], NEVER)
+            assert refused.value.retry_after == pytest.approx(6.0)  # one running, two waiting, two seconds each
+            with pytest.raises(OverloadedError):
+                scheduler.submit(["g"], gate.now + 5.9)  # there is room, and no time
+            third = scheduler.submit(["h"], gate.now + 6.1)
+            gate.open()
+            assert await all_of(second, waiting, third) == [["B"], ["C", "D"], ["H"]]
+
+    play(scenario)
+
+
+def test_closing_answers_what_was_taken_and_takes_no_more() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate) as scheduler:
+            first = scheduler.submit(["a"], NEVER)
+            await gate.busy()
+            second = scheduler.submit(["b"], NEVER)
+            scheduler.close()
+            with pytest.raises(ClosedError):
+                scheduler.submit(["c"], NEVER)
+            gate.open()
+            assert await all_of(first, second) == [["A"], ["B"]]
+        assert not scheduler.alive()
+
+    play(scenario)
+
+
+def test_each_batch_is_told_with_its_tokens_and_padding() -> None:
+    gate = Gate()
+    seen: list[Batch] = []
+
+    async def scenario() -> None:
+        with scheduler_of(gate, observe=seen.append) as scheduler:
+            first = scheduler.submit(["a"], NEVER)
+            await gate.busy()
+            second = scheduler.submit(["bb", "cccc"], NEVER)
+            await all_are_ready(scheduler)
+            gate.now = 1.5
+            gate.open()
+            await asyncio.gather(first, second)
+
+    play(scenario)
+    assert seen == [Batch(1, 1, 1, 1.5, 0.0), Batch(2, 6, 8, 0.0, 1.5)]
+
+
+def test_choose_always_takes_the_oldest_and_keeps_to_the_budget() -> None:
+    limits = Limits(budget=100, items=8, padding_share=0.05, padding_slack=4)
+    for lengths in ([10] * 20, [90, 10, 10, 11], [10, 90, 91, 9], [300, 1, 1], [7, 5, 6, 8, 100, 7]):
+        chosen = choose(lengths, limits)
+        longest = max(lengths[index] for index in chosen)
+        padded = longest * len(chosen)
+        assert 0 in chosen
+        assert len(chosen) == len(set(chosen)) <= limits.items
+        assert len(chosen) == 1 or padded <= limits.budget
+        assert padded - sum(lengths[index] for index in chosen) <= 0.05 * padded + 4
+    assert choose([], limits) == []
+
+
+def test_choose_does_not_pad_short_texts_to_the_length_of_a_long_one() -> None:
+    assert sorted(choose([8, 256, 9, 8, 250, 10], Limits(padding_slack=10))) == [0, 2, 3, 5]
+
+
+def test_isolated_finds_the_culprits_with_few_calls() -> None:
+    calls = []
+
+    def fragile(values: list[int]) -> list[int]:
+        calls.append(values)
+        if 13 in values or 40 in values:
+            raise ValueError
+        return [value * 2 for value in values]
+
+    results = isolated(fragile, list(range(64)))
+    assert [index for index, result in enumerate(results) if isinstance(result, Failed)] == [13, 40]
+    assert [result for result in results if not isinstance(result, Failed)] == [
+        2 * value for value in range(64) if value not in (13, 40)
+    ]
+    assert len(calls) <= 25

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import sqlalchemy
 from sqlalchemy.engine import URL, make_url
@@ -67,7 +68,7 @@ def _url(name: str, address: str, recipe_folder: Path) -> URL:
     file = file if file.is_absolute() else recipe_folder / file
     if not file.is_file():  # SQLite would make an empty database of that name
         raise UserError(f"data.sources.{name}.database: there is no file {url.database} (looked in {recipe_folder})")
-    return url.set(database=f"file:{file}", query={**url.query, "mode": "ro", "uri": "true"})
+    return url.set(database=f"file:{quote(str(file))}", query={**url.query, "mode": "ro", "uri": "true"})
 
 
 def _engine(name: str, url: URL) -> sqlalchemy.Engine:
@@ -93,7 +94,8 @@ def _read_only(connection: sqlalchemy.Connection) -> sqlalchemy.Connection:
 
 
 def _land_query(name: str, query: str, connection: sqlalchemy.Connection, landing: Landing) -> None:
-    result = connection.exec_driver_sql(query.strip().rstrip(";").replace("%", "%%") if _formats(connection) else query)
+    query = query.strip().rstrip(";")
+    result = connection.exec_driver_sql(query.replace("%", "%%") if _formats(connection) else query)
     if not result.returns_rows:
         raise UserError(f"data.sources.{name}.query: the statement returns no rows; write a SELECT")
     columns = list(result.keys())
@@ -111,7 +113,7 @@ def _land_query(name: str, query: str, connection: sqlalchemy.Connection, landin
 
 def _formats(connection: sqlalchemy.Connection) -> bool:
     """Whether the driver takes a % in a statement for a parameter."""
-    return connection.dialect.paramstyle in ("format", "pyformat") and connection.dialect.driver != "psycopg"
+    return connection.dialect.paramstyle in ("format", "pyformat")
 
 
 def _flush(landing: Landing, columns: list[str], rows: list[Sequence[Any]]) -> None:
@@ -139,5 +141,6 @@ def _first_line(text: str) -> str:
 
 
 def _shown(url: URL) -> str:
-    shown = url.render_as_string(hide_password=True)
-    return shown.replace("file:", "").partition("?")[0] if url.get_backend_name() == "sqlite" else shown
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite:///{unquote(str(url.database)).removeprefix('file:')}"
+    return url.render_as_string(hide_password=True)

@@ -22,6 +22,9 @@ MARKS = (
 BLOCK = 1 << 22
 SAMPLE = 1 << 18
 
+WESTERN = ("iso8859-1", "cp1252", "latin-1")
+MANY_SPECIAL = 0.3  # a share of bytes beyond ASCII that no western language has
+
 UNDECODABLE = re.compile("[\udc80-\udcff]")
 """What ``surrogateescape`` leaves in the place of bytes that are no text."""
 
@@ -145,6 +148,15 @@ def _suspicion(source: str, file: File, encoding: str) -> str | None:
     """Most encodings decode UTF-8 to garbage without complaint; valid UTF-8 is hardly ever anything else."""
     if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "utf-16", "utf-32", "ascii"):
         return None
-    if not _is_utf8(_head(file)):
+    head = _head(file)
+    if _is_utf8(head):
+        return (
+            f"{file.name} reads as UTF-8, yet data.sources.{source}.encoding is {encoding}: look at special characters"
+        )
+    special = sum(byte > 127 for byte in head) / max(len(head), 1)
+    guess = _guess(head, encoding) if special > MANY_SPECIAL and codecs.lookup(encoding).name in WESTERN else None
+    if guess is None or guess in WESTERN:
         return None
-    return f"{file.name} reads as UTF-8, yet data.sources.{source}.encoding is {encoding}: look at special characters"
+    return (
+        f"{file.name} looks like {guess}, yet data.sources.{source}.encoding is {encoding}: look at special characters"
+    )

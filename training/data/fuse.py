@@ -122,7 +122,7 @@ def _build(recipe: Recipe, folder: Path, landed: dict[str, Landed], work: Path) 
     except TooManyRejectedError as error:
         place = folder.with_name(f"{folder.name}-rejected.parquet")
         _write(_rejected_table(error.rejects), place)
-        raise UserError(f"{error}. All of them: {place}") from None
+        raise UserError(f"{error} All of them: {place}") from None
     with building(folder) as beside:
         for name in SPLITS:
             _write(done.parted.tables[name], beside / f"{name}.parquet")

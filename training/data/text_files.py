@@ -151,7 +151,7 @@ def land_jsonl(file: File, encoding: Encoding, landing: Landing) -> None:
             if not line.strip():
                 continue
             try:
-                rows.append(_record(line))
+                rows.append(_record(line.rstrip("\r\n")))
                 numbers.append(number)
             except ValueError as error:
                 shown = line.rstrip("\r\n").encode("utf-8", "backslashreplace").decode()

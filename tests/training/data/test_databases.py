@@ -20,7 +20,8 @@ def read(folder: Path, url: str, query: str, **options: int) -> Landed:
 
 
 def rows(landed: Landed) -> list[dict[str, object]]:
-    return pq.read_table(landed.paths[0]).drop_columns([ROW]).to_pylist()
+    found: list[dict[str, object]] = pq.read_table(landed.paths[0]).drop_columns([ROW]).to_pylist()
+    return found
 
 
 @pytest.fixture

@@ -1,0 +1,357 @@
+"""The parts of a report: each a function from what is known of a run to a piece of HTML, or to nothing.
+
+A task whose report needs other parts passes other functions; the frame in ``report.py`` knows none of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from training.evaluation import charts, metrics
+from training.evaluation.metrics import Floats
+
+NAMES = {
+    "majority": "Most frequent label",
+    "tfidf": "TF-IDF + linear SVM",
+    "frozen": "Frozen base + linear head",
+}
+"""What the known baselines are called; another is shown by its own name."""
+
+MEASURES = {
+    "accuracy": "Accuracy",
+    "macro_precision": "Macro precision",
+    "macro_recall": "Macro recall",
+    "macro_f1": "Macro F1",
+    "weighted_precision": "Weighted precision",
+    "weighted_recall": "Weighted recall",
+    "weighted_f1": "Weighted F1",
+    "calibration_error": "Calibration error",
+    "loss": "Loss",
+}
+IN_SHORT = ("accuracy", "macro_f1", "weighted_f1", "calibration_error", "loss")
+MOST_PAIRS, MOST_IN_MAP, MOST_ERRORS, MOST_CHARACTERS = 12, 10, 16, 500
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What is known of a run; whatever is left out leaves its section out.
+
+    Attributes:
+        name: the model's name.
+        task: the task's name.
+        metrics: ``{"test/accuracy": 0.92, …}``.
+        baselines: the same for each baseline.
+        judged: the split that the verdict is about and that ``outputs``, ``targets`` and ``texts`` belong to.
+        outputs: the model's outputs there, of shape ``[rows, labels]``.
+        targets: label indices of shape ``[rows]``.
+        history: a mapping for each step, with ``step``, ``loss``, ``learning_rate`` and, at an epoch's end,
+            ``validation``: metrics by name.
+        data: the content of ``fuse.json``.
+        recipe: the recipe as it may be shown, as YAML.
+        seconds: the time that training took.
+        metric: the metric of the verdict, a share of rows.
+    """
+
+    name: str
+    task: str
+    metrics: Mapping[str, float]
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    description: str = ""
+    version: int | None = None
+    created: str = ""
+    judged: str = "test"
+    labels: Sequence[str] = ()
+    outputs: Floats | None = None
+    targets: Sequence[int] = ()
+    texts: Sequence[str] = ()
+    history: Sequence[Mapping[str, Any]] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+    metric: str = "accuracy"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the judged split."""
+        return len(self.targets) or int(self.data.get("splits", {}).get(self.judged, 0))
+
+    def measured(self, metric: str) -> float | None:
+        """The model's metric on the judged split."""
+        return self.metrics.get(f"{self.judged}/{metric}")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A piece of the page; without a title it opens the page."""
+
+    title: str
+    html: Markup
+
+
+Section = Callable[[ReportData], Fragment | None]
+
+
+def verdict(data: ReportData) -> Fragment | None:
+    """The first sentence: does the model beat the best baseline, by how much, on how many rows, how surely."""
+    value = data.measured(data.metric)
+    if value is None or not data.rows:
+        return _fragment("", "verdict", lead="Nothing was held out", rest="so nothing was measured.", facts=[])
+    rivals = {name: one[f"{data.judged}/{data.metric}"] for name, one in data.baselines.items() if _has(one, data)}
+    best = max(rivals, key=lambda name: rivals[name], default=None)
+    facts = [(MEASURES[name], name, data.measured(name)) for name in IN_SHORT if data.measured(name) is not None]
+    low, high = metrics.share_interval(value, data.rows)
+    known: dict[str, Any] = {"data": data, "value": value, "low": low, "high": high, "facts": facts}
+    if best is None:
+        return _fragment("", "verdict", lead=f"Right on {value:.1%}", **known)
+    least, most = metrics.gain_interval(value, rivals[best], data.rows)
+    gain = value - rivals[best]
+    if least > 0:
+        lead = "It earns its keep"
+    elif most < 0:
+        lead = "It does not earn its keep"
+    else:
+        lead = (
+            "It does no better than chance would over the best baseline" if gain > 0 else "It does not beat a baseline"
+        )
+    return _fragment("", "verdict", lead=lead, best=_name(best), gain=gain, least=least, most=most, **known)
+
+
+def comparison(data: ReportData) -> Fragment | None:
+    """The model next to its baselines: a chart of the verdict's metric, a table of all."""
+    models = {data.name: data.metrics, **{_name(name): one for name, one in data.baselines.items()}}
+    rows = [
+        {"name": name, "value": one[f"{data.judged}/{data.metric}"], "ours": one is data.metrics}
+        for name, one in models.items()
+        if _has(one, data)
+    ]
+    if not rows:
+        return None
+    rows.sort(key=lambda row: -row["value"])
+    for row in rows:
+        row["low"], row["high"] = metrics.share_interval(row["value"], data.rows)
+    alt = f"{MEASURES.get(data.metric, data.metric)} on {data.judged}: " + ", ".join(
+        f"{row['name']} {row['value']:.1%}" for row in rows
+    )
+    splits = [split for split in ("test", "validation") if any(key.startswith(f"{split}/") for key in data.metrics)]
+    return _fragment(
+        "Against the baselines",
+        "comparison",
+        data=data,
+        chart=charts.bars(rows, alt),
+        models=sorted(models.items(), key=lambda item: -item[1].get(f"{data.judged}/{data.metric}", -1)),
+        splits=splits,
+        in_short=IN_SHORT,
+    )
+
+
+def learning(data: ReportData) -> Fragment | None:
+    """Loss, validation and learning rate over the steps."""
+    if not data.history:
+        return None
+    drawn = []
+    losses = _points(data.history, lambda moment: moment.get("loss"))
+    judged = _points(data.history, lambda moment: (moment.get("validation") or {}).get(data.metric))
+    unsure = _points(data.history, lambda moment: (moment.get("validation") or {}).get("loss"))
+    rates = _points(data.history, lambda moment: moment.get("learning_rate"))
+    if losses:
+        alt = f"Training loss falls from {losses[0][1]:.3g} to {losses[-1][1]:.3g} over {losses[-1][0]:,.0f} steps."
+        drawn.append(charts.curve(losses, "training loss", alt))
+    if judged:
+        name = MEASURES.get(data.metric, data.metric).lower()
+        told = ", ".join(f"{value:.1%}" for _, value in judged)
+        drawn.append(
+            charts.curve(
+                judged, f"validation {name}", f"Validation {name} after each epoch: {told}.", dots=True, best=True
+            )
+        )
+    if unsure:
+        told = ", ".join(f"{value:.3g}" for _, value in unsure)
+        drawn.append(charts.curve(unsure, "validation loss", f"Validation loss after each epoch: {told}.", dots=True))
+    if rates:
+        top = max(value for _, value in rates)
+        drawn.append(charts.curve(rates, "learning rate", f"The learning rate peaks at {top:.3g}.", smooth=False))
+    return _fragment("How it learned", "learning", charts=drawn, epochs=len(judged), steps=data.history[-1]["step"])
+
+
+def confusion(data: ReportData) -> Fragment | None:
+    """The pairs of labels that are confused most, and a map of the labels in them."""
+    if data.outputs is None or not data.rows:
+        return None
+    pairs = metrics.confused_pairs(data.outputs, data.targets, data.labels)
+    if not pairs:
+        return None
+    matrix = metrics.confusion(data.outputs, data.targets, data.labels)
+    chosen = _in_map(pairs, data.labels)
+    shown = matrix[np.ix_(chosen, chosen)]
+    names = [data.labels[place] for place in chosen]
+    worst = pairs[0]
+    alt = (
+        f"Confusion of {len(names)} labels. Most often {worst['target']} is taken for {worst['predicted']}: "
+        f"{worst['rows']} rows."
+    )
+    return _fragment(
+        "What it mixes up",
+        "confusion",
+        pairs=pairs[:MOST_PAIRS],
+        map=charts.confusion_map(shown, matrix[chosen].sum(axis=1), names, alt),
+        part=len(names) < len(data.labels),
+        errors=sum(pair["rows"] for pair in pairs),
+        kinds=len(pairs),
+        data=data,
+    )
+
+
+def confidence(data: ReportData) -> Fragment | None:
+    """Whether its confidence is worth believing."""
+    if data.outputs is None or not data.rows:
+        return None
+    bins = metrics.reliability(data.outputs, data.targets)
+    error = metrics.calibration_error(data.outputs, data.targets)
+    sure = float(metrics.confidences(data.outputs).mean())
+    right = float(np.mean(np.asarray(data.outputs).argmax(axis=1) == np.asarray(data.targets)))
+    alt = f"Reliability diagram: mean confidence {sure:.1%}, accuracy {right:.1%}, calibration error {error:.1%}."
+    chart = charts.reliability_diagram(bins, alt)
+    return _fragment("How far to trust its confidence", "confidence", chart=chart, error=error, sure=sure, right=right)
+
+
+def errors(data: ReportData) -> Fragment | None:
+    """The rows it got wrong while being most certain: where it is blind, or where a label is wrong."""
+    if data.outputs is None or not data.rows or not data.texts:
+        return None
+    places = metrics.confident_errors(data.outputs, data.targets, MOST_ERRORS)
+    if not len(places):
+        return None
+    sure = metrics.confidences(data.outputs)
+    predicted = np.asarray(data.outputs).argmax(axis=1)
+    shown = [
+        {
+            "text": charts.clipped(data.texts[place], MOST_CHARACTERS),
+            "target": data.labels[data.targets[place]],
+            "predicted": data.labels[predicted[place]],
+            "confidence": float(sure[place]),
+        }
+        for place in places.tolist()
+    ]
+    return _fragment("Wrong and certain", "errors", errors=shown)
+
+
+def labels(data: ReportData) -> Fragment | None:
+    """Every label's precision, recall and F1; the weakest first."""
+    if data.outputs is None or not data.rows:
+        return None
+    rows = metrics.per_class(data.outputs, data.targets, data.labels)
+    rows.sort(key=lambda row: (row["f1"] is None, row["f1"]))
+    return _fragment("Label by label", "labels", rows=rows)
+
+
+def sources(data: ReportData) -> Fragment | None:
+    """The way of the rows from the sources to the splits, with every loss counted."""
+    if not data.data:
+        return None
+    splits = data.data.get("splits", {})
+    return _fragment("The data", "sources", report=data.data, splits=splits, total=sum(splits.values()))
+
+
+def recipe(data: ReportData) -> Fragment | None:
+    """What made it."""
+    return _fragment("The recipe", "recipe", recipe=data.recipe) if data.recipe else None
+
+
+def making(data: ReportData) -> Fragment | None:
+    """When, for how long and with which versions it was made."""
+    if not (data.versions or data.seconds or data.created):
+        return None
+    return _fragment("How it was made", "making", data=data)
+
+
+CLASSIFICATION: tuple[Section, ...] = (
+    verdict,
+    comparison,
+    learning,
+    confusion,
+    errors,
+    confidence,
+    labels,
+    sources,
+    recipe,
+    making,
+)
+"""The sections of a classifier's report, in their order."""
+
+
+def environment() -> jinja2.Environment:
+    """Templates in which every text is escaped: texts and labels come from anybody."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"percent": percent, "points": points, "measure": measure, "duration": duration}
+    templates.globals["MEASURES"] = MEASURES
+    return templates
+
+
+def percent(share: float | None) -> str:
+    """``92.5%``; a dash for nothing."""
+    return "–" if share is None else f"{share:.1%}"
+
+
+def points(difference: float) -> str:
+    """``+1.5``: percentage points, with a real minus sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def measure(value: float | None, name: str) -> str:
+    """A metric as it is read: shares in percent, a loss in nats."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if name == "loss" else f"{value:.1%}"
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 5 s`` or ``2 h 10 min``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _fragment(title: str, template: str, **values: Any) -> Fragment:
+    return Fragment(title, Markup(environment().get_template(f"{template}.html").render(values)))  # noqa: S704
+
+
+def _name(baseline: str) -> str:
+    return NAMES.get(baseline, baseline)
+
+
+def _has(measured: Mapping[str, float], data: ReportData) -> bool:
+    return f"{data.judged}/{data.metric}" in measured
+
+
+def _points(
+    history: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], Any]
+) -> list[tuple[float, float]]:
+    return [(moment["step"], float(value(moment))) for moment in history if value(moment) is not None]
+
+
+def _in_map(pairs: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[int]:
+    """The labels of the map: all where they are few, else those of the worst pairs."""
+    if len(labels) <= MOST_IN_MAP:
+        return list(range(len(labels)))
+    index = {label: place for place, label in enumerate(labels)}
+    chosen: list[int] = []
+    for pair in pairs:
+        new = [index[pair[side]] for side in ("target", "predicted") if index[pair[side]] not in chosen]
+        if len(chosen) + len(new) > MOST_IN_MAP:
+            break
+        chosen += new
+    return chosen

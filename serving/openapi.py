@@ -39,18 +39,19 @@ ERROR = {
 
 def document(models: Mapping[str, Served], options: Serve, keys: bool) -> dict[str, Any]:
     """OpenAPI 3.1 of everything that this address answers."""
-    paths: dict[str, Any] = {
+    paths: dict[str, Any] = {}
+    for name, served in models.items():
+        paths[f"/models/{name}"] = {
+            "post": _question(served, options),
+            "get": _read("Version, task, signature and metrics.", {"type": "object"}),
+        }
+        paths[f"/v2/models/{name}/ready"] = {"get": _read("Whether this model is loaded and warm.", _flag("ready"))}
+    paths |= {
         "/models": {"get": _read("The models and what they take and answer.", {"type": "array", "items": {}})},
         "/v2/health/live": {"get": _read("Whether the server is alive.", _flag("live"), secured=False)},
         "/v2/health/ready": {"get": _read("Whether every model is loaded and warm.", _flag("ready"), secured=False)},
         "/metrics": {"get": _read("Prometheus metrics.", {"type": "string"}, kind="text/plain")},
     }
-    for name, served in models.items():
-        paths[f"/models/{name}"] = {
-            "get": _read("Version, task, signature and metrics.", {"type": "object"}),
-            "post": _question(served, options),
-        }
-        paths[f"/v2/models/{name}/ready"] = {"get": _read("Whether this model is loaded and warm.", _flag("ready"))}
     components: dict[str, Any] = {"schemas": {"Error": ERROR}}
     if keys:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

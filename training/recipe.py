@@ -99,7 +99,7 @@ class HeldOut(Strict):
 
 
 def _fraction_or_source(value: Any) -> Any:
-    if isinstance(value, dict) or isinstance(value, HeldOut):
+    if isinstance(value, dict | HeldOut):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ValueError(f"a fraction from 0 up to 1 or {{source: NAME}}, not {value!r}")

@@ -25,12 +25,12 @@ from cluster.errors import HeadraceError, RunError
 from cluster.storage import building, plain_disk_errors
 from training import checkpoint
 from training.encode import Encoded, open_encoded
+from training.journal import Journal
 from training.loop import Moment, Trainee, as_record, make_trainee, predict, train
 from training.recipe import Train
-from training.journal import Journal
 
 KEPT = 2
-"""Checkpoints that stay: the newest, and the one before it."""
+"""Checkpoints that Ray Train leaves: the newest, and the one before it."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,6 @@ def keep(trainee: Trainee, folder: Path, moment: Moment) -> None:
     def save() -> None:
         with building(place) as unfinished:
             checkpoint.save(unfinished, trainee)
-        checkpoint.prune(place.parent, KEPT)
 
     on_rank_0(trainee, save)
     reported = Checkpoint(str(place)) if trainee.rank == 0 else None

@@ -4,11 +4,12 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as processes
+from torch.multiprocessing.spawn import start_processes
 
 from cluster.errors import RunError, UserError
 from training import checkpoint
@@ -30,8 +31,6 @@ def without_dropout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "dropout_prob"):
-            module.dropout_prob = 0.0
 
 
 def test_it_learns_and_says_where_it_stands(make_recipe: MakeRecipe) -> None:
@@ -60,7 +59,8 @@ def test_a_step_equals_a_hand_written_one(make_recipe: MakeRecipe) -> None:
     model = reference.model.train()
     matrices = [weight for weight in model.parameters() if weight.ndim > 1]
     rest = [weight for weight in model.parameters() if weight.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": matrices}, {"params": rest, "weight_decay": 0.0}], lr=1e-3, weight_decay=0.1)
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
     rows = encoded.split("train")
     batch = encoded.task.collate(rows.examples(plan(rows.lengths, 8, recipe.train.seed, 0)[0]))
     loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["targets"]).loss
@@ -162,15 +162,19 @@ def test_two_workers_equal_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """
     recipe = make_recipe(rows=101, train={"epochs": 5})
     encoded = encoded_for(recipe)
-    processes.spawn(_two_workers, args=(2, str(encoded.folder), recipe.train, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
-    processes.spawn(_two_workers, args=(1, str(encoded.folder), recipe.train, str(tmp_path)), nprocs=1)  # type: ignore[no-untyped-call]
+    processes.start_processes(
+        _two_workers, args=(2, str(encoded.folder), recipe.train, str(tmp_path)), nprocs=2, start_method="spawn"
+    )
+    processes.start_processes(
+        _two_workers, args=(1, str(encoded.folder), recipe.train, str(tmp_path)), nprocs=1, start_method="spawn"
+    )
     one, two = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
     assert len(encoded.split("train")) % 8 == 5, "the last batch must be partial for this to prove anything"
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)
     torch.testing.assert_close(one["outputs"], two["outputs"], rtol=0, atol=1e-3)
 
 
-def _two_workers(rank: int, world: int, folder: str, options: Train, out: str) -> None:
+def _one_worker(rank: int, world: int, folder: str, options: Train, out: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group("gloo", init_method=f"file://{out}/meet-{world}", rank=rank, world_size=world)

@@ -54,9 +54,6 @@ class Task(ABC):
     metrics_known: ClassVar[dict[str, str]]
     """The metrics that early stopping and a sweep may name: metric to ``max`` or ``min``."""
 
-    baselines: ClassVar[dict[str, Baseline]]
-    """The models that the fine-tuned one must beat to earn its keep: name to how it is made."""
-
     # --- made from data, kept in a folder -----------------------------------------------------------------------
 
     @classmethod
@@ -87,6 +84,10 @@ class Task(ABC):
             UserError: an input has the wrong type or lacks a column; names the input's index and the column, never
                 its content.
         """
+
+    @abstractmethod
+    def text(self, row: Row) -> str:
+        """What a person reads of a row, in the report."""
 
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> list[Example]:
@@ -139,6 +140,11 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, outputs: Outputs, targets: Sequence[Any]) -> dict[str, float]:
         """The task's metrics by name; every name of ``metrics_known`` and ``loss`` are among them."""
+
+    @property
+    @abstractmethod
+    def baselines(self) -> dict[str, Baseline]:
+        """The models that the fine-tuned one must beat to earn its keep: name to how it is made."""
 
     @abstractmethod
     def signature(self) -> dict[str, Any]:

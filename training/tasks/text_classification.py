@@ -17,7 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from cluster.errors import UserError
-from training.evaluation import baselines, metrics
+from training.evaluation import metrics
 from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Outputs, Row, Task
 
@@ -40,22 +40,7 @@ class TextClassification(Task):
 
     name: ClassVar[str] = "text-classification"
     roles: ClassVar[dict[str, str]] = {"text": "the column or columns that are read"}
-    metrics_known: ClassVar[dict[str, str]] = {
-        "accuracy": "max",
-        "macro_precision": "max",
-        "macro_recall": "max",
-        "macro_f1": "max",
-        "weighted_precision": "max",
-        "weighted_recall": "max",
-        "weighted_f1": "max",
-        "calibration_error": "min",
-        "loss": "min",
-    }
-    baselines: ClassVar[dict[str, Baseline]] = {
-        "majority": baselines.majority,
-        "tfidf": baselines.tfidf,
-        "frozen": baselines.frozen,
-    }
+    metrics_known: ClassVar[dict[str, str]] = metrics.CLASSIFICATION
 
     def __init__(
         self,
@@ -165,7 +150,7 @@ class TextClassification(Task):
 
     def decode(self, outputs: Outputs, parameters: Mapping[str, Any]) -> list[Any]:
         top_k = _top_k(parameters, len(self.labels))
-        scores = metrics.softmax(outputs)
+        scores = np.exp(metrics.log_probabilities(outputs))
         best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         return [
             [{"label": self.labels[index], "score": float(row[index])} for index in order]
@@ -174,6 +159,12 @@ class TextClassification(Task):
 
     def metrics(self, outputs: Outputs, targets: Sequence[Any]) -> dict[str, float]:
         return metrics.classification(outputs, np.asarray(targets, dtype=np.int64), self.labels)
+
+    @property
+    def baselines(self) -> dict[str, Baseline]:
+        from training.evaluation import baselines  # a replica, which never measures, does not load scikit-learn
+
+        return {"majority": baselines.majority, "tfidf": baselines.tfidf, "frozen": baselines.frozen}
 
     def signature(self) -> dict[str, Any]:
         columns = {column: {"type": "string"} for column in self.columns}
@@ -208,15 +199,15 @@ class TextClassification(Task):
         return value
 
     def _from_pretrained(self, folder: Path, **settings: Any) -> PreTrainedModel:
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        level = transformers_logging.get_verbosity()  # type: ignore[no-untyped-call]
-        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  a new head is what we ask for
+        transformers_logging.disable_progress_bar()
+        level = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # a new head is what we ask for
         try:
             model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
                 folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **settings
             )
         finally:
-            transformers_logging.set_verbosity(level)  # type: ignore[no-untyped-call]
+            transformers_logging.set_verbosity(level)
         model.config.pad_token_id = self.tokenizer.pad_token_id  # decoders find their last token by it
         return model
 
@@ -252,7 +243,7 @@ def _open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise UserError("model.base: its tokenizer has no tokenizer.json; convert it with transformers first")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def _positions(base: Path) -> int:

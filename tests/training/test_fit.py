@@ -1,0 +1,198 @@
+"""Whole runs on real Ray: what they leave, and what is left of them when something is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.errors import RunError, UserError
+from training import registry
+from training.bundle import open_bundle
+from training.fit import Run, fit, spread
+from training.journal import entries
+from training.recipe import Recipe, Train
+
+MakeRecipe = Callable[..., Recipe]
+WaitUntil = Callable[..., None]
+
+LONG = {"epochs": 30, "checkpoint_every": 25, "workers": 2, "learning_rate": 2e-3}
+
+DRIVER = """
+    import json, sys
+    from pathlib import Path
+    from cluster.errors import HeadraceError
+    from training.fit import fit
+    from training.recipe import Recipe
+
+    tree, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    try:
+        run = fit(Recipe.model_validate(tree, context={"folder": folder}), tree)
+    except HeadraceError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(json.dumps(run.as_json()))
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """``start(recipe, home)``: the driver of a run as a process of its own."""
+
+    def start(recipe: Recipe, home: Path) -> "subprocess.Popen[str]":
+        tree = tmp_path / "tree.json"
+        tree.write_text(recipe.model_dump_json(exclude_unset=True), encoding="utf-8")
+        command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(tree), str(recipe.folder)]
+        environment = os.environ | {"HEADRACE_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])}
+        return subprocess.Popen(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=(tmp_path / "log").open("a")
+        )
+
+    return start
+
+
+def result_of(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
+def journal(home: Path) -> list[dict[str, Any]]:
+    return [record for path in home.glob("runs/*/metrics.jsonl") for record in entries(path)]
+
+
+@pytest.fixture
+def undisturbed(make_recipe: MakeRecipe, start: Callable[..., Any], tmp_path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """What the long recipe comes to when nothing happens."""
+    result = result_of(start(make_recipe(train=LONG), tmp_path / "calm"))
+    return result, journal(tmp_path / "calm")
+
+
+def test_a_run_leaves_a_registered_bundle_a_report_and_curves(make_recipe: MakeRecipe, home: Path) -> None:
+    recipe = make_recipe(rows=240, train={"epochs": 6, "learning_rate": 3e-3, "workers": 2})
+    public = recipe.model_dump(mode="json")
+    run = fit(recipe, public)
+    assert run.metrics["test/accuracy"] > run.baselines["majority"]["test/accuracy"]
+    assert set(run.baselines) == {"majority", "tfidf", "frozen"}
+    assert run.data["rows"] == sum(run.data["splits"].values())
+    assert run.report.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert open_bundle(run.bundle).info["metrics"] == run.metrics
+    assert registry.resolve("topics").version == run.version == 1
+    assert not (run.report.parent / "ray").exists(), "checkpoints are for runs that have not ended"
+
+    again = fit(recipe, public)
+    assert again == run
+    assert [row["version"] for row in registry.models("topics")] == [1]
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
+    make_recipe: MakeRecipe,
+    start: Callable[..., "subprocess.Popen[str]"],
+    undisturbed: tuple[dict[str, Any], list[Any]],
+    home: Path,
+    wait_until: WaitUntil,
+) -> None:
+    process = start(make_recipe(train=LONG), home)
+    wait_until(lambda: list(home.glob("runs/*/ray/checkpoints/step-*")), 120)
+    victims = [child for child in psutil.Process(process.pid).children(recursive=True) if is_worker(child)]
+    assert len(victims) == 2
+    victims[0].send_signal(signal.SIGKILL)
+    assert_same(result_of(process), journal(home), undisturbed)
+
+
+def test_a_killed_driver_continues_with_the_same_command(
+    make_recipe: MakeRecipe,
+    start: Callable[..., "subprocess.Popen[str]"],
+    undisturbed: tuple[dict[str, Any], list[Any]],
+    home: Path,
+    tmp_path: Path,
+    wait_until: WaitUntil,
+) -> None:
+    recipe = make_recipe(train=LONG)
+    process = start(recipe, home)
+    wait_until(lambda: list(home.glob("runs/*/ray/checkpoints/step-*")), 120)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, "what a killed driver started must not go on without it"
+    assert_same(result_of(start(recipe, home)), journal(home), undisturbed)
+    assert "continues a run that was interrupted after step" in (tmp_path / "log").read_text(encoding="utf-8")
+
+
+def assert_same(result: dict[str, Any], records: list[Any], undisturbed: tuple[dict[str, Any], list[Any]]) -> None:
+    """Bit for bit: the same processor, the same number of workers, fp32."""
+    calm, curve = undisturbed
+    assert [record["loss"] for record in records] == [record["loss"] for record in curve]
+    assert result["metrics"] == calm["metrics"]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_diverging_run_names_the_step_and_is_not_tried_again(make_recipe: MakeRecipe, home: Path) -> None:
+    recipe = make_recipe(train={"learning_rate": 1e38, "warmup": 0})
+    with pytest.raises(RunError, match=r"step \d: the loss is .* Lower train.learning_rate"):
+        fit(recipe, recipe.model_dump(mode="json"))
+    assert registry.models() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_a_full_disk_ends_with_a_plain_message_and_leaves_the_registry_intact(
+    make_recipe: MakeRecipe, start: Callable[..., "subprocess.Popen[str]"], home: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("this machine does not let its root mount a disk")
+    try:
+        assert result_of(start(make_recipe(), disk))["version"] == 1
+        (disk / "filler").write_bytes(b"\0" * (psutil.disk_usage(str(disk)).free - 300_000))
+        process = start(make_recipe(train={"seed": 8}), disk)
+        process.communicate(timeout=300)
+        assert process.returncode == 1
+        last = (tmp_path / "log").read_text(encoding="utf-8").strip().splitlines()[-1]
+        assert "Traceback" not in last and str(disk) in last and "free some space" in last
+        (disk / "filler").unlink()
+        os.environ["HEADRACE_HOME"] = str(disk)
+        assert [row["version"] for row in registry.models("topics")] == [1]
+        assert open_bundle(registry.resolve("topics").bundle).name == "topics"
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus", "expected"),
+    [("auto", 2, 0, (2, 1)), ("auto", 64, 0, (4, 16)), ("auto", 16, 4, (4, 4)), (1, 2, 0, (1, 2)), (3, 8, 0, (3, 2))],
+)
+def test_how_many_workers(workers: Any, cpus: int, gpus: int, expected: tuple[int, int]) -> None:
+    from cluster.session import Resources
+
+    assert spread(Train(workers=workers), Resources(cpus=cpus, gpus=gpus, nodes=1)) == expected
+
+
+def test_more_workers_than_cores_is_refused() -> None:
+    from cluster.session import Resources
+
+    with pytest.raises(
+        UserError, match=r"train\.workers: 4 workers need as many cores, and there are 2; use auto or 2"
+    ):
+        spread(Train(workers=4), Resources(cpus=2, gpus=0, nodes=1))
+
+
+def test_the_result_is_json(tmp_path: Path) -> None:
+    run = Run("topics", 1, tmp_path, tmp_path / "report.html", {"test/accuracy": 1.0}, {}, {"rows": 3})
+    assert json.loads(json.dumps(run.as_json()))["bundle"] == str(tmp_path)

@@ -25,8 +25,13 @@ Cells = list[str]
 
 
 def overrides(best: dict[str, Any]) -> list[str]:
-    """``best`` as one types it behind a command: ``["train.learning_rate=0.0002", "model.adapt=full"]``."""
-    return [shlex.quote(f"{name}={_inline(value)}") for name, value in best.items()]
+    """``best`` as the arguments that override a recipe: ``["train.learning_rate=0.0002", "model.adapt=full"]``."""
+    return [f"{name}={_inline(value)}" for name, value in best.items()]
+
+
+def typed(best: dict[str, Any]) -> str:
+    """``best`` as one line for a shell."""
+    return shlex.join(overrides(best))
 
 
 def best_yaml(best: Trial, metric: str) -> str:
@@ -39,7 +44,7 @@ def best_yaml(best: Trial, metric: str) -> str:
             inner = inner.setdefault(key, {})
         inner[last] = value
     head = f"# Trial {best.number}: {metric} {best.value:.4f} on validation. The same on a command line:\n"
-    return f"{head}#   {' '.join(overrides(best.params))}\n{yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)}"
+    return f"{head}#   {typed(best.params)}\n{yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)}"
 
 
 def table(trials: Sequence[Trial], metric: str, mode: str) -> "Table":

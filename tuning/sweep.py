@@ -76,7 +76,7 @@ class Sweep:
 
     @property
     def overrides(self) -> list[str]:
-        """``best`` as one types it behind a command: ``["train.learning_rate=0.0002", …]``."""
+        """``best`` as the arguments that override a recipe: ``["train.learning_rate=0.0002", …]``."""
         return overrides(self.best)
 
     def table(self) -> Any:

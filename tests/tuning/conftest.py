@@ -40,7 +40,7 @@ if __name__ == "__main__":
 def write_recipe(tmp_path: Path, tiny_base: Path) -> Callable[..., Path]:
     """``write_recipe(tune={…}, train={…})``: a recipe over 200 tickets with three intents."""
     draw = random.Random(3)
-    filler = "a my the please help it is not".split()
+    filler = ["a", "my", "the", "please", "help", "it", "is", "not"]
     lines = ["text,intent"]
     for _ in range(200):
         intent = draw.choice(list(WORDS))

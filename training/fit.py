@@ -183,9 +183,7 @@ def spread(options: Train, available: Resources) -> tuple[int, int]:
     else:
         workers = options.workers
     if workers > most:
-        raise UserError(
-            f"train.workers: {workers} workers need as many {kind}, and there are {most}; use auto or {most}"
-        )
+        raise UserError(f"train.workers: {workers} workers need as many {kind}, and there are {most}; or say auto")
     return workers, max(1, available.cpus // workers)
 
 
@@ -286,7 +284,7 @@ def rows_of(records: Sequence[Record]) -> int:
 
 def rows_until(record: Record, rows: int) -> int:
     """About how many of a run's ``rows`` had been seen at ``record``; exact at the end."""
-    return round(rows * record["step"] / record["steps"])
+    return int(rows * record["step"] / record["steps"])
 
 
 def of_validation(record: Record) -> dict[str, float]:

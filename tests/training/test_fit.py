@@ -187,9 +187,7 @@ def test_how_many_workers(workers: Any, cpus: int, gpus: int, expected: tuple[in
 def test_more_workers_than_cores_is_refused() -> None:
     from cluster.session import Resources
 
-    with pytest.raises(
-        UserError, match=r"train\.workers: 4 workers need as many cores, and there are 2; use auto or 2"
-    ):
+    with pytest.raises(UserError, match=r"^train.workers: 4 workers need as many cores, and there are 2"):
         spread(Train(workers=4), Resources(cpus=2, gpus=0, nodes=1))
 
 

@@ -162,12 +162,9 @@ def test_two_workers_equal_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """
     recipe = make_recipe(rows=101, train={"epochs": 5})
     encoded = encoded_for(recipe)
-    processes.start_processes(
-        _two_workers, args=(2, str(encoded.folder), recipe.train, str(tmp_path)), nprocs=2, start_method="spawn"
-    )
-    processes.start_processes(
-        _two_workers, args=(1, str(encoded.folder), recipe.train, str(tmp_path)), nprocs=1, start_method="spawn"
-    )
+    for world in (1, 2):
+        given = (world, str(encoded.folder), recipe.train, str(tmp_path))
+        start_processes(_one_worker, given, nprocs=world, start_method="spawn")  # type: ignore[no-untyped-call]
     one, two = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
     assert len(encoded.split("train")) % 8 == 5, "the last batch must be partial for this to prove anything"
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)

@@ -1,7 +1,7 @@
 """Charts as inline SVG: drawn by matplotlib, coloured by the page's own variables, read aloud by a sentence each.
 
-Text stays text, so that the reader's fonts show it (Chinese too), and every colour is a CSS variable, so that one drawing
-serves light, dark and print.
+Text stays text, so that the reader's fonts show it (Chinese too), and every colour is a CSS variable, so that one
+drawing serves light, dark and print.
 """
 
 import io
@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,7 +30,8 @@ VARIABLES = {
     SOFT: "var(--soft)",
     PAPER: "var(--paper)",
 }
-POINTS_PER_INCH = 72
+PIXELS_PER_INCH = 96  # of CSS
+MOST_POINTS = 800
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a label may hold a dollar sign
@@ -60,19 +62,18 @@ STYLE = {
 def bars(rows: Sequence[Mapping[str, Any]], alt: str) -> Markup:
     """Horizontal bars of shares with their intervals; each row has ``name``, ``value``, ``low``, ``high``, ``ours``."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 0.52 * len(rows) + 0.35), layout="constrained")
+        figure = Figure(figsize=(5.2, 0.62 * len(rows) + 0.1), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows):
-            axes.barh(place, row["value"], height=0.46, color=ACCENT if row["ours"] else SOFT)
-            axes.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
             weight = "bold" if row["ours"] else "normal"
-            axes.text(-0.012, place, clipped(row["name"], 34), ha="right", va="center", fontweight=weight)
-            axes.text(row["high"] + 0.012, place, f"{row['value']:.1%}", va="center", fontweight=weight)
-        axes.set(xlim=(0, 1.08), ylim=(len(rows) - 0.5, -0.5), yticks=[], xticks=[])
+            axes.barh(place, row["value"], height=0.34, color=ACCENT if row["ours"] else SOFT)
+            axes.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
+            axes.text(0, place - 0.26, clipped(row["name"], 48), va="bottom", fontweight=weight)
+            axes.text(row["high"] + 0.015, place, f"{row['value']:.1%}", va="center", fontweight=weight)
+        axes.set(xlim=(0, 1.12), ylim=(len(rows) - 0.75, -0.68), yticks=[], xticks=[])
         for spine in axes.spines.values():
             spine.set_visible(False)
-        axes.axvline(0, color=LINE, linewidth=1)
-        return svg(figure, alt)
+        return svg(figure, alt, grow=1.3)
 
 
 def curve(
@@ -88,7 +89,7 @@ def curve(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.5), layout="constrained")
         axes = figure.subplots()
-        steps, values = np.array(points, dtype=float).reshape(-1, 2).T
+        steps, values = thinned(np.array(points, dtype=float).reshape(-1, 2)).T
         if dots or not smooth or len(points) < 30:
             axes.plot(steps, values, color=ACCENT, linewidth=1.8, marker="o" if dots else None, markersize=5)
         else:
@@ -105,6 +106,7 @@ def curve(
         axes.margins(y=0.18)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         if best:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
         return svg(figure, alt)
@@ -117,18 +119,19 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], alt: str) -> Markup:
         figure = Figure(figsize=(4.2, 4.6), layout="constrained")
         upper, lower = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
         upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
-        for one in filled:  # the bar is what is right, the line at its top where confidence says it should be
+        most = sum(one["rows"] for one in filled)
+        telling = [one for one in filled if one["rows"] >= max(5, most / 500)]  # a bin of two rows says nothing
+        for one in telling:
             width = one["high"] - one["low"]
             upper.bar(one["low"], one["accuracy"], width * 0.9, align="edge", color=SOFT)
         upper.plot(
-            [one["confidence"] for one in filled],
-            [one["accuracy"] for one in filled],
+            [one["confidence"] for one in telling],
+            [one["accuracy"] for one in telling],
             color=ACCENT,
             linewidth=1.8,
             marker="o",
             markersize=4.5,
         )
-        most = sum(one["rows"] for one in filled)
         for one in filled:
             width = one["high"] - one["low"]
             lower.bar(one["low"], one["rows"] / most, width * 0.9, align="edge", color=SOFT)
@@ -142,22 +145,22 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], alt: str) -> Markup:
             axes.spines["left"].set_visible(False)
             axes.xaxis.set_major_formatter(percent)
             axes.yaxis.set_major_formatter(percent)
-        lower.yaxis.set_major_locator(MaxNLocator(2))
+        lower.yaxis.set_major_locator(MaxNLocator(2, prune="lower"))
         return svg(figure, alt)
 
 
 def confusion_map(matrix: Integers, rows: Integers, names: Sequence[str], alt: str) -> Markup:
-    """Targets down, predictions across, shaded by share of the target's ``rows``; columns are numbered like the rows."""
+    """Targets down, predictions across, shaded by share of the target's ``rows``; columns bear the rows' numbers."""
     size = len(names)
     shares = matrix / np.maximum(rows, 1)[:, None]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.2, 0.29 * size + 0.75), layout="constrained")
+        figure = Figure(figsize=(0.32 * size + 1.9, 0.29 * size + 0.4), layout="constrained")
         axes = figure.subplots()
         for row, column in np.ndindex(matrix.shape):
             _cell(axes, row, column, int(matrix[row, column]), float(shares[row, column]))
         axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), xticks=range(size), yticks=range(size))
         axes.set_xticklabels([str(place + 1) for place in range(size)])
-        axes.set_yticklabels([f"{clipped(name, 24)}  {place + 1}" for place, name in enumerate(names)])
+        axes.set_yticklabels([f"{clipped(name, 22)}  {place + 1}" for place, name in enumerate(names)])
         axes.xaxis.tick_top()
         axes.tick_params(labelsize=9.5, labelcolor=MUTED)
         for spine in axes.spines.values():
@@ -182,6 +185,12 @@ def _cell(axes: Axes, row: int, column: int, count: int, share: float) -> None:
         axes.text(column, row, "·", ha="center", va="center", fontsize=9, color=LINE)
 
 
+def thinned(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """At most ``MOST_POINTS`` points, each the mean of as many neighbours: a long run must not make a heavy page."""
+    parts = np.array_split(points, min(len(points), MOST_POINTS))
+    return np.array([part.mean(axis=0) for part in parts])
+
+
 def running_mean(values: Sequence[float] | Any) -> Any:
     """The mean of each value and its neighbours, over about a twentieth of them; the ends use what there is."""
     window = max(3, len(values) // 20)
@@ -189,13 +198,21 @@ def running_mean(values: Sequence[float] | Any) -> Any:
     return np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same")
 
 
+def compact(value: float) -> str:
+    """``0.25`` or ``1.6e-4``: the shorter way to write a number of two or three digits."""
+    if value and abs(value) < 1e-3:
+        digits, _, exponent = f"{value:.1e}".partition("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.3g}"
+
+
 def clipped(text: str, most: int) -> str:
     """At most ``most`` characters, with an ellipsis for the rest."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def svg(figure: Figure, alt: str) -> Markup:
-    """The figure as an ``<svg>`` element of the page: no ids that could clash, no foreign addresses, no fixed size."""
+def svg(figure: Figure, alt: str, grow: float = 1.0) -> Markup:
+    """The figure as an ``<svg>`` element of the page: no ids that could clash, no foreign addresses, a width up to ``grow`` times its own."""
     buffer = io.StringIO()
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": alt}):  # equal input, equal file
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts draw it, not ours
@@ -208,11 +225,11 @@ def svg(figure: Figure, alt: str) -> Markup:
     for stand_in, variable in VARIABLES.items():
         drawing = drawing.replace(stand_in, variable)
     drawing = _own_ids(drawing)
-    width = figure.get_figwidth() * POINTS_PER_INCH
+    width = figure.get_figwidth() * PIXELS_PER_INCH * grow
     view = re.search(r'viewBox="[^"]*"', drawing)
     assert view, "matplotlib writes a viewBox"
-    opening = f'<svg role="img" aria-label="{escape(alt)}" style="max-width:{width * 4 / 3:.0f}px" {view.group()}>'
-    return Markup(opening + drawing[drawing.index(">") + 1 :])  # noqa: S704  matplotlib escapes the texts it draws
+    opening = f'<svg role="img" aria-label="{escape(alt)}" style="max-width:{width:.0f}px" {view.group()}>'
+    return Markup(opening + drawing[drawing.index(">") + 1 :])  # matplotlib escapes the texts it draws
 
 
 def _own_ids(drawing: str) -> str:

@@ -3,6 +3,7 @@
 A task whose report needs other parts passes other functions; the frame in ``report.py`` knows none of them.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from training.evaluation import charts, metrics
 from training.evaluation.metrics import Floats
@@ -33,8 +34,14 @@ MEASURES = {
     "calibration_error": "Calibration error",
     "loss": "Loss",
 }
+WAYS = {
+    "random": "Split at random.",
+    "stratify": "Split so that every part has the same shares of {}.",
+    "group": "Split so that no {} stands in two parts.",
+    "time": "Split by {}: the oldest rows train, the newest test.",
+}
 IN_SHORT = ("accuracy", "macro_f1", "weighted_f1", "calibration_error", "loss")
-MOST_PAIRS, MOST_IN_MAP, MOST_ERRORS, MOST_CHARACTERS = 12, 10, 16, 500
+MOST_PAIRS, MOST_IN_MAP, MOST_ERRORS, MOST_CHARACTERS = 12, 10, 12, 400
 
 
 @dataclass(frozen=True)
@@ -111,21 +118,14 @@ def verdict(data: ReportData) -> Fragment | None:
         return _fragment("", "verdict", lead=f"Right on {value:.1%}", **known)
     least, most = metrics.gain_interval(value, rivals[best], data.rows)
     gain = value - rivals[best]
-    if least > 0:
-        lead = "It earns its keep"
-    elif most < 0:
-        lead = "It does not earn its keep"
-    else:
-        lead = (
-            "It does no better than chance would over the best baseline" if gain > 0 else "It does not beat a baseline"
-        )
+    lead = "It earns its keep" if least > 0 else "It does not earn its keep" if most < 0 else "No clear gain"
     return _fragment("", "verdict", lead=lead, best=_name(best), gain=gain, least=least, most=most, **known)
 
 
 def comparison(data: ReportData) -> Fragment | None:
     """The model next to its baselines: a chart of the verdict's metric, a table of all."""
     models = {data.name: data.metrics, **{_name(name): one for name, one in data.baselines.items()}}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "value": one[f"{data.judged}/{data.metric}"], "ours": one is data.metrics}
         for name, one in models.items()
         if _has(one, data)
@@ -255,7 +255,9 @@ def sources(data: ReportData) -> Fragment | None:
     if not data.data:
         return None
     splits = data.data.get("splits", {})
-    return _fragment("The data", "sources", report=data.data, splits=splits, total=sum(splits.values()))
+    way, _, column = str(data.data.get("split", {}).get("by", "")).partition(" ")
+    by = WAYS[way].format(column) if way in WAYS else ""
+    return _fragment("The data", "sources", report=data.data, splits=splits, total=sum(splits.values()), by=by)
 
 
 def recipe(data: ReportData) -> Fragment | None:
@@ -294,7 +296,13 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": percent, "points": points, "measure": measure, "duration": duration}
+    templates.filters |= {
+        "percent": percent,
+        "points": points,
+        "measure": measure,
+        "duration": duration,
+        "breakable": breakable,
+    }
     templates.globals["MEASURES"] = MEASURES
     return templates
 
@@ -316,6 +324,11 @@ def measure(value: float | None, name: str) -> str:
     return f"{value:.3f}" if name == "loss" else f"{value:.1%}"
 
 
+def breakable(name: str) -> Markup:
+    """A name that may be broken after its underscores and slashes, where a narrow column needs it."""
+    return Markup(re.sub(r"([_/.:]+)", r"\1<wbr>", str(escape(name))))
+
+
 def duration(seconds: float) -> str:
     """``42 s``, ``3 min 5 s`` or ``2 h 10 min``."""
     minutes, rest = divmod(round(seconds), 60)
@@ -326,7 +339,7 @@ def duration(seconds: float) -> str:
 
 
 def _fragment(title: str, template: str, **values: Any) -> Fragment:
-    return Fragment(title, Markup(environment().get_template(f"{template}.html").render(values)))  # noqa: S704
+    return Fragment(title, Markup(environment().get_template(f"{template}.html").render(values)))
 
 
 def _name(baseline: str) -> str:

@@ -73,7 +73,7 @@ def bars(rows: Sequence[Mapping[str, Any]], alt: str) -> Markup:
         axes.set(xlim=(0, 1.12), ylim=(len(rows) - 0.75, -0.68), yticks=[], xticks=[])
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return svg(figure, alt, grow=1.3)
+        return svg(figure, alt, grow=1.12)
 
 
 def curve(
@@ -212,7 +212,10 @@ def clipped(text: str, most: int) -> str:
 
 
 def svg(figure: Figure, alt: str, grow: float = 1.0) -> Markup:
-    """The figure as an ``<svg>`` element of the page: no ids that could clash, no foreign addresses, a width up to ``grow`` times its own."""
+    """The figure as an ``<svg>`` element of the page, as wide as its place but at most ``grow`` times its own width.
+
+    It has no ids that could clash with another drawing's and names no foreign address.
+    """
     buffer = io.StringIO()
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": alt}):  # equal input, equal file
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts draw it, not ours

@@ -124,7 +124,8 @@ def test_a_killed_sweep_goes_on(
         assert [one["loss"] for one in after.trials[number].epochs] == pytest.approx(
             [one["loss"] for one in undisturbed], abs=1e-4
         )
-    proposed = [propose(Space.of(recipe.tune), [Trial(1, {})] * number, recipe.tune, "max") for number in range(4)]
+    space, known = Space.of(recipe.tune), list(after.trials.values())
+    proposed = [propose(space, known[:number], recipe.tune, "max") for number in range(4)]
     assert [row["params"] for row in answer["trials"]] == proposed
 
 

@@ -15,13 +15,14 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.storage import building, plain_disk_errors
-from training.samples.phrases import ASKS, CLOSINGS, JOINED, OPENINGS, SETTLED
+from training.samples.phrases import AFTER_OTHER, AFTER_SETTLED, ASKS, CLOSINGS, OPENINGS, SETTLED
 
 SEED = 7
 TICKETS = 1_200
 CUSTOMERS = 300
 
-MIXED = 0.55  # tickets that also speak of another intent
+QUOTING = 0.5  # tickets that mention another request
+MIXED = 0.2  # tickets that say of another intent that it is settled
 TYPING_ERRORS = 0.15
 WRONG_LABELS = 0.03
 COPIES = 0.02
@@ -93,11 +94,12 @@ def tickets(draw: random.Random) -> list[Row]:
 def ticket_text(intent: str, draw: random.Random) -> str:
     """One ticket of an intent, as somebody types it."""
     ask = expand(draw.choice(ASKS[intent]), draw)
-    if draw.random() < MIXED:
-        other = draw.choice([name for name in SETTLED if name != intent])
-        settled = expand(draw.choice(SETTLED[other]), draw)
-        joined = expand(draw.choice(JOINED).replace("{ask}", "\x00").replace("{settled}", "\x01"), draw)
-        ask = joined.replace("\x00", ask).replace("\x01", settled)
+    other = draw.choice([name for name in ASKS if name != intent])
+    kind = draw.random()
+    if kind < QUOTING:
+        ask = join(draw.choice(AFTER_OTHER), draw, ask=ask, other=expand(draw.choice(ASKS[other]), draw))
+    elif kind < QUOTING + MIXED:
+        ask = join(draw.choice(AFTER_SETTLED), draw, ask=ask, settled=expand(draw.choice(SETTLED[other]), draw))
     text = expand(draw.choice(OPENINGS), draw) + ask + expand(draw.choice(CLOSINGS), draw)
     text = re.sub(r"\s+([,.?!])", r"\1", re.sub(r"\s+", " ", text)).strip()
     text = re.sub(r"([?!])[.,]", r"\1", text)
@@ -109,6 +111,14 @@ def ticket_text(intent: str, draw: random.Random) -> str:
 def expand(phrase: str, draw: random.Random) -> str:
     """The phrase with one part chosen for each ``{a|b}``."""
     return CHOICE.sub(lambda match: draw.choice(match.group(1).split("|")), phrase)
+
+
+def join(phrase: str, draw: random.Random, **parts: str) -> str:
+    """The phrase, expanded, with each ``{name}`` in it replaced by that part."""
+    text = expand(phrase, draw)
+    for name, part in parts.items():
+        text = text.replace(f"{{{name}}}", part)
+    return text
 
 
 def mistype(text: str, draw: random.Random) -> str:

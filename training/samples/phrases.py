@@ -1,8 +1,9 @@
 """How customers of a made-up shop write: a grammar for each intent.
 
 ``{a|b}`` stands for one of its parts. ``ASKS`` is what the customer wants, and decides the intent. ``SETTLED`` is what a
-customer says of an intent that is *not* what they want: it puts one team's words into another team's tickets, so that
-counting words does not do, and a model has to read.
+customer says of an intent that is *not* what they want, and ``AFTER_OTHER`` are the ways in which they mention a whole
+other request. Both put one team's words into another team's tickets, so that counting words does not do, and a model
+has to read.
 """
 
 ASKS: dict[str, list[str]] = {
@@ -110,12 +111,19 @@ SETTLED: dict[str, list[str]] = {
     "membership_change": ["the {upgrade|plan change} {worked|is done}", "I {am happy with|keep} {plus|my plan}"],
 }
 
-JOINED = [
+AFTER_SETTLED = [
     "{settled}, but {ask}",
-    "{settled} {, thanks for that|, good}. {now|one more thing:|what I need:} {ask}",
+    "{settled}{, thanks for that|, good}. {now|one more thing:|what I need:} {ask}",
     "{ask}. {by the way|just so you know}, {settled}",
     "{settled} so {that is not it|this is about something else}. {ask}",
-    "{ask}. {before you ask:|no,} {settled}",
+]
+
+AFTER_OTHER = [
+    "{last week|a month ago|yesterday|on Monday} I {wrote|asked|told you}: {other}. {that is solved|that got sorted|that one is done}. {now|today|this time}: {ask}",
+    "{ask}. {forget|ignore|please drop} what I {wrote|asked|sent} {before|earlier|last time} ({other})",
+    "my {colleague|wife|brother|neighbour} {wrote|asked}: {other}. {mine|my own question|my case} is {another one|different}: {ask}",
+    "{ask}. that is {all|the only thing} I need, the {old|earlier|other} {ticket|message} ({other}) is {closed|settled|done}",
+    "you {answered|replied to} {the wrong thing|something else}, namely: {other}. what I {asked|want|meant} was: {ask}",
 ]
 
 OPENINGS = [

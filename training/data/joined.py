@@ -88,16 +88,25 @@ class Fusion:
         tracked = self._statement.tracked(engine.row_column) if self._statement else None
         if tracked and self._statement:
             try:
-                table = engine.run(tracked[0], engine.tables(tables, numbered=True))
+                table = self._named(engine.run(tracked[0], engine.tables(tables, numbered=True)))
                 return self._ordered(table, tracked[1], self._statement.order(), tables)
             except engine.StatementError:
                 pass  # the statement as written gives the error that its author understands, or works
         try:
-            table = engine.run(text.strip().rstrip(";"), engine.tables(tables, numbered=False))
+            table = self._named(engine.run(text.strip().rstrip(";"), engine.tables(tables, numbered=False)))
         except engine.StatementError as error:
             raise UserError(self._failure(str(error), tables, held_out)) from None
         order = self._statement.order() if self._statement else []
         return self._ordered(table, {}, [one for one in order if one[0] in table.column_names], tables)
+
+    def _named(self, table: pa.Table) -> pa.Table:
+        """Daft calls a column ``c.plan`` where another table has a ``plan`` too; SQL calls it ``plan``."""
+        names = self._statement.outputs() if self._statement else None
+        if not names or len(names) > table.num_columns:
+            return table
+        given = names + table.column_names[len(names) :]
+        single = [new if given.count(new) == 1 else old for new, old in zip(given, table.column_names, strict=True)]
+        return table.rename_columns(single)
 
     def _failure(self, reason: str, tables: dict[str, Landed], held_out: str | None) -> str:
         where = f"data.fuse (with '{held_out}' in the place of '{self.main}')" if held_out else "data.fuse"

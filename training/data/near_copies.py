@@ -29,44 +29,74 @@ def first_of_copies(texts: Sequence[str | None], similarity: float) -> Ints:
 
     A text is kept when no kept text before it is a near copy. An empty text is a copy of nothing.
     """
-    sets = _GramSets(texts)
-    first = np.arange(len(texts))
-    kept = _Index(sets, similarity)
-    for text in range(len(texts)):
-        copies = kept.copies(text)
-        earliest = min(copies, default=None)
+    distinct = _Distinct(texts)
+    first = np.arange(len(distinct.texts))
+    kept = _Index(_GramSets(distinct.texts), similarity)
+    for text in range(len(distinct.texts)):
+        earliest = min(kept.copies(text), default=None)
         if earliest is None:
             kept.add(text)
         else:
             first[text] = earliest
-    return first
+    return distinct.spread(first)
 
 
 def components(texts: Sequence[str | None], similarity: float) -> Ints:
     """A number for each text, equal for texts linked by a chain of near copies: the smallest index among them."""
-    sets = _GramSets(texts)
-    groups = Groups(len(texts))
-    seen = _Index(sets, similarity)
-    for text in range(len(texts)):
-        for other in seen.candidates(text):
-            if not groups.same(text, other) and seen.similar(text, other):
-                groups.join(text, other)
-        seen.add(text)
-    return groups.numbers()
+    distinct = _Distinct(texts)
+    groups = Groups(len(distinct.texts))
+    seen = _Index(_GramSets(distinct.texts), similarity)
+    for text in range(len(distinct.texts)):
+        seen.join_copies(text, groups)
+    return distinct.spread(groups.numbers())
 
 
 def copied_in(texts: Sequence[str | None], others: Sequence[str | None], similarity: float) -> npt.NDArray[np.bool_]:
     """Which of ``texts`` are near copies of any of ``others``."""
-    sets = _GramSets([*others, *texts])
-    index = _Index(sets, similarity)
-    for other in range(len(others)):
+    distinct = _Distinct([*others, *texts])
+    index = _Index(_GramSets(distinct.texts), similarity)
+    known = int(distinct.of[: len(others)].max(initial=-1)) + 1  # the distinct texts of `others` come first
+    for other in range(known):
         index.add(other)
-    return np.array([any(True for _ in index.copies(len(others) + text)) for text in range(len(texts))], dtype=bool)
+    copied = np.array(
+        [text < known or any(True for _ in index.copies(text)) for text in range(len(distinct.texts))], bool
+    )
+    nothing = np.array([not text for text in distinct.texts], bool)
+    found: npt.NDArray[np.bool_] = (copied & ~nothing)[distinct.of[len(others) :]]
+    return found
 
 
 def comparable(text: str | None) -> str:
     """What is compared of a text."""
     return " ".join(unicodedata.normalize("NFKC", text or "").casefold().split())
+
+
+class _Distinct:
+    """The texts that differ at all, in the order of their first appearance: equal ones need not be compared.
+
+    Attributes:
+        texts: what is compared of each.
+        of: for each given text the index of its distinct one. Each empty text is distinct.
+    """
+
+    def __init__(self, texts: Sequence[str | None]) -> None:
+        self.texts: list[str] = []
+        self._first: list[int] = []
+        place: dict[str, int] = {}
+        of = []
+        for index, text in enumerate(texts):
+            plain = comparable(text)
+            if not plain or plain not in place:
+                place[plain] = len(self.texts)
+                self.texts.append(plain)
+                self._first.append(index)
+            of.append(place[plain])
+        self.of = np.array(of, dtype=np.int64)
+
+    def spread(self, indices: Ints) -> Ints:
+        """For each given text the first given text that equals the distinct one its own points to."""
+        first = np.array(self._first, dtype=np.int64)
+        return np.asarray(first[indices[self.of]] if len(first) else first, dtype=np.int64)
 
 
 class Groups:
@@ -76,17 +106,15 @@ class Groups:
         self._parent = list(range(count))
 
     def join(self, one: int, other: int) -> None:
-        low, high = sorted((self._root(one), self._root(other)))
+        low, high = sorted((self.root(one), self.root(other)))
         self._parent[high] = low
-
-    def same(self, one: int, other: int) -> bool:
-        return self._root(one) == self._root(other)
 
     def numbers(self) -> Ints:
         """The smallest member of each number's group."""
-        return np.array([self._root(number) for number in range(len(self._parent))], dtype=np.int64)
+        return np.array([self.root(number) for number in range(len(self._parent))], dtype=np.int64)
 
-    def _root(self, number: int) -> int:
+    def root(self, number: int) -> int:
+        """The smallest member of a number's group."""
         while self._parent[number] != number:
             self._parent[number] = self._parent[self._parent[number]]
             number = self._parent[number]
@@ -96,9 +124,8 @@ class Groups:
 class _GramSets:
     """The grams of every text as ranks, sorted from the rarest gram to the commonest."""
 
-    def __init__(self, texts: Sequence[str | None]) -> None:
-        plain = [comparable(text) for text in texts]
-        owners, hashes = _grams(plain)
+    def __init__(self, texts: list[str]) -> None:
+        owners, hashes = _grams(texts)
         unique, codes, counts = np.unique(hashes, return_inverse=True, return_counts=True)
         rank = np.empty(len(unique), dtype=np.int64)
         rank[np.lexsort((unique, counts))] = np.arange(len(unique))
@@ -155,23 +182,39 @@ class _Index:
     def __init__(self, sets: _GramSets, similarity: float) -> None:
         self._sets = sets
         self._similarity = similarity
-        self._texts_with: dict[int, list[int]] = defaultdict(list)
+        self._with_gram: dict[int, dict[int, list[int]]] = defaultdict(dict)  # gram to group to texts
 
-    def add(self, text: int) -> None:
+    def add(self, text: int, group: int = 0) -> None:
         for gram in self._prefix(text):
-            self._texts_with[gram].append(text)
-
-    def candidates(self, text: int) -> set[int]:
-        """Texts that may be near copies, all that are among them."""
-        found: set[int] = set()
-        for gram in self._prefix(text):
-            found.update(self._texts_with.get(gram, ()))
-        return found
+            self._with_gram[gram].setdefault(group, []).append(text)
 
     def copies(self, text: int) -> Iterator[int]:
-        return (other for other in self.candidates(text) if self.similar(text, other))
+        """The added texts that are near copies."""
+        candidates: set[int] = set()
+        for gram in self._prefix(text):
+            for texts in self._with_gram.get(gram, {}).values():
+                candidates.update(texts)
+        return (other for other in candidates if self._similar(text, other))
 
-    def similar(self, one: int, other: int) -> bool:
+    def join_copies(self, text: int, groups: Groups) -> None:
+        """Joins the text with the groups of its near copies and adds it.
+
+        One copy in a group is enough, so that a thousand copies of one template do not take a million comparisons.
+        """
+        compared: set[int] = set()
+        for gram in self._prefix(text):
+            for group, texts in self._with_gram.get(gram, {}).items():
+                if groups.root(group) == groups.root(text):
+                    continue
+                fresh = (other for other in texts if other not in compared)
+                for other in fresh:
+                    compared.add(other)
+                    if self._similar(text, other):
+                        groups.join(text, other)
+                        break
+        self.add(text, groups.root(text))
+
+    def _similar(self, one: int, other: int) -> bool:
         small, large = sorted((self._sets.size(one), self._sets.size(other)))
         if small < self._similarity * large:
             return False

@@ -109,6 +109,11 @@ class Statement:
             return None
         return f"{self.text[:position].rstrip()}, {', '.join(added)} {self.text[position:]}", origins
 
+    def outputs(self) -> list[str] | None:
+        """The names of the result's columns; None where a ``*`` leaves them open."""
+        names = list(self._tree.named_selects)
+        return None if self._tree.is_star else names
+
     def order(self) -> list[tuple[str, bool, bool]]:
         """The outermost ORDER BY as ``(column of the result, descending, nulls first)``."""
         return [

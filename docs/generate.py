@@ -1,0 +1,116 @@
+"""Writes docs/recipe.md from the descriptions of the recipe's fields, and docs/commands.md from ``--help``.
+
+``make docs`` runs it; a test fails where the pages are stale.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+import headrace
+
+DOCS = Path(__file__).parent
+
+
+def recipe_page() -> str:
+    """The reference of the recipe: a table for each section, in the order in which they are met."""
+    parts = [
+        "# The recipe\n\nEvery key of a recipe, made from the program itself (`make docs`). Required keys have no "
+        "default. `${env:NAME}` reads the environment; relative paths are relative to the recipe; any key can be set "
+        "on the command line by its dotted name, as in `headrace train recipe.yaml train.epochs=1`.\n"
+    ]
+    waiting: list[tuple[str, type[BaseModel]]] = [("", headrace.recipe_model())]
+    while waiting:
+        name, model = waiting.pop(0)
+        parts.append(section(name, model))
+        below = [
+            (dotted(name, key, field), inner) for key, field in model.model_fields.items() for inner in models(field)
+        ]
+        waiting = below + waiting
+    return "\n".join(parts)
+
+
+def section(name: str, model: type[BaseModel]) -> str:
+    """One section's heading, its purpose and the table of its keys."""
+    title = f"## `{name}`" if name else "## The whole"
+    purpose = re.sub(r"\s+", " ", (model.__doc__ or "").replace("``", "`")) if name else "One file is one model."
+    rows = [
+        f"| `{key}` | {kind(field)} | {default(field)} | {(field.description or '').replace('|', chr(92) + '|')} |"
+        for key, field in model.model_fields.items()
+    ]
+    return "\n".join(
+        [title, "", purpose.strip(), "", "| key | type | default | what it is |", "|---|---|---|---|", *rows, ""]
+    )
+
+
+def models(field: FieldInfo) -> list[type[BaseModel]]:
+    """The sections that may stand under a field."""
+    found: list[type[BaseModel]] = []
+    waiting: list[Any] = [field.annotation]
+    while waiting:
+        one = waiting.pop(0)
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            found.append(one)
+        waiting += get_args(one)
+    return found
+
+
+def dotted(name: str, key: str, field: FieldInfo) -> str:
+    """A field's dotted name; ``NAME`` stands for a key that the user chooses."""
+    chosen = ".NAME" if "dict[" in str(field.annotation) else ""
+    return f"{name}.{key}{chosen}".lstrip(".")
+
+
+def kind(field: FieldInfo) -> str:
+    """A field's type as a person reads it."""
+    text = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
+    text = re.sub(r"typing\.|<class '([\w.]+)'>", lambda match: match.group(1) or "", text)
+    text = re.sub(r"^Optional\[(.+)\]$", r"\1", text)
+    text = re.sub(r"\b(training|tuning|serving)\.recipe\.(\w+)", "section", text)
+    text = re.sub(r"Annotated\[(.+?), [^\]]*\]", r"\1", text)
+    text = re.sub(r"Literal\[([^\]]+)\]", lambda match: match.group(1).replace(", ", " | "), text)
+    if models(field) and "dict" not in text:
+        text = "section" if "float" not in text else "fraction | section"
+    return "`" + text.replace(" | None", "").replace("|", "\\|") + "`"
+
+
+def default(field: FieldInfo) -> str:
+    """A field's default, empty where it is required."""
+    if field.is_required():
+        return ""
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, BaseModel):
+        return "see below"
+    return "" if value in (None, "", [], {}) else f"`{value}`"
+
+
+def commands_page() -> str:
+    """The help of every command, as the program prints it."""
+    parts = ["# The commands\n\nWhat `--help` says, made from the program itself (`make docs`).\n", block()]
+    names = re.findall(r"^  (\w+)  ", block().split("Commands:")[1], re.MULTILINE)
+    return "\n".join([*parts, *(f"## {name}\n\n{block(name)}" for name in names)])
+
+
+def block(*words: str) -> str:
+    """What ``headrace WORD… --help`` prints, as a code block."""
+    code = "import sys, headrace; sys.argv[0] = 'headrace'; headrace.main()"
+    command = [sys.executable, "-c", code, *words, "--help"]
+    environment = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "PATH": "", "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=DOCS.parent)
+    return f"```\n{done.stdout.strip()}\n```\n"
+
+
+def pages() -> dict[str, str]:
+    """Every generated page: its file name and its text."""
+    return {"recipe.md": recipe_page(), "commands.md": commands_page()}
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+        print(f"wrote docs/{name}")

@@ -1,0 +1,89 @@
+"""The task file: rows, labels and answers, without training anything."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cluster.errors import UserError
+from training.recipe import Model
+from training.tasks.task import task_class, task_names
+from training.tasks.text_classification import TextClassification, label_text
+
+
+def learned(tiny_base: Path, labels: list[Any], columns: list[str] | None = None) -> TextClassification:
+    columns = columns or ["text"]
+    table = pa.table({**dict.fromkeys(columns, ["a good day"] * len(labels)), "label": labels})
+    model = Model(task="text-classification", base="", inputs={"text": columns}, target="label")
+    return TextClassification.learn(model, tiny_base, {"train": table})
+
+
+def test_labels_are_sorted_as_numbers_where_they_are_numbers(tiny_base: Path) -> None:
+    assert learned(tiny_base, [10, 9, 1]).labels == ["1", "9", "10"]
+    assert learned(tiny_base, ["b", "a"]).labels == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3, "3"), (3.0, "3"), ("3", "3"), (True, "true"), (2.5, "2.5"), ("差", "差")]
+)
+def test_one_label_whatever_engine_read_the_column(value: Any, text: str) -> None:
+    assert label_text(value) == text
+
+
+def test_missing_targets_and_a_single_label_are_told(tiny_base: Path) -> None:
+    with pytest.raises(UserError, match=r"model.target: 1 of 3 train rows have no 'label'; add it to data.clean"):
+        learned(tiny_base, ["a", None, "b"])
+    with pytest.raises(UserError, match=r"model.target: 'label' has 1 label; a classifier needs two or more"):
+        learned(tiny_base, ["a", "a"])
+
+
+def test_columns_are_joined_and_missing_values_read_as_nothing(tiny_base: Path) -> None:
+    task = learned(tiny_base, ["a", "b"], ["title", "body"])
+    assert task.text({"title": "a", "body": None}) == "a [SEP] "
+    separator = task.tokenizer.sep_token_id
+    assert task.encode([{"title": "a", "body": "the"}])[0]["input_ids"].count(separator) == 2
+
+
+def test_long_texts_are_cut_with_their_last_token_kept(tiny_base: Path) -> None:
+    task = learned(tiny_base, ["a", "b"])
+    (example,) = task.encode([{"text": "the " * 500}])
+    assert task.length(example) == task.max_length == 64
+    assert example["input_ids"][-1] == task.tokenizer.sep_token_id
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([3], r"inputs\[0\]: a string or an object is needed, not int"),
+        (["a", {"txt": "a"}], r"inputs\[1\]\.text: missing"),
+        ([{"text": ["a"]}], r"inputs\[0\]\.text: a string is needed, not list"),
+    ],
+)
+def test_wrong_inputs_are_named_by_place_and_never_quoted(tiny_base: Path, inputs: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        learned(tiny_base, ["a", "b"]).rows(inputs)
+
+
+def test_answers_are_softmax_sorted_and_cut(tiny_base: Path) -> None:
+    task = learned(tiny_base, ["a", "b", "c"])
+    outputs = np.array([[0.0, np.log(2), np.log(5)]], dtype=np.float32)
+    (answer,) = task.decode(outputs, {"top_k": 2})
+    assert [entry["label"] for entry in answer] == ["c", "b"]
+    assert [entry["score"] for entry in answer] == pytest.approx([5 / 8, 2 / 8])
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"top_k": 0}, "top_k"),
+        ({"top_k": True}, "top_k"),
+        ({"beam": 1}, "beam"),
+    ]
+    for parameters, message in wrong:
+        with pytest.raises(UserError, match=rf"parameters\.{message}"):
+            task.decode(outputs, parameters)
+
+
+def test_a_task_is_found_by_its_file(tmp_path: Path) -> None:
+    assert "text-classification" in task_names()
+    assert task_class("text-classification") is TextClassification
+    with pytest.raises(UserError, match="there is no task 'text-generation' in this version; there is text-class"):
+        task_class("text-generation")

@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from transformers import AutoModel
+from transformers.utils import logging as transformers_logging
 
 from training.evaluation.metrics import OF_PROBABILITIES
 from training.tasks.task import Example, Outputs, Row, Task
@@ -140,7 +141,9 @@ def _by_label(scores: npt.NDArray[Any], classes: Sequence[int], task: TextClassi
 def _embeddings(task: TextClassifier, base: Path, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
     """The mean of each row's last hidden states, of shape ``[rows, hidden]``; equal texts are computed once."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModel.from_pretrained(base, dtype=torch.float32).to(device).eval()
+    transformers_logging.disable_progress_bar()
+    model = AutoModel.from_pretrained(base, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    model = model.to(device).eval()
     first: dict[str, int] = {}
     same = np.array([first.setdefault(task.text(row), len(first)) for row in rows], dtype=np.int64)
     _, distinct = np.unique(same, return_index=True)
@@ -158,11 +161,8 @@ def _embeddings(task: TextClassifier, base: Path, rows: Sequence[Row]) -> npt.ND
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
     """Places of examples in batches of nearly equal lengths and of at most ``TOKENS_PER_BATCH`` padded tokens."""
     batches: list[list[int]] = []
-    room = 0
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        if room < lengths[place]:
-            batches.append([])
-            room = max(TOKENS_PER_BATCH, lengths[place])
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > TOKENS_PER_BATCH:
+            batches.append([])  # the first of a batch is its longest, to which the others are padded
         batches[-1].append(place)
-        room -= lengths[batches[-1][0]]
     return batches

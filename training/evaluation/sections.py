@@ -6,6 +6,7 @@ A task whose report needs other parts passes other functions; the frame in ``rep
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ MEASURES = {
     "weighted_f1": "Weighted F1",
     "calibration_error": "Calibration error",
     "loss": "Loss",
+}
+STEPS = {
+    "types": "values of another type",
+    "allowed": "values that are not allowed",
+    "drop_empty": "empty",
+    "drop_duplicates": "exact copies",
+    "drop_near_duplicates": "near copies",
+    "without_target": "without a label",
+    "without_input": "without anything to read",
 }
 WAYS = {
     "random": "Split at random.",
@@ -254,10 +264,12 @@ def sources(data: ReportData) -> Fragment | None:
     """The way of the rows from the sources to the splits, with every loss counted."""
     if not data.data:
         return None
-    splits = data.data.get("splits", {})
-    way, _, column = str(data.data.get("split", {}).get("by", "")).partition(" ")
+    report = {"sources": {}, "joins": [], "fused": {}, "split": {}, "rejected": {}, "fingerprint": ""} | dict(data.data)
+    splits = report.get("splits", {})
+    way, _, column = str(report["split"].get("by", "")).partition(" ")
     by = WAYS[way].format(column) if way in WAYS else ""
-    return _fragment("The data", "sources", report=data.data, splits=splits, total=sum(splits.values()), by=by)
+    total = sum(splits.values())
+    return _fragment("The data", "sources", report=report, splits=splits, total=total, by=by, steps=STEPS)
 
 
 def recipe(data: ReportData) -> Fragment | None:
@@ -301,6 +313,7 @@ def environment() -> jinja2.Environment:
         "points": points,
         "measure": measure,
         "duration": duration,
+        "moment": moment,
         "breakable": breakable,
     }
     templates.globals["MEASURES"] = MEASURES
@@ -327,6 +340,15 @@ def measure(value: float | None, name: str) -> str:
 def breakable(name: str) -> Markup:
     """A name that may be broken after its underscores and slashes, where a narrow column needs it."""
     return Markup(re.sub(r"([_/.:]+)", r"\1<wbr>", str(escape(name))))
+
+
+def moment(text: str) -> str:
+    """An ISO time as ``21 November 2026, 22:41 UTC``; what is none stays as it is."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{time.day} {time:%B %Y, %H:%M %Z}".strip()
 
 
 def duration(seconds: float) -> str:

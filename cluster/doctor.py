@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from cluster.environment import PACKAGES, code_root
 from cluster.errors import HeadraceError
-from cluster.session import PACKAGES, TOKEN_CURE, cluster_address, code_root, on_cluster, session, usable_cores
+from cluster.session import TOKEN_CURE, cluster_address, on_cluster, session, usable_cores
 from cluster.settings import redact
 from cluster.storage import HOME_VARIABLE, home
 
@@ -144,7 +145,7 @@ def _storage() -> Iterator[Check]:
         return
     free = shutil.disk_usage(existing).free / GIB
     told = f"{HOME_VARIABLE} is {folder}, {free:.0f} GiB free"
-    if not os.access(existing, os.W_OK | os.X_OK):
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         yield Check("storage", "fail", f"{told}, and cannot be written", f"set {HOME_VARIABLE} to a folder that can")
     elif free < FREE_GIB:
         yield Check("storage", "warn", told, f"free some space, or set {HOME_VARIABLE} to a larger disk")

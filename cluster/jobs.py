@@ -29,11 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.environment import code_root, environment
 from cluster.errors import RunError, UserError
 from cluster.inside import FIND_PYTHON, MARK, PROBE
 from cluster.parcel import Parcel, pack, plan
 from cluster.progress import say
-from cluster.session import TOKEN_CURE, code_root, environment, use_token_if_there_is_one
+from cluster.session import TOKEN_CURE, use_token_if_there_is_one
 from cluster.settings import redact
 from cluster.storage import HOME_VARIABLE
 
@@ -150,7 +151,8 @@ def server_address(address: str | None) -> str:
 def _client(address: str | None) -> Any:
     """A connected ``JobSubmissionClient``, with the token where there is one."""
     found = server_address(address)
-    use_token_if_there_is_one()  # without RAY_AUTH_MODE=token the client sends none, though the token lies there
+    with _plain_errors(where=found):
+        use_token_if_there_is_one()  # without RAY_AUTH_MODE=token the client sends none, though the token lies there
     from ray.job_submission import JobSubmissionClient
 
     for chatty in ("dashboard_sdk", "job.sdk"):

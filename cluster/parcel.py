@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.environment import PACKAGES, code_root
 from cluster.errors import RecipeError, UserError
 from cluster.inside import JOB_SCRIPT, PRIVATE
-from cluster.session import PACKAGES, code_root
 from cluster.settings import ENVIRONMENT, Document, Keys, read
 
 LIMIT = 100 * 1024**2  # the job server refuses a larger request body (ray_constants.DASHBOARD_CLIENT_MAX_SIZE)

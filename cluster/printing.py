@@ -1,6 +1,7 @@
 """What a command leaves on stdout: its result, and nothing else."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,11 @@ from typing import Any, TextIO
 def working() -> Iterator[TextIO]:
     """Sends to stderr whatever anybody prints meanwhile, libraries and worker processes included, so that stdout
     holds results only. Yields the real stdout."""
+    from cluster.environment import prepare_environment  # here, for `--help` is to be quick
+    from cluster.progress import configure_logging
+
+    prepare_environment()  # before any library is imported that reads its variables only then
+    configure_logging()
     sys.stdout.flush()
     stdout = os.dup(1)
     os.dup2(2, 1)
@@ -26,7 +32,7 @@ def working() -> Iterator[TextIO]:
 
 def answer(result: Any, lines: Sequence[str], as_json: bool, out: TextIO | None = None) -> None:
     """Prints a result: as one JSON object, or as lines for a person."""
-    text = json.dumps(result, ensure_ascii=False, default=str) if as_json else "\n".join(lines)
+    text = json.dumps(finite(result), ensure_ascii=False, default=str) if as_json else "\n".join(lines)
     print(text, file=out or sys.stdout, flush=True)
 
 
@@ -43,7 +49,7 @@ def outline(value: Any, indent: str = "") -> list[str]:
     """Nested mappings and lists as indented lines."""
     lines = []
     for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value, 1):
-        if isinstance(inner, Mapping | list) and inner:
+        if inner and (isinstance(inner, Mapping) or (isinstance(inner, list) and isinstance(inner[0], Mapping))):
             lines += [f"{indent}{key}:", *outline(inner, indent + "  ")]
         else:
             lines.append(f"{indent}{key}: {short(inner)}")
@@ -51,9 +57,18 @@ def outline(value: Any, indent: str = "") -> list[str]:
 
 
 def short(value: Any) -> str:
-    """One value as a person reads it."""
+    """One value as a person reads it; a list on one line."""
     if value is None or value in ([], {}):
         return "-"
     if isinstance(value, list):
         return ", ".join(map(short, value))
     return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+
+
+def finite(value: Any) -> Any:
+    """The value with null for what JSON has no word for: a number that is none."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -25,9 +25,11 @@ def say(text: str) -> None:
 
 def configure_logging(verbose: bool = False) -> None:
     """Our loggers speak at INFO (DEBUG when ``verbose``), everyone else's at WARNING, all to stderr and redacted."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Redacting("%(message)s" if not verbose else "%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    handler = _Saying()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s" if verbose else None))
+    root = logging.getLogger()
+    root.handlers = [*(other for other in root.handlers if not isinstance(other, _Saying)), handler]
+    root.setLevel(logging.WARNING)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.captureWarnings(True)
@@ -168,8 +170,8 @@ class _LiveLine:
         self._live.console.print(line, markup=False, highlight=False)
 
 
-class _Redacting(logging.Formatter):
-    """Masks secrets in the finished line, tracebacks included."""
+class _Saying(logging.Handler):
+    """Says each record, tracebacks included, on whatever is stderr then: a live line puts its own there."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))

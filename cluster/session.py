@@ -12,8 +12,6 @@ import logging
 import os
 import re
 import shutil
-import site
-import socket
 import sys
 import tempfile
 import time
@@ -24,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.environment import PACKAGES, code_root, environment, local_environment, prepare_environment
 from cluster.errors import RunError, UserError
 from cluster.storage import HOME_VARIABLE, home
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("cluster", "training", "tuning", "serving")
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 GIB = 1024**3
 # How Ray's own chatter begins, in the three formats of Serve, of its Python loggers and of its C++ core.
@@ -115,43 +113,6 @@ def usable_cores() -> int:
     return max(1, min(cores, int(quota) if quota else cores))
 
 
-def environment() -> dict[str, str]:
-    """The environment variables that our parts need on every machine, each with its reason.
-
-    A variable that the user has set keeps the user's value. ``RAY_AUTH_MODE`` is not among them: Ray itself turns
-    token authentication on for a local session, and nothing here ever turns it off.
-    """
-    return {
-        # A worker has another working directory, and `.headrace` there would be another home.
-        HOME_VARIABLE: str(home()),
-        # Serve behind HAProxy answers several times as many requests as behind its Python proxy, and our edge counts
-        # on the way it limits queues. Serve reads this when it is imported.
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        # No usage report leaves the company's machines.
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        # The pattern by which trials and workers are launched here is that of Train V2.
-        "RAY_TRAIN_V2_ENABLED": "1",
-        # Workers stay in the folder they start in, so that a relative path means one place in a whole run.
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        # Under `uv run` Ray would pack and upload the working directory, data and all; how code travels is ours.
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # Said explicitly, it spares the warning about forks: our workers are started anew, never forked.
-        "TOKENIZERS_PARALLELISM": "true",
-        # A head that is not in the base model is expected here; transformers would warn at each load.
-        "TRANSFORMERS_VERBOSITY": "error",
-        # Colour codes do not belong in the lines of workers that a pipe or CI keeps.
-        "RAY_COLOR_PREFIX": "1" if sys.stderr.isatty() else "0",
-    }
-
-
-def prepare_environment() -> None:
-    """Sets what ``environment`` names and the user has not set. Cheap; best called before Ray is imported."""
-    for name, value in environment().items():
-        os.environ.setdefault(name, value)
-    os.environ[HOME_VARIABLE] = str(home())  # absolute, even where the user's own value is relative
-
-
 def require_shared_storage() -> None:
     """Has every other node of the session read a probe file in ``HEADRACE_HOME``.
 
@@ -193,26 +154,15 @@ def nodes_without_storage() -> list[str]:
     return [str(node["NodeManagerAddress"]) for node, reads in zip(others, seen, strict=True) if not reads]
 
 
-def code_root() -> Path:
-    """The folder that holds the four packages and ``headrace.py``: the repository, or where the wheel is installed."""
-    return Path(__file__).resolve().parent.parent
-
-
-def is_installed_copy() -> bool:
-    """Whether the code lies in ``site-packages``, where each interpreter of this environment finds it anyway."""
-    folders = {Path(folder).resolve() for folder in (*site.getsitepackages(), site.getusersitepackages())}
-    return code_root() in folders
-
-
 @contextmanager
 def _local(cpus: int) -> Iterator[None]:
     """A private cluster of one node that ends with the block; its folder is kept only when the block fails."""
     import ray
 
-    variables = _local_environment()
+    folder = _session_folder()
+    variables = local_environment(folder)
     previous = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    folder = _session_folder()
     try:
         with _plain_errors("Ray did not start on this machine"):
             ray.init(
@@ -221,6 +171,7 @@ def _local(cpus: int) -> Iterator[None]:
                 object_store_memory=_object_store_bytes(),
                 include_dashboard=False,
                 logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",  # its ports are for this machine, and stay when the network changes
                 _temp_dir=str(folder),
             )
         _send_worker_lines_to_stderr()
@@ -240,9 +191,9 @@ def _connected() -> Iterator[None]:
     import ray
 
     address = _checked_address()
-    use_token_if_there_is_one()
     sent = None if inside_job() else {"py_modules": [str(code_root() / name) for name in PACKAGES], **_sent_variables()}
     with _plain_errors(f"no connection to the Ray cluster at RAY_ADDRESS={address}"):
+        use_token_if_there_is_one()
         ray.init(address=address, runtime_env=sent, logging_level=logging.ERROR)
     _send_worker_lines_to_stderr()
     try:
@@ -304,27 +255,6 @@ def _plain_errors(what: str) -> Iterator[None]:
             cure = f"check that it runs and the address is right; where it asks for a token, {TOKEN_CURE}"
             raise RunError(f"{what}; {cure}") from error
         raise RunError(f"{what}: {told}") from error
-
-
-def _local_environment() -> dict[str, str]:
-    """What only a session on this machine needs: two of them, or another user's, must not meet."""
-    proxy = _session_folder() / f"proxy-{os.getpid()}"
-    variables = {
-        # Serve's defaults are fixed ports and one folder in /tmp for everyone on the machine.
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
-    }
-    unset = {name: value for name, value in variables.items() if name not in os.environ}
-    if not is_installed_copy():
-        # Workers inherit this and so import the same four packages, from whatever folder the command was started.
-        before = os.environ.get("PYTHONPATH", "")
-        unset["PYTHONPATH"] = os.pathsep.join(filter(None, (str(code_root()), before)))
-    return unset
 
 
 def _session_folder() -> Path:
@@ -390,12 +320,6 @@ def _reads(path: str, word: str) -> bool:
         return Path(path).read_text(encoding="utf-8") == word
     except OSError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _restore(previous: dict[str, str | None]) -> None:

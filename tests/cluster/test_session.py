@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.environment import environment, prepare_environment
 from cluster.errors import UserError
-from cluster.session import _core_quota, environment, on_cluster, session, usable_cores
+from cluster.session import _core_quota, on_cluster, session, usable_cores
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,8 +139,6 @@ def test_a_session_restores_the_environment(home: Path, monkeypatch: pytest.Monk
 
 
 def test_what_the_user_set_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cluster.session import prepare_environment
-
     for name in environment():
         monkeypatch.setenv(name, "mine")
     monkeypatch.setenv("HEADRACE_HOME", str(home))

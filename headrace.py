@@ -86,11 +86,12 @@ def check(
     """
     with working():
         from training.data.fuse import inspect
+        from training.data.summary import summary
         from training.preflight import plan
 
         recipe, _ = load_recipe(recipe_file, overrides)
-        found = {"recipe": "valid", "data": inspect(recipe, rows), "plan": plan(recipe)}
-    answer(found, outline(found), as_json)
+        found: dict[str, Any] = {"recipe": "valid", "data": inspect(recipe, rows), "plan": plan(recipe)}
+    answer(found, [*summary(found["data"]), "", *outline(found["plan"])], as_json)
 
 
 @app.command(epilog="Example: headrace fuse recipe.yaml data.split.seed=8")
@@ -101,11 +102,12 @@ def fuse(recipe_file: RecipeFile, overrides: Overrides = None, as_json: Json = F
     """
     with working():
         from training.data.fuse import fuse as fuse_data
+        from training.data.summary import summary
 
         recipe, _ = load_recipe(recipe_file, overrides)
         fused = fuse_data(recipe)
     found = {"folder": str(fused.folder), "fingerprint": fused.fingerprint, **fused.report}
-    answer(found, outline(found), as_json)
+    answer(found, [*summary(fused.report), "", f"folder     {fused.folder}"], as_json)
 
 
 @app.command(epilog="Example: headrace train recipe.yaml train.epochs=1")

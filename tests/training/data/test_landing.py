@@ -1,0 +1,251 @@
+"""Files as tables: types that lose nothing, encodings, rows that cannot be read, several files as one."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.errors import RunError, UserError
+from training.data.landing import ROW, Landed
+from training.data.sources import identity, land
+from training.recipe import Source
+
+
+def read(folder: Path, name: str, content: bytes | str | None = None, **options: Any) -> Landed:
+    if content is not None:
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    return land("rows", Source(read=name, **options), folder, work)
+
+
+def table(landed: Landed) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in landed.paths])
+
+
+def values(landed: Landed, column: str) -> list[Any]:
+    found: list[Any] = table(landed)[column].to_pylist()
+    return found
+
+
+TYPES = {
+    "whole": (["1", "-20", "", "0"], "int64"),
+    "leading zero": (["01012", "12345"], "string"),
+    "plus sign": (["+491", "+492"], "string"),
+    "more digits than a number holds": (["12345678901234567890", "1"], "string"),
+    "card number among decimals": (["1.5", "4111111111111111"], "string"),
+    "decimal": (["1.50", "-0.25", "3", "1e-5"], "double"),
+    "coordinate": (["-23.548945985189434", "0.1"], "double"),
+    "comma": (["1,5", "2,5"], "string"),
+    "version": (["1.10.1", "1.2.0"], "string"),
+    "yes and no": (["yes", "no"], "string"),
+    "lower truth": (["true", "false", ""], "bool"),
+    "pandas truth": (["True", "False"], "bool"),
+    "mixed truth": (["True", "false"], "string"),
+    "date": (["2024-02-29", "1999-12-31"], "date32[day]"),
+    "no date": (["2024-02-30", "1999-12-31"], "string"),
+    "local date": (["29.02.2024", "31.12.1999"], "string"),
+    "time": (["2024-02-29 12:00:00", "2024-02-29T12:00:00.250"], "timestamp[us]"),
+    "instant": (["2024-02-29T12:00:00Z", "2024-02-29T12:00:01Z"], "timestamp[us, tz=UTC]"),
+    "offset": (["2024-02-29T12:00:00+08:00", ""], "string"),
+    "blank among numbers": ([" ", "29.85"], "double"),
+    "nothing": (["", ""], "string"),
+    "one word at the end": (["1"] * 60_000 + ["unknown"], "string"),
+}
+
+
+@pytest.mark.parametrize("case", TYPES)
+def test_a_type_is_taken_only_if_nothing_is_lost(case: str, tmp_path: Path) -> None:
+    written, kind = TYPES[case]
+    landed = read(tmp_path, "rows.csv", "name,value\n" + "".join(f'n,"{value}"\n' for value in written))
+    assert str(landed.schema.field("value").type) == kind
+    if kind == "string":
+        assert values(landed, "value") == [value or None for value in written]
+    if kind in ("int64", "double"):
+        assert values(landed, "value") == [float(value) if value.strip() else None for value in written]
+
+
+TEXT = "id,text\n1,房间很大，床有2M宽\n2,早餐太差，无论去多少人\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [("gb18030", "gb18030"), ("utf-8-sig", "utf-8"), ("utf-16", "utf-8"), ("big5", "big5"), ("utf-8-sig", "gb18030")],
+)
+def test_encodings_and_byte_order_marks(encoding: str, declared: str, tmp_path: Path) -> None:
+    text = TEXT if encoding != "big5" else TEXT.translate(str.maketrans("间很宽无论", "間很寬無論"))
+    landed = read(tmp_path, "rows.csv", text.encode(encoding), encoding=declared)
+    assert landed.schema.names == ["id", "text"]
+    assert values(landed, "text") == [line.split(",")[1] for line in text.splitlines()[1:]]
+
+
+def test_one_undecodable_row_among_good_ones_is_put_aside(tmp_path: Path) -> None:
+    lines = [*(f"{n},größer".encode() for n in range(50)), b"50,gr\xf6\xdfer", b"51,plain"]
+    landed = read(tmp_path, "rows.csv", b"\n".join([b"id,text", *lines]))
+    assert landed.rows == 51
+    [reject] = landed.rejects
+    assert (reject.row, reject.reason, reject.value) == (52, "bytes that are no utf-8 text", "50,gr\\udcf6\\udcdfer")
+
+
+@pytest.mark.parametrize(
+    ("text", "guess"),
+    [
+        ("Der Käse ist schön und viel größer als der letzte", "cp1252"),
+        ("Привет, как дела сегодня", "cp1251"),
+        ("これは日本語のテキストです。よろしくお願いします", "shift_jis"),
+        ("距離川沙公路較近，但是公交指示不對", "big5"),
+    ],
+)
+def test_a_wrong_guess_gets_the_cure(text: str, guess: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"line 2, byte \d+\); set data\.sources\.rows\.encoding: {guess}$"):
+        read(tmp_path, "rows.csv", f"id,text\n1,{text}\n".encode(guess))
+
+
+def test_an_encoding_that_turns_text_to_garbage_is_pointed_out(tmp_path: Path) -> None:
+    assert read(tmp_path, "rows.csv", TEXT, encoding="latin-1").warnings == [
+        "rows.csv reads as UTF-8, yet data.sources.rows.encoding is latin-1: look at special characters"
+    ]
+    chinese = TEXT.splitlines()[1].encode("gb18030") * 20
+    assert read(tmp_path, "rows.csv", b"text\n" + chinese.replace(b",", b""), encoding="latin-1").warnings == [
+        "rows.csv looks like gb18030, yet data.sources.rows.encoding is latin-1: look at special characters"
+    ]
+
+
+def test_a_quote_that_is_never_closed_costs_one_row(tmp_path: Path) -> None:
+    good = [f'{n},"two\nlines, {n}"' for n in range(10)]
+    lines = ["id,text", *good[:4], '99,"never closed', *good[4:7], '98,"nor this', *good[7:]]
+    landed = read(tmp_path, "rows.csv", "\n".join(lines) + "\n")
+    assert [(one.row, one.value) for one in landed.rejects if '"n' in str(one.value)] == [
+        (10, '99,"never closed'),
+        (17, '98,"nor this'),
+    ]
+    assert values(landed, "text") == [f"two\nlines, {n}" for n in range(10)]
+    assert values(landed, ROW) == [2, 4, 6, 8, 11, 13, 15, 18, 20, 22]
+
+
+def test_rows_are_numbered_by_their_line(tmp_path: Path) -> None:
+    landed = read(tmp_path, "rows.csv", 'id,text\n1,"a\nb"\n\n2,c\n3\n4,d\n')
+    assert values(landed, ROW) == [2, 5, 7]
+    assert [(one.row, one.reason, one.value) for one in landed.rejects] == [(6, "1 values for 2 columns", "3")]
+
+
+def test_json_lines_keep_their_types(tmp_path: Path) -> None:
+    huge = str(2**70)
+    rows = [
+        {"id": 1, "n": 1, "mixed": 1, "customer": {"id": 7, "tags": ["a", "b"]}, "flag": True},
+        {"id": 2, "n": 2.5, "mixed": "x", "customer": {"id": 8, "tags": None}},
+        {"id": 3, "n": None, "mixed": False, "big": 2**70},
+    ]
+    landed = read(tmp_path, "rows.jsonl", "\n".join(map(json.dumps, rows)) + "\n\n[]\n{\n" + '{"id": "\\ud800"}')
+    assert table(landed).drop_columns([ROW]).to_pylist() == [
+        {"id": 1, "n": 1.0, "mixed": "1", "customer.id": 7, "customer.tags": '["a", "b"]', "flag": True, "big": None},
+        {"id": 2, "n": 2.5, "mixed": "x", "customer.id": 8, "customer.tags": None, "flag": None, "big": None},
+        {
+            "id": 3,
+            "n": None,
+            "mixed": "false",
+            "customer.id": None,
+            "customer.tags": None,
+            "flag": None,
+            "big": huge,
+        },
+    ]
+    assert [(one.row, one.reason) for one in landed.rejects] == [
+        (5, "not a JSON object"),
+        (6, "no valid JSON at column 2: Expecting property name enclosed in double quotes"),
+        (7, "half of a \\u surrogate pair"),
+    ]
+
+
+@pytest.mark.parametrize("content", ['[{"a": 1}, {"a": null}, 5, {"b": NaN}]', '{"a": 1}\n{"a": null}\n5\n{"b": NaN}'])
+def test_a_json_file_is_an_array_or_lines(content: str, tmp_path: Path) -> None:
+    landed = read(tmp_path, "rows.json", content)
+    assert values(landed, "a") == [1, None, None]
+    assert [(one.row, one.value) for one in landed.rejects] == [(3, "5")]
+
+
+def test_a_glob_is_one_table(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_text("id,text\n3,c\n4\n")
+    (tmp_path / "a.csv").write_text("text,id,extra\na,1,x\nb,2,\n")
+    landed = read(tmp_path, "[ab].csv")
+    assert table(landed).drop_columns([ROW]).to_pylist() == [
+        {"text": "a", "id": 1, "extra": "x"},
+        {"text": "b", "id": 2, "extra": None},
+        {"text": "c", "id": 3, "extra": None},
+    ]
+    assert landed.files == 2
+    assert landed.rejects[0].reason == "1 values for 2 columns (in b.csv)"
+
+
+def test_parquet_stays_where_it_is(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [1, 2]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": [3]}), tmp_path / "b.parquet")
+    landed = read(tmp_path, "*.parquet")
+    assert (landed.rows, landed.paths) == (3, [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")])
+    pq.write_table(pa.table({"id": ["x"], "more": [1]}), tmp_path / "b.parquet")
+    mixed = read(tmp_path, "*.parquet")
+    assert table(mixed).drop_columns([ROW]).to_pylist() == [
+        {"id": "1", "more": None},
+        {"id": "2", "more": None},
+        {"id": "x", "more": 1},
+    ]
+
+
+def test_packed_tabbed_and_addressed_files(tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv.gz").write_bytes(gzip.compress(b"id\ttext\n1\ta,b\n"))
+    assert values(read(tmp_path, "rows.tsv.gz"), "text") == ["a,b"]
+    landed = read(tmp_path, (tmp_path / "rows.tsv.gz").as_uri())
+    assert values(landed, "text") == ["a,b"]
+    (tmp_path / "other.csv").write_text("id;text\n1;a\n")
+    assert values(read(tmp_path, f"{tmp_path.as_uri()}/oth*.csv", delimiter=";"), "text") == ["a"]
+    with pytest.raises(UserError, match="there is no file"):
+        read(tmp_path, f"{tmp_path.as_uri()}/none.csv")
+
+
+def test_unnamed_columns_get_names(tmp_path: Path) -> None:
+    assert read(tmp_path, "rows.csv", ", text \n0,a\n").schema.names == ["column_1", "text"]
+
+
+def test_where_a_file_lies_is_no_part_of_its_identity(tmp_path: Path) -> None:
+    def known(folder: Path, name: str) -> Any:
+        return identity("rows", Source(read=name), folder, tmp_path)[0]
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "rows.csv").write_text("id\n1\n")
+    first = known(tmp_path, "one/rows.csv")
+    assert first == known(Path("/"), str(tmp_path / "one" / "rows.csv")) == known(tmp_path / "one", "./rows.csv")
+    (tmp_path / "one" / "rows.csv").write_text("id\n2\n")
+    assert first != known(tmp_path, "one/rows.csv")
+
+
+def test_data_sets_from_a_folder(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "saved")
+    landed = land("hub", Source(hub="saved", split="train"), tmp_path, tmp_path)
+    assert values(landed, "label") == ["good", "bad"]
+    with pytest.raises(UserError, match=r"the data set has the splits train, test; add data.sources.hub.split"):
+        land("hub", Source(hub="saved"), tmp_path, tmp_path)
+    with pytest.raises(UserError, match="there is no split 'dev'; there is train, test"):
+        land("hub", Source(hub="saved", split="dev"), tmp_path, tmp_path)
+    with pytest.raises(UserError, match=r"there is no folder ./nowhere"):
+        land("hub", Source(hub="./nowhere"), tmp_path, tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_names_the_ways_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(RunError) as raised:
+        land("hub", Source(hub="nobody/no-such-data-set", split="train"), tmp_path, tmp_path)
+    assert str(raised.value).startswith(
+        "data.sources.hub.hub: the data set 'nobody/no-such-data-set' cannot be fetched from the hub"
+    )
+    assert "save_to_disk" in str(raised.value)

@@ -57,6 +57,7 @@ class Progress:
         self.title, self.total, self.unit = title, total, unit
         self.done, self._start = start, start
         self.values: dict[str, Any] = {}
+        self._rate: float | None = None
         self._stream = stream or sys.stderr
         self._began = time.monotonic()
         self._shown_at, self._shown_done, self._shown = -math.inf, start, ""
@@ -81,8 +82,14 @@ class Progress:
         """``amount`` more is done."""
         self.update(done=self.done + amount, **values)
 
-    def update(self, done: int | None = None, *, total: int | None = None, **values: Any) -> None:
-        """So much is done in all; ``values`` (loss, …) are shown beside it."""
+    def update(
+        self, done: int | None = None, *, total: int | None = None, rate: float | None = None, **values: Any
+    ) -> None:
+        """So much is done in all; ``values`` (loss, …) are shown beside it.
+
+        ``rate`` is given, in units a second, by work that knows its own pace better than the clock since it began.
+        """
+        self._rate = rate if rate is not None else self._rate
         self.done = self.done if done is None else done
         self.total = self.total if total is None else total
         self.values.update(values)
@@ -98,7 +105,7 @@ class Progress:
     def line(self, at: float) -> str:
         """The state as one line, e.g. ``training 40 % · 1,280/3,200 rows · 105 rows/s · loss 0.412 · 18 s left``."""
         parts = [self.title]
-        rate = (self.done - self._start) / max(at - self._began, 1e-9)
+        rate = self._rate or (self.done - self._start) / max(at - self._began, 1e-9)
         if self.total:
             parts[0] = f"{self.title} {min(100, 100 * self.done // self.total)} %"
             parts.append(f"{self.done:,}/{self.total:,} {self.unit}".rstrip())

@@ -118,30 +118,42 @@ def train_on_ray(recipe: Recipe, encoded: Encoded, folder: Path, log: RunLog) ->
     with session(), progress("training", total=rows, unit="rows", start=rows_of(done)) as bar:
 
         def show(records: list[Record]) -> None:
-            latest = records[-1]
-            bar.update(done=rows_until(latest, rows), step=latest["step"], loss=latest["loss"])
+            latest, seconds = records[-1], sum(record["seconds"] for record in records)
+            pace = rows_of(records) / seconds  # of the steps alone: workers take a while to start
+            bar.update(done=rows_until(latest, rows), rate=pace, step=latest["step"], loss=latest["loss"])
             log.log([(record["step"], numbers(record)) for record in records])
 
         with Follower(folder / "metrics.jsonl", show):
-            failure = launch(recipe, encoded, folder, resources())
+            failure = launch(recipe.train, recipe.model.adapt, encoded, folder, resources())
     if failure:
         log.finish("FAILED", {})
         raise RunError(failure)
 
 
-def launch(recipe: Recipe, encoded: Encoded, folder: Path, available: Resources) -> str | None:
-    """Starts Ray Train and waits for it; returns what the workers agreed went wrong, if anything."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+def launch(options: Train, adapt: str, encoded: Encoded, folder: Path, available: Resources) -> str | None:
+    """Starts Ray Train and waits for it; returns what the workers agreed went wrong, if anything.
+
+    Raises:
+        RunError: workers were lost more often than ``max_failures`` allows.
+    """
+    from ray.train import (
+        CheckpointConfig,
+        FailureConfig,
+        LoggingConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+    )
     from ray.train.torch import TorchTrainer
 
     from training import worker
 
-    workers, threads = spread(recipe.train, available)
+    workers, threads = spread(options, available)
     job = worker.Job(
         encoded=str(encoded.folder),
         run=str(folder),
-        adapt=recipe.model.adapt,
-        options=recipe.train.model_dump(),
+        adapt=adapt,
+        options=options.model_dump(),
         threads=threads,
     )
     # Which checkpoint is the newest is read from the folders, which appear whole; Ray's own list of them can be cut
@@ -158,14 +170,15 @@ def launch(recipe: Recipe, encoded: Encoded, folder: Path, available: Resources)
         run_config=RunConfig(
             name="ray",
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=recipe.train.max_failures),
+            failure_config=FailureConfig(max_failures=options.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=worker.KEPT),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise RunError(plain_cause(error, recipe.train.max_failures)) from error
+        raise RunError(plain_cause(error, options.max_failures)) from error
     failure: str | None = (result.return_value or {}).get("failure")
     return failure
 

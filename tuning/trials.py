@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -78,9 +77,8 @@ def run_on_ray_train(config: dict[str, Any]) -> None:
     with _failures_told():
         tell(entries(journal))
         with Follower(journal, tell):
-            failure = launch(
-                _recipe(job), open_encoded(Path(job.encoded)), Path(job.run), Resources(**assignment.share)
-            )
+            encoded, share = open_encoded(Path(job.encoded)), Resources(**assignment.share)
+            failure = launch(Train(**job.options), job.adapt, encoded, Path(job.run), share)
         if failure:
             raise RunError(failure)
 
@@ -147,8 +145,3 @@ def _failures_told() -> Iterator[None]:
         first = (str(error).strip().splitlines() or [""])[0]
         line = first if plain else f"{type(error).__name__}: {first}".removesuffix(": ")
         tune.report({"error": line, "traceback": str(error) if plain else traceback.format_exc()})
-
-
-def _recipe(job: Job) -> Any:
-    """As much of a recipe as starting workers looks at; the data section stays with the driver."""
-    return SimpleNamespace(train=Train(**job.options), model=SimpleNamespace(adapt=job.adapt))

@@ -123,6 +123,11 @@ class Ledger:
             self._clear(trial)
         return trial
 
+    def tidy(self) -> None:
+        """Removes what a driver that was killed at the wrong moment left of trials that have ended."""
+        for trial in self.ended():
+            self._clear(trial)
+
     def _write(self, trial: Trial) -> None:
         write_json(self.place(trial.number) / "trial.json", asdict(trial))
 

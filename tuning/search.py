@@ -33,6 +33,10 @@ HALVING = 2
 of four trials after their first epoch, on a handful of trials by luck more than by merit."""
 
 
+ATTEMPTS = 20
+"""How often a combination that was tried already is drawn again before it is tried twice."""
+
+
 def total(space: Space, tune: Tune) -> int:
     """How many trials the sweep has: no more than there are combinations."""
     combinations = space.combinations()
@@ -40,20 +44,17 @@ def total(space: Space, tune: Tune) -> int:
 
 
 def propose(space: Space, trials: Sequence[Trial], tune: Tune, mode: str) -> dict[str, Any]:
-    """The combination of the next trial, given what is known of the earlier ones."""
-    number = len(trials) + 1
+    """The combination of the next trial, given what is known of the earlier ones; a new one where there is one."""
+    tried = [trial.params for trial in trials]
     combinations = space.combinations()
-    if combinations is not None and combinations <= tune.trials:
-        return list(space.grid())[number - 1]  # few enough to try each once, whatever the algorithm
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of each study that is made
-    study = optuna.create_study(
-        direction="maximize" if mode == "max" else "minimize", sampler=_sampler(tune, number, len(space.dimensions))
-    )
-    distributions = {dimension.name: _distribution(dimension) for dimension in space.dimensions}
-    for trial in trials:
-        study.add_trial(_as_optuna(trial, space, distributions))
-    asked = study.ask(distributions).params
-    return {dimension.name: _value(dimension, asked[dimension.name]) for dimension in space.dimensions}
+    if combinations is not None and combinations <= tune.trials:  # few enough for each, whatever the algorithm
+        return next(params for params in space.grid() if params not in tried)
+    params: dict[str, Any] = {}
+    for attempt in range(ATTEMPTS):
+        params = _ask(space, trials, tune, mode, attempt)
+        if params not in tried:
+            break
+    return params
 
 
 class NextTrial(Searcher):  # type: ignore[misc]  # Ray's class has no types
@@ -103,9 +104,21 @@ def scheduler(tune: Tune, mode: str, most_epochs: int, ended: Sequence[Trial]) -
     return asha
 
 
-def _sampler(tune: Tune, number: int, dimensions: int) -> optuna.samplers.BaseSampler:
+def _ask(space: Space, trials: Sequence[Trial], tune: Tune, mode: str, attempt: int) -> dict[str, Any]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of each study that is made
     # A seed for each trial: one seed for the sweep would, after a restart, draw the first trials' values again.
-    seed = int(np.random.SeedSequence([tune.seed, number]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([tune.seed, len(trials) + 1, attempt]).generate_state(1)[0])
+    study = optuna.create_study(
+        direction="maximize" if mode == "max" else "minimize", sampler=_sampler(tune, seed, len(space.dimensions))
+    )
+    distributions = {dimension.name: _distribution(dimension) for dimension in space.dimensions}
+    for trial in trials:
+        study.add_trial(_as_optuna(trial, space, distributions))
+    asked = study.ask(distributions).params
+    return {dimension.name: _value(dimension, asked[dimension.name]) for dimension in space.dimensions}
+
+
+def _sampler(tune: Tune, seed: int, dimensions: int) -> optuna.samplers.BaseSampler:
     if tune.algorithm == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():

@@ -167,6 +167,7 @@ def run_trials(
     from tuning.search import total
 
     trials, ended = total(space, tune), len(ledger.ended())
+    ledger.tidy()
     with session(), progress("trials", total=trials, start=ended) as bar:
         if ledger.trials:
             say(f"{recipe.name}: continues a sweep; {ended} of {trials} trials have ended")
@@ -239,7 +240,7 @@ def _fit(
         ),
     )
     try:
-        with _ray_tune_settings():
+        with ray_tune_settings():
             tuner.fit()
     finally:
         shutil.rmtree(ledger.folder / name, ignore_errors=True)
@@ -322,7 +323,7 @@ def _complete(ledger: Ledger, space: Space, tune: Tune) -> bool:
 
 
 @contextlib.contextmanager
-def _ray_tune_settings() -> Iterator[None]:
+def ray_tune_settings() -> Iterator[None]:
     """Ray Tune as we need it, and silent: what it would tell is in the ledger, and stdout is for results."""
     before = {name: os.environ.get(name) for name in RAY_TUNE_SETTINGS}
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.air", "ray.train")]

@@ -69,9 +69,20 @@ def test_a_grid_tries_each_combination_once(tmp_path: Path) -> None:
         tune = Tune.model_validate({"search": search, "algorithm": algorithm, "trials": 12})
         space = Space.of(tune)
         assert total(space, tune) == 6
-        trials = [Trial(number, {}) for number in range(1, 7)]
-        proposed = [propose(space, trials[:done], tune, "max") for done in range(6)]
-        assert proposed == list(space.grid())
+        trials: list[Trial] = []
+        for number in range(1, 7):
+            trials.append(Trial(number, propose(space, trials, tune, "max")))
+        assert [trial.params for trial in trials] == list(space.grid())
+
+
+def test_no_combination_is_tried_twice_while_others_are_left(tmp_path: Path) -> None:
+    search = {"train.epochs": {"int_uniform": [1, 4]}, "model.adapt": {"choice": ["full", "head"]}}
+    space = Space.of(Tune.model_validate({"search": search}))
+    trials: list[Trial] = []
+    for number in range(1, 9):  # five trials at first; then the sweep is let grow to all eight combinations
+        tune = Tune.model_validate({"search": search, "algorithm": "random", "trials": 5 if number <= 5 else 8})
+        trials.append(Trial(number, propose(space, trials, tune, "max")))
+    assert len({str(trial.params) for trial in trials}) == 8
 
 
 def test_what_is_proposed_has_few_digits_and_stays_inside(tmp_path: Path) -> None:

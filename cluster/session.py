@@ -52,7 +52,7 @@ class Resources:
 
 @contextmanager
 def session(*, local_cpus: int | None = None) -> Iterator[None]:
-    """Connects to Ray, or starts it here, for the length of the block; inside another session it does nothing.
+    """Starts Ray here for the length of the block, or connects to a cluster; inside another session it does nothing.
 
     Args:
         local_cpus: the cores of a local session; all that this process may use when left out. A cluster has its own.
@@ -69,8 +69,12 @@ def session(*, local_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     try:
-        with _connected() if on_cluster() else _local(local_cpus or usable_cores()):
+        if on_cluster():
+            _connect()
             yield
+        else:
+            with _local(local_cpus or usable_cores()):
+                yield
     finally:
         _restore(previous)
 
@@ -185,9 +189,11 @@ def _local(cpus: int) -> Iterator[None]:
         _restore(previous)
 
 
-@contextmanager
-def _connected() -> Iterator[None]:
-    """The cluster of ``RAY_ADDRESS``; outside a Ray job our code and variables are sent along."""
+def _connect() -> None:
+    """Connects to the cluster of ``RAY_ADDRESS`` until this process ends; outside a job our code is sent along.
+
+    A second connection would be another driver to Ray, and what Daft keeps on the cluster would be lost to it.
+    """
     import ray
 
     address = _checked_address()
@@ -198,9 +204,9 @@ def _connected() -> Iterator[None]:
     _send_worker_lines_to_stderr()
     try:
         require_shared_storage()
-        yield
-    finally:
+    except BaseException:
         ray.shutdown()
+        raise
 
 
 def _checked_address() -> str:

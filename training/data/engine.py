@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from cluster.session import on_cluster
+from cluster.session import on_cluster, session
 from training.data.landing import HIDDEN, ROW, Landed
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def _choose_runner() -> None:
     import daft
 
     if on_cluster():
-        daft.set_runner_ray(noop_if_initialized=True)
+        with session():  # or Daft would connect by itself, without our code; a cluster stays connected afterwards
+            daft.set_runner_ray(noop_if_initialized=True)
     else:
         daft.set_runner_native()

@@ -75,7 +75,7 @@ def clean(rows: Rows, options: Clean, model: Model) -> Cleaned:
 
 
 def _normalise(rows: Rows, form: Literal["NFC", "NFKC", "NFD", "NFKD"]) -> Rows:
-    """Brings every text to a Unicode form. By Python's own tables: Arrow's kernel decomposes even where NFC composes."""
+    """Brings every text to a Unicode form, by Python's tables: Arrow's kernel decomposes even where NFC composes."""
     table = rows.table
     for index, field_ in enumerate(table.schema):
         if pa.types.is_string(field_.type):
@@ -93,7 +93,7 @@ def _types(done: Cleaned, types: Mapping[str, str]) -> None:
         bad[column] = mask
         table = table.set_column(table.schema.get_field_index(column), column, array)
     done.rows = before.with_table(table)
-    done.put_aside("types", bad, {column: f"not a {kind}" for column, kind in types.items()}, before)
+    done.put_aside("types", bad, {column: f"no {kind}" for column, kind in types.items()}, before)
 
 
 def _as_type(column: pa.ChunkedArray, kind: str) -> tuple[pa.Array, Mask]:

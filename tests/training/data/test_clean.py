@@ -54,7 +54,7 @@ def test_types(kind: str) -> None:
     done = cleaned({"value": given}, types={"value": kind})
     assert done.rows.table["value"].to_pylist() == kept
     assert [one.value for one in done.rejects] == rejected
-    assert {one.reason for one in done.rejects} <= {f"not a {kind}"}
+    assert {one.reason for one in done.rejects} <= {f"no {kind}"}
     assert done.rejected_rows == len(rejected)
 
 

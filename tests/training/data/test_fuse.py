@@ -1,0 +1,265 @@
+"""The whole stage: what is written, what is counted, what is kept, and what a second run does."""
+
+import csv
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.errors import RunError
+from cluster.storage import only_one
+from training.data.fuse import Fused, fuse, inspect
+from training.data.split import SPLITS
+from training.recipe import Recipe
+
+FUSE = """
+    SELECT t.id, t.text, t.label, c.plan, o.spend FROM tickets t
+    LEFT JOIN customers c ON t.customer = c.customer
+    LEFT JOIN (SELECT customer, SUM(amount) AS spend FROM orders GROUP BY customer) o ON t.customer = o.customer
+"""
+SOURCES = {
+    "tickets": {"read": "data/tickets.jsonl"},
+    "customers": {"read": "data/customers.csv"},
+    "orders": {"database": "sqlite:///data/shop.db", "query": "SELECT customer, amount FROM orders"},
+}
+OPTIONS: dict[str, Any] = {
+    "clean": {
+        "unicode": "NFKC",
+        "types": {"id": "integer"},
+        "allowed": {"label": ["billing", "delivery", "account"]},
+        "drop_empty": ["text"],
+        "drop_duplicates": ["text"],
+        "drop_near_duplicates": {"columns": ["text"], "similarity": 0.95},
+    },
+    "split": {"stratify": "label", "validation": 0.1, "test": 0.2},
+    "max_rejected": 0.05,
+}
+
+
+@pytest.fixture
+def shop(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """A recipe over three sources with known faults: 400 tickets, 60 customers, 150 orders."""
+    (tmp_path / "data").mkdir()
+    write_shop(tmp_path / "data")
+
+    def make(**changes: Any) -> Recipe:
+        return make_recipe(changes.pop("sources", SOURCES), changes.pop("fuse", FUSE), **{**OPTIONS, **changes})
+
+    return make
+
+
+def write_shop(folder: Path, *, orders_backwards: bool = False) -> None:
+    chance = random.Random(11)
+    words = "card money account parcel refund late lost broken login charge cancel upgrade price page".split()  # noqa: SIM905
+    lines = []
+    for number in range(400):
+        text = " ".join(chance.choices(words, k=chance.randrange(5, 14))) + f" case {chance.randrange(10**6)}"
+        row = {"id": number, "text": text, "label": ["billing", "delivery", "account"][number % 3]}
+        row["customer"] = chance.choice([None, *(f"{key:04d}" for key in range(80))])
+        lines.append(row)
+    lines[10]["label"] = "biling"
+    lines[11]["id"] = "eleven"
+    lines[12]["text"] = "  "
+    lines[13]["label"] = None
+    lines[14]["text"] = lines[15]["text"]
+    lines[16]["text"] = str(lines[17]["text"]).upper() + "!"
+    written = [json.dumps(line) for line in lines]
+    written[100:100] = ["{no json", "[]"]
+    (folder / "tickets.jsonl").write_text("\n".join(written) + "\n")
+    with (folder / "customers.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("customer", "plan"), *((f"{key:04d}", "basic" if key % 2 else "") for key in range(60))]
+        )
+    orders = [(f"{chance.randrange(70):04d}", chance.randrange(1, 90)) for _ in range(150)]
+    (folder / "shop.db").unlink(missing_ok=True)
+    with sqlite3.connect(folder / "shop.db") as connection:
+        connection.execute("CREATE TABLE orders (customer TEXT, amount INTEGER)")
+        connection.executemany("INSERT INTO orders VALUES (?, ?)", orders[::-1] if orders_backwards else orders)
+    connection.close()
+
+
+def test_every_row_is_accounted_for(shop: Callable[..., Recipe]) -> None:
+    fused = fuse(shop())
+    report = fused.report
+    assert report == json.loads((fused.folder / "fuse.json").read_text())
+    tickets = report["sources"]["tickets"]
+    assert (tickets["read"], tickets["rejected"], tickets["rows"]) == (402, 2, 400)
+    assert [(one["step"], one["removed"]) for one in report["cleaned"]["fused"]["cleaning"]] == [
+        ("types", 1),
+        ("allowed", 1),
+        ("drop_empty", 1),
+        ("without_target", 1),
+        ("without_input", 0),
+        ("drop_duplicates", 1),
+        ("drop_near_duplicates", 1),
+    ]
+    assert report["rows"] == sum(report["splits"].values()) == report["cleaned"]["fused"]["kept"] == 394
+    assert report["splits"] == {name: fused.split(name).num_rows for name in SPLITS}
+    assert report["labels"]["train"] == counted(fused.split("train"), "label")
+    assert report["columns"]["plan"]["missing"] == sum(
+        fused.split(name)["plan"].to_pylist().count(None) for name in SPLITS
+    )
+    assert report["main"] == {"source": "tickets", "rows": 400, "used": 400, "unused": 0, "fused_rows": 400}
+    assert [join["right"]["table"] for join in report["joins"]] == ["customers", "o (over orders)"]
+
+
+def counted(table: pa.Table, column: str) -> dict[str, int]:
+    values = table[column].to_pylist()
+    return {
+        value: values.count(value) for value in sorted(set(values), key=lambda value: (-values.count(value), value))
+    }
+
+
+def test_rejected_rows_say_where_they_stand_and_why(shop: Callable[..., Recipe]) -> None:
+    rejected = pq.read_table(fuse(shop()).folder / "rejected.parquet").to_pylist()
+    assert [(one["source"], one["row"], one["column"], one["value"]) for one in rejected] == [
+        ("tickets", 101, None, "{no json"),
+        ("tickets", 102, None, "[]"),
+        ("tickets", 12, "id", "eleven"),
+        ("tickets", 11, "label", "biling"),
+    ]
+    assert [one["reason"] for one in rejected][2:] == ["not a integer", "not one of billing, delivery, account"]
+
+
+def test_no_hidden_column_reaches_the_splits(shop: Callable[..., Recipe]) -> None:
+    assert fuse(shop()).split("train").column_names == ["id", "text", "label", "plan", "spend"]
+    everything = "SELECT * FROM tickets t JOIN customers c ON t.customer = c.customer"
+    names = fuse(shop(fuse=everything)).split("train").column_names
+    assert names == ["id", "text", "label", "customer", "c.customer", "plan"]
+
+
+def test_a_second_run_reads_no_source_and_makes_nothing(shop: Callable[..., Recipe]) -> None:
+    first = fuse(shop())
+    stamps = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    second = fuse(shop())
+    assert second == first
+    assert stamps == {path: path.stat().st_mtime_ns for path in second.folder.iterdir()}
+
+
+def test_the_fingerprint_is_that_of_content(
+    shop: Callable[..., Recipe], tmp_path: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    first = fuse(shop())
+    absolute = {**SOURCES, "customers": {"read": str(tmp_path / "data" / "customers.csv")}}
+    absolute["orders"] = {
+        "database": f"sqlite:///{tmp_path}/data/shop.db",
+        "query": "SELECT customer, amount FROM orders;",
+    }
+    assert fuse(shop(sources=absolute)).fingerprint == first.fingerprint
+    write_shop(tmp_path / "data", orders_backwards=True)
+    assert fuse(shop()).fingerprint == first.fingerprint
+    others = [
+        shop(split={"seed": 8}),
+        shop(fuse=FUSE.replace("SUM", "MAX")),
+        shop(clean={}, max_rejected=1),
+        shop(sources={**SOURCES, "orders": {**SOURCES["orders"], "query": "SELECT customer, 1 AS amount FROM orders"}}),
+    ]
+    marks = {fuse(other).fingerprint for other in others}
+    assert len(marks | {first.fingerprint}) == 5
+
+
+def test_the_same_rows_come_out_again(shop: Callable[..., Recipe], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fuse(shop())
+    monkeypatch.setenv("HEADRACE_HOME", str(home.with_name("other")))
+    second = fuse(shop())
+    assert first.folder != second.folder
+    for name in (*SPLITS, "rejected"):
+        assert pq.read_table(first.folder / f"{name}.parquet").equals(pq.read_table(second.folder / f"{name}.parquet"))
+    assert first.report == second.report
+
+
+def test_held_out_sources_are_splits(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:
+    rows = [f"{n},question {n} about thing {n * n},{'ab'[n % 2]}" for n in range(60)]
+    (tmp_path / "train.csv").write_text("\n".join(["id,text,label", *rows]))
+    (tmp_path / "test.csv").write_text("\n".join(["id,text,label", *rows[:2], "900,something else entirely,b"]))
+    (tmp_path / "plans.csv").write_text("id,plan\n1,gold\n900,silver\n")
+    recipe = make_recipe(
+        {"rows": {"read": "train.csv"}, "later": {"read": "test.csv"}, "plans": {"read": "plans.csv"}},
+        "SELECT r.text, r.label, p.plan FROM rows r LEFT JOIN plans p ON r.id = p.id",
+        split={"test": {"source": "later"}, "validation": 0.1},
+    )
+    fused = fuse(recipe)
+    assert fused.split("test")["plan"].to_pylist() == [None, "gold", "silver"]
+    assert fused.report["splits"] == {"train": 52, "validation": 6, "test": 3}
+    assert fused.report["split"]["near_copies"]["removed"] == {"train": 2, "validation": 0, "test": 0}
+    assert set(fused.report["cleaned"]) == {"fused", "later"}
+
+
+def test_one_source_needs_no_statement(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:
+    table = pa.table({"text": [f"number {n} of many {n * 7}" for n in range(50)], "label": ["a", "b"] * 25})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    fused = fuse(make_recipe({"rows": {"read": "rows.parquet"}}, clean={"allowed": {"label": ["a", "b"]}}))
+    assert fused.report["rows"] == 50
+    assert fused.split("train")["text"].to_pylist() == [
+        text for text in table["text"].to_pylist() if text in set(fused.split("train")["text"].to_pylist())
+    ]
+    rejected = fuse(
+        make_recipe({"rows": {"read": "rows.parquet"}}, clean={"allowed": {"label": ["a"]}}, max_rejected=1)
+    )
+    assert pq.read_table(rejected.folder / "rejected.parquet")["row"].to_pylist() == list(range(2, 51, 2))
+
+
+def test_another_run_at_work_is_named(shop: Callable[..., Recipe]) -> None:
+    done = fuse(shop())
+    with only_one(done.folder), pytest.raises(RunError, match="another process is already working on"):
+        run_elsewhere(shop())
+
+
+def run_elsewhere(recipe: Recipe) -> Fused:
+    """In this process, through a lock of its own: a lock is held by the object that took it."""
+    return fuse(recipe)
+
+
+def test_what_a_killed_run_left_is_swept_up(shop: Callable[..., Recipe], home: Path) -> None:
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = home / "fused" / f".landing-{os.uname().nodename}-{child.stdout.strip()}-0badc0de"
+    other = home / "fused" / ".landing-another.host-1-0badc0de"
+    left.mkdir(parents=True)
+    other.mkdir()
+    fuse(shop())
+    assert not left.exists()
+    assert other.exists()
+    assert [path.name for path in (home / "fused").glob(".landing-*")] == [other.name]
+
+
+def test_a_look_at_a_sample(shop: Callable[..., Recipe], home: Path) -> None:
+    found = inspect(shop(max_rejected=0), 100)
+    assert found["sampled"] == ["tickets"]
+    assert found["sources"]["tickets"]["rows"] == 100
+    assert found["sources"]["customers"]["rows"] == 60
+    assert found["rejected"]["rules"] == {"fused": 2}
+    assert "fused rows: 2 rows rejected" in found["notes"]
+    assert any("rows of tickets find no partner" in note for note in found["notes"])
+    assert list((home / "fused").iterdir()) == []
+    assert inspect(shop(), 10_000)["sampled"] == []
+
+
+def test_notes_point_at_what_deserves_a_look(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:
+    rows = [f"{n},question {n} about thing {n * n},{'a' if n else 'b'},{n % 4}" for n in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["id,text,label,k", *rows]))
+    (tmp_path / "more.csv").write_text("k,extra\n1,x\n1,y\n")
+    (tmp_path / "none.csv").write_text("k,other\n77,x\n")
+    recipe = make_recipe(
+        {"rows": {"read": "rows.csv"}, "more": {"read": "more.csv"}, "none": {"read": "none.csv"}},
+        "SELECT r.*, m.extra FROM rows r LEFT JOIN more m ON r.k = m.k LEFT JOIN none n ON n.k = r.k",
+        text=["text", "extra"],
+        split={"test": 0.1, "validation": 0.0},
+    )
+    notes = fuse(recipe).report["notes"]
+    assert "rows with more ON r.k = m.k: 45 of 60 rows of rows find no partner" in notes
+    assert "rows with none ON n.k = r.k: no key matches; compare what the two columns hold" in notes
+    assert (
+        "60 rows of rows became 75 fused rows: a join found several partners (more); aggregate them first if that is "
+        "not meant"
+    ) in notes
+    assert "extra: 45 of 75 rows have no value" in notes
+    assert any("of the training rows are 'a'" in note for note in notes)

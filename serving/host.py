@@ -25,7 +25,7 @@ from cluster.session import on_cluster, resources, session, usable_cores
 from cluster.storage import home, write_json
 from serving import keys, proxy
 from serving.recipe import Replicas, Serve
-from training import registry
+from training import registry, store
 from training.bundle import open_bundle
 
 FOLLOW_SECONDS = 1.0
@@ -83,6 +83,7 @@ class Wanted:
         self.entries: dict[str, dict[str, Any]] = {}
         self._followed: dict[str, str] = {}
         self._complaint = ""
+        self._stamp = _store_stamp()
         for model in models:
             found = registry.resolve(model)
             if found.name in self.entries:
@@ -101,6 +102,9 @@ class Wanted:
 
     def follow(self) -> None:
         """Looks where the aliases point now, and rewrites the file when one has moved."""
+        stamp = _store_stamp()
+        if stamp is not None and stamp == self._stamp:
+            return
         try:
             entries = {
                 name: _entry(registry.resolve(self._followed[name])) if name in self._followed else entry
@@ -111,7 +115,7 @@ class Wanted:
                 logger.warning("aliases cannot be followed for the moment: %s", error)
             self._complaint = str(error)
             return
-        self._complaint = ""
+        self._complaint, self._stamp = "", stamp
         if entries != self.entries:
             changed = [
                 f"{name} version {entries[name]['version']}" for name in entries if entries[name] != self.entries[name]
@@ -221,7 +225,8 @@ def _replicas(replicas: Replicas) -> dict[str, Any]:
         "target_ongoing_requests": 32,  # what fills one batch while another runs
         "upscale_delay_s": 3,
         "downscale_delay_s": 60,
-        "look_back_period_s": 5,
+        "look_back_period_s": 11,  # Serve wants more than 10…
+        "aggregation_function": "max",  # …and the highest load in it, so that a rush is seen at once
     }
     return {"autoscaling_config": scaling}
 
@@ -350,6 +355,16 @@ def _until_signal() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _store_stamp() -> tuple[int, int] | None:
+    """What changes with every write to the registry's own file, to spare the questions in between; None elsewhere."""
+    place = store.uri()
+    try:
+        found = Path(place.removeprefix("sqlite:///")).stat() if place.startswith("sqlite:///") else None
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size) if found else None
 
 
 def _entry(found: registry.ModelVersion) -> dict[str, Any]:

@@ -91,10 +91,11 @@ class Lineup:
                 continue
             try:
                 new = self._load(name, entry)
-            except (HeadraceError, OSError) as error:
+            except Exception as error:  # noqa: BLE001  whatever is wrong with the new version, the old one goes on
                 self._refused[name] = entry
                 self._metrics.swap(name, "failed")
-                logger.error("%s stays as it is: %s", name, error)
+                reason = str(error) if isinstance(error, HeadraceError) else type(error).__name__
+                logger.error("%s stays as it is, version %s cannot be served: %s", name, entry["version"], reason)
                 continue
             self._replace({**self.models, name: new}, served)
             self._metrics.swap(name, "done")

@@ -1,5 +1,6 @@
 """Ray Serve itself behind its HAProxy: two replicas, a real registry, real signals, real kills."""
 
+import asyncio
 import collections
 import concurrent.futures
 import hashlib
@@ -7,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,15 +17,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import InferenceClient
 
 from cluster.errors import RunError, UserError
 from cluster.session import usable_cores
+from cluster.storage import read_json
 from serving import host
 from serving.predictor import Predictor
 from serving.recipe import Serve
+from serving.scheduler import Scheduler
 from tests.serving.conftest import TEXTS, MakeBundle
 from training import registry
 from training.bundle import Bundle
@@ -272,6 +277,40 @@ def test_models_that_are_not_there(home: Path, make_bundle: MakeBundle) -> None:
     (made.folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="changed after training"):
         host.serve([str(made.folder)], Serve(), announce=refuse)
+
+
+def test_a_replica_is_well_while_its_model_answers_and_says_so_when_it_does_not(bundle: Bundle) -> None:
+    predictor = Predictor(bundle, device="cpu")
+    scheduler = Scheduler(predictor.prepare, predictor.answer)
+    replica = object.__new__(host.Replica)
+    replica._lineup = SimpleNamespace(  # type: ignore[assignment]
+        models={"intent": SimpleNamespace(name="intent", version="1", predictor=predictor, scheduler=scheduler)}
+    )
+    asyncio.run(replica.check_health())
+    predictor.task.tokenizer = None  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        asyncio.run(replica.check_health())
+    scheduler.close()
+    assert scheduler.join(30)
+    with pytest.raises(RuntimeError, match="intent version 1 is stuck"):
+        asyncio.run(replica.check_health())
+
+
+def test_aliases_are_followed_and_pins_are_not(home: Path, make_bundle: MakeBundle) -> None:
+    made = [make_bundle(home / "models" / "intent" / f"v{seed}", seed=seed) for seed in (1, 2)]
+    for one in made:
+        registry.register(one, None)
+    following, pinned = host.Wanted(["intent"]), host.Wanted(["intent/1"])
+    for wanted in (following, pinned):
+        wanted.write(home / "serving" / f"{id(wanted)}.json")
+    registry.promote("intent", 2)
+    for wanted in (following, pinned):
+        wanted.follow()
+    assert read_json(following.path) == {"intent": {"version": 2, "bundle": str(made[1].folder)}}
+    assert read_json(pinned.path) == {"intent": {"version": 1, "bundle": str(made[0].folder)}}
+    shutil.move(home / "mlflow.db", home / "away.db")
+    following.follow()  # a store that is away changes nothing
+    assert read_json(following.path)["intent"]["version"] == 2
 
 
 def test_cores_are_shared_out_so_that_all_replicas_fit() -> None:

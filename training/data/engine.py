@@ -4,6 +4,7 @@ import functools
 import importlib
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,11 @@ CURES = {
     "CrossJoin": "write JOIN … ON with the columns that belong together",
     "QUALIFY": "put the window function into a subquery and filter around it with WHERE",
 }
+
+
+def at_work() -> AbstractContextManager[None]:
+    """What a statement runs within: a connection to the cluster where there is one, else nothing."""
+    return session() if on_cluster() else nullcontext()
 
 
 class StatementError(Exception):

@@ -17,7 +17,7 @@ import pytest
 
 from cluster.errors import RunError
 from cluster.storage import only_one
-from training.data.fuse import Fused, fuse, inspect
+from training.data.fuse import fuse, inspect
 from training.data.split import SPLITS
 from training.recipe import Recipe
 
@@ -127,7 +127,7 @@ def test_rejected_rows_say_where_they_stand_and_why(shop: Callable[..., Recipe])
         ("tickets", 12, "id", "eleven"),
         ("tickets", 11, "label", "biling"),
     ]
-    assert [one["reason"] for one in rejected][2:] == ["not a integer", "not one of billing, delivery, account"]
+    assert [one["reason"] for one in rejected][2:] == ["no integer", "not one of billing, delivery, account"]
 
 
 def test_no_hidden_column_reaches_the_splits(shop: Callable[..., Recipe]) -> None:
@@ -211,17 +211,12 @@ def test_one_source_needs_no_statement(tmp_path: Path, home: Path, make_recipe: 
 def test_another_run_at_work_is_named(shop: Callable[..., Recipe]) -> None:
     done = fuse(shop())
     with only_one(done.folder), pytest.raises(RunError, match="another process is already working on"):
-        run_elsewhere(shop())
-
-
-def run_elsewhere(recipe: Recipe) -> Fused:
-    """In this process, through a lock of its own: a lock is held by the object that took it."""
-    return fuse(recipe)
+        fuse(shop())
 
 
 def test_what_a_killed_run_left_is_swept_up(shop: Callable[..., Recipe], home: Path) -> None:
-    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left = home / "fused" / f".landing-{os.uname().nodename}-{child.stdout.strip()}-0badc0de"
+    ended = subprocess.check_output([sys.executable, "-c", "import os; print(os.getpid())"], text=True).strip()
+    left = home / "fused" / f".landing-{os.uname().nodename}-{ended}-0badc0de"
     other = home / "fused" / ".landing-another.host-1-0badc0de"
     left.mkdir(parents=True)
     other.mkdir()

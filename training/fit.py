@@ -249,7 +249,7 @@ def report_data(
     history = entries(folder / "metrics.jsonl")
     return ReportData(
         name=recipe.name,
-        description=recipe.description,
+        description=bundle.info["recipe"].get("description", ""),  # as written: the recipe's may hold a secret
         version=version,
         created=bundle.info["created"],
         task=bundle.info["task"],

@@ -147,6 +147,20 @@ def test_a_command_runs_on_the_cluster_as_it_would_here(head: Head, home: Path, 
     assert SECRET not in shown + run.stdout + run.stderr
 
 
+@pytest.mark.slow
+def test_a_model_is_trained_on_the_cluster_and_registered(head: Head, home: Path, project: Path) -> None:
+    words = ("run", "recipe.yaml", "--json", "train.epochs=1", "train.workers=2")
+    run = headrace(head, project, "submit", "--address", head.server, *words)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert Path(found["bundle"]).is_relative_to(home)
+    assert Path(found["report"]).is_file()
+    assert SECRET not in run.stdout + run.stderr
+    assert [path for path in home.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()] == []
+    listed = headrace(head, project, "models", "--json")
+    assert [one["name"] for one in json.loads(listed.stdout)["models"]] == ["greetings"]
+
+
 def test_the_exit_code_of_the_command_is_ours(head: Head, home: Path, project: Path) -> None:
     (project / "recipe.yaml").write_text(RECIPE + "train: {epohcs: 1}\n")
     run = headrace(head, project, "submit", "--address", head.server, "fuse", "recipe.yaml")

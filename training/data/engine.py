@@ -4,7 +4,6 @@ import functools
 import importlib
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -21,13 +20,9 @@ CURES = {
     "on types: Timestamp": "compare a time with CAST('2024-01-31' AS TIMESTAMP)",
     "on types: String, Timestamp": "compare a time with CAST('2024-01-31' AS TIMESTAMP)",
     "CrossJoin": "write JOIN … ON with the columns that belong together",
+    "non-equality join": "keep equalities in the ON and move the other conditions into a WHERE",
     "QUALIFY": "put the window function into a subquery and filter around it with WHERE",
 }
-
-
-def at_work() -> AbstractContextManager[None]:
-    """What a statement runs within: a connection to the cluster where there is one, else nothing."""
-    return session() if on_cluster() else nullcontext()
 
 
 class StatementError(Exception):

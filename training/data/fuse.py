@@ -17,7 +17,6 @@ from cluster.errors import UserError
 from cluster.progress import say
 from cluster.storage import building, fingerprint, home, only_one, plain_disk_errors, read_json, write_json
 from training.data.assemble import TooManyRejectedError, assemble, held_out_sources
-from training.data.engine import at_work
 from training.data.joined import main_source
 from training.data.landing import Landed, Reject
 from training.data.report import FORMAT
@@ -60,7 +59,7 @@ def fuse(recipe: Recipe) -> Fused:
         UserError: a source, the statement or the data is at fault, or more rows are rejected than the recipe allows.
         RunError: a database, the hub or the disk will not do, or another process is at work on the same.
     """
-    with at_work(), _workplace() as work:
+    with _workplace() as work:
         digests: dict[str, Any] = {}
         landed: dict[str, Landed] = {}
         for name, source in recipe.data.sources.items():
@@ -153,7 +152,7 @@ def inspect(recipe: Recipe, sample_rows: int) -> dict[str, Any]:
     held_out = set(held_out_sources(recipe.data.split).values())
     joined = [name for name in recipe.data.sources if name not in held_out]
     sampled = {main_source(recipe.data.fuse, joined), *held_out}
-    with at_work(), _workplace() as work:
+    with _workplace() as work:
         landed = {
             name: land(name, source, recipe.folder, work, limit=sample_rows if name in sampled else None)
             for name, source in recipe.data.sources.items()

@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 
 from training.data.landing import Reject, as_text
 
+FIRST_PARTITION = 2**36  # from here on Daft's ids tell of a partition on a cluster, and no longer which row it is
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -45,7 +47,8 @@ class Rows:
         """The row at ``index``, put aside for a value of ``column``."""
         source = self.column_source.get(column, "fuse")
         number = int(self.origins[source][index]) if source in self.origins else index + 1
-        return Reject(source, number or None, column, None if value is None else as_text(value), reason)
+        known = 0 < number < FIRST_PARTITION
+        return Reject(source, number if known else None, column, None if value is None else as_text(value), reason)
 
 
 def ranks(column: pa.ChunkedArray, *, descending: bool = False, nulls_first: bool = False) -> npt.NDArray[np.int64]:

@@ -26,12 +26,19 @@ def identity(name: str, source: Source, recipe_folder: Path, work: Path) -> tupl
     if source.read is not None:
         files = find(name, source, recipe_folder)
         how = [format_of(name, source, files), source.encoding, delimiter_of(source, files[0])]
-        return [*how, [file.digest() for file in files]], None
+        return [*how, [_digest(name, file) for file in files]], None
     folder = local_folder(source, recipe_folder) if source.hub is not None else None
     if folder is not None:
         return ["hub", source.subset, source.split, folder_digests(folder)], None
     landed = land(name, source, recipe_folder, work)
     return [landed.kind, landed.digest], landed
+
+
+def _digest(name: str, file: File) -> str:
+    try:
+        return file.digest()
+    except PermissionError:
+        raise UserError(f"data.sources.{name}: {file.address} may not be read; change its permissions") from None
 
 
 def land(name: str, source: Source, recipe_folder: Path, work: Path, limit: int | None = None) -> Landed:

@@ -28,6 +28,9 @@ def _sources(sources: Mapping[str, Any]) -> Iterator[str]:
 def _joins(joins: list[dict[str, Any]]) -> Iterator[str]:
     for join in joins:
         left = join["left"]
+        if "matched" not in left:
+            yield f"join       {join['on']}: {join['note']}"
+            continue
         yield (
             f"join       {join['on']}: {left['matched']:,} rows of {left['table']} found a partner, "
             f"{left['unmatched']:,} did not"

@@ -37,12 +37,6 @@ ATTEMPTS = 20
 """How often a combination that was tried already is drawn again before it is tried twice."""
 
 
-def total(space: Space, tune: Tune) -> int:
-    """How many trials the sweep has: no more than there are combinations."""
-    combinations = space.combinations()
-    return tune.trials if combinations is None else min(tune.trials, combinations)
-
-
 def propose(space: Space, trials: Sequence[Trial], tune: Tune, mode: str) -> dict[str, Any]:
     """The combination of the next trial, given what is known of the earlier ones; a new one where there is one."""
     tried = [trial.params for trial in trials]
@@ -71,7 +65,7 @@ class NextTrial(Searcher):  # type: ignore[misc]  # Ray's class has no types
         if self._continued:
             return self._assign(self._continued.pop(0))
         known = [self._ledger.trials[number] for number in sorted(self._ledger.trials)]
-        if len(known) >= total(self._space, self._tune):
+        if len(known) >= self._space.trials(self._tune.trials):
             return Searcher.FINISHED
         return self._assign(self._ledger.begin(propose(self._space, known, self._tune, self._direction)))
 

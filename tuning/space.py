@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
@@ -85,6 +85,15 @@ class Space:
         counts = [dimension.discrete() for dimension in self.dimensions]
         return None if None in counts else math.prod(len(values) for values in counts if values)
 
+    def trials(self, most: int) -> int:
+        """How many trials a sweep of at most so many has: no more than there are combinations."""
+        combinations = self.combinations()
+        return most if combinations is None else min(most, combinations)
+
+    def only(self, names: Sequence[str]) -> "Space":
+        """The space of these fields alone."""
+        return Space(tuple(dimension for dimension in self.dimensions if dimension.name in names))
+
     def grid(self) -> Iterator[dict[str, Any]]:
         """Every combination, the last field moving fastest."""
         names = [dimension.name for dimension in self.dimensions]
@@ -93,7 +102,7 @@ class Space:
 
     def encodings(self) -> list[dict[str, Any]]:
         """Every combination of the fields that rows are encoded by; one empty one where none is searched."""
-        return list(Space(tuple(one for one in self.dimensions if one.name in ENCODING_FIELDS)).grid())
+        return list(self.only(ENCODING_FIELDS).grid())
 
 
 def check_search(tune: Tune, document: Document) -> list[str]:

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,42 @@ class Sweep:
         }
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a sweep is made of.
+
+    Attributes:
+        recipe: whose fields are searched.
+        tune: how.
+        mode: whether more (``max``) or less (``min``) of the metric is better.
+        space: the searched fields.
+        encoded: the rows, by :func:`encoding_key`.
+        ledger: what is known of the trials.
+    """
+
+    recipe: Recipe
+    tune: Tune
+    mode: str
+    space: Space
+    encoded: dict[str, Encoded]
+    ledger: Ledger
+
+    @property
+    def total(self) -> int:
+        """Trials of the sweep."""
+        return self.space.trials(self.tune.trials)
+
+    @property
+    def remaining(self) -> int:
+        """Trials that have not ended."""
+        return len(self.ledger.unfinished()) + max(0, self.total - len(self.ledger.trials))
+
+    @property
+    def most_epochs(self) -> int:
+        """The longest that a trial can be."""
+        return max(apply(self.recipe, params).train.epochs for params in self.space.only(["train.epochs"]).grid())
+
+
 def sweep(recipe: Recipe, tune: Tune, public: dict[str, Any]) -> Sweep:
     """Runs a sweep to its end, continues an interrupted one, or finds it done.
 
@@ -114,18 +150,18 @@ def sweep(recipe: Recipe, tune: Tune, public: dict[str, Any]) -> Sweep:
     mode = check_metric(recipe, tune)
     space = Space.of(tune)
     fused = fuse(recipe)
-    encoded = {_encoding(params): encode(apply(recipe, params), fused) for params in space.encodings()}
+    encoded = {encoding_key(params): encode(apply(recipe, params), fused) for params in space.encodings()}
     for one in encoded.values():
-        check_rows(recipe, tune, one)
+        check_rows(recipe, one)
     folder = home() / "sweeps" / f"{recipe.name}-{sweep_key(recipe, tune, list(encoded.values()))}"
     with only_one(folder):
         with plain_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "sweep.json", {"recipe": public, "tune": tune.model_dump(exclude_none=True)})
-        ledger = Ledger(folder)
-        if not _complete(ledger, space, tune):
-            run_trials(recipe, tune, space, encoded, ledger, mode)
-        return conclude(ledger, tune, mode)
+        setup = Setup(recipe, tune, mode, space, encoded, Ledger(folder))
+        if setup.remaining:
+            run_trials(setup)
+        return conclude(setup)
 
 
 def check_metric(recipe: Recipe, tune: Tune) -> str:
@@ -141,7 +177,7 @@ def check_metric(recipe: Recipe, tune: Tune) -> str:
     return task.metrics_known[tune.metric]
 
 
-def check_rows(recipe: Recipe, tune: Tune, encoded: Encoded) -> None:
+def check_rows(recipe: Recipe, encoded: Encoded) -> None:
     """Raises a UserError where trials could not be compared."""
     rows = len(encoded.split("validation"))
     if not rows:
@@ -156,94 +192,51 @@ def sweep_key(recipe: Recipe, tune: Tune, encoded: list[Encoded]) -> str:
     return fingerprint(prints, recipe.model.adapt, options, tune.model_dump(exclude={"trials"}))
 
 
-def run_trials(
-    recipe: Recipe, tune: Tune, space: Space, encoded: dict[str, Encoded], ledger: Ledger, mode: str
-) -> None:
+def encoding_key(params: dict[str, Any]) -> str:
+    """What of a combination decides how rows are encoded."""
+    return fingerprint({name: value for name, value in params.items() if name in ENCODING_FIELDS})
+
+
+def run_trials(setup: Setup) -> None:
     """Has Ray Tune run every trial that has not ended.
 
     Raises:
         KeyboardInterrupt: Ray took the Ctrl-C for itself; what ended until then is kept.
     """
-    from tuning.search import total
-
-    trials, ended = total(space, tune), len(ledger.ended())
+    ledger, ended = setup.ledger, len(setup.ledger.ended())
     ledger.tidy()
-    with session(), progress("trials", total=trials, start=ended) as bar:
+    for left in ledger.folder.glob(f"{RAY_FOLDER}*"):  # by a driver that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with session(), progress("trials", total=setup.total, start=ended) as bar:
         if ledger.trials:
-            say(f"{recipe.name}: continues a sweep; {ended} of {trials} trials have ended")
-        _fit(recipe, tune, space, encoded, ledger, mode, bar)
-    if not _complete(ledger, space, tune):
-        say(f"{len(ledger.ended())} of {trials} trials have ended; the same command goes on from there")
+            say(f"{setup.recipe.name}: continues a sweep; {ended} of {setup.total} trials have ended")
+        run_on_ray_tune(setup, plan_for(setup.recipe, resources(), setup.remaining), bar)
+    if setup.remaining:
+        say(f"{len(ledger.ended())} of {setup.total} trials have ended; the same command goes on from there")
         raise KeyboardInterrupt
 
 
-def conclude(ledger: Ledger, tune: Tune, mode: str) -> Sweep:
+def conclude(setup: Setup) -> Sweep:
     """Writes what the sweep found beside its ledger.
 
     Raises:
         RunError: every trial failed.
     """
-    trials = [ledger.trials[number] for number in sorted(ledger.trials)]
-    ranked = better(trials, mode)
-    write_json(ledger.folder / "trials.json", [trial.as_row() for trial in trials])
+    folder, tune = setup.ledger.folder, setup.tune
+    trials = [setup.ledger.trials[number] for number in sorted(setup.ledger.trials)]
+    ranked = better(trials, setup.mode)
+    write_json(folder / "trials.json", [trial.as_row() for trial in trials])
     if not ranked:
         first = trials[0]
         raise RunError(
             f"all {len(trials)} trials failed, trial {first.number} with: {first.error}. "
-            f"The full errors lie in {ledger.folder / 'trials'}/*/error.txt; remove {ledger.folder} to try again."
+            f"The full errors lie in {folder / 'trials'}/*/error.txt; remove {folder} to try again."
         )
     best = ranked[0]
-    write_text(ledger.folder / "best.yaml", best_yaml(best, tune.metric))
-    picture = ledger.folder / "sweep.png"
-    draw(trials, tune, mode, picture)
-    return Sweep(ledger.folder, tune.metric, mode, trials, best.params, picture)
-
-
-def _fit(
-    recipe: Recipe,
-    tune: Tune,
-    space: Space,
-    encoded: dict[str, Encoded],
-    ledger: Ledger,
-    mode: str,
-    bar: Progress,
-) -> None:
-    from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner, with_resources
-
-    from tuning.observer import Observer, trial_name
-    from tuning.search import NextTrial, scheduler, total
-    from tuning.trials import run_here, run_on_ray_train
-
-    remaining = len(ledger.unfinished()) + max(0, total(space, tune) - len(ledger.trials))
-    plan = plan_for(recipe, resources(), remaining)
-    most_epochs = max(apply(recipe, params).train.epochs for params in _epoch_choices(space))
-    for left in ledger.folder.glob(f"{RAY_FOLDER}*"):  # by a driver that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    name = f"{RAY_FOLDER}{uuid.uuid4().hex[:8]}"
-    tuner = Tuner(
-        with_resources(run_here if plan.workers == 1 else run_on_ray_train, PlacementGroupFactory([plan.bundle])),
-        tune_config=TuneConfig(
-            num_samples=remaining,
-            max_concurrent_trials=plan.at_once,
-            search_alg=NextTrial(ledger, space, tune, mode, _assigner(recipe, tune, encoded, ledger, plan)),
-            scheduler=scheduler(tune, mode, most_epochs, ledger.ended()),
-            reuse_actors=plan.workers == 1,
-            trial_name_creator=trial_name,
-            trial_dirname_creator=trial_name,
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(ledger.folder),
-            callbacks=[Observer(ledger, tune.metric, mode, bar)],
-            failure_config=FailureConfig(max_failures=recipe.train.max_failures),
-            verbose=0,
-        ),
-    )
-    try:
-        with ray_tune_settings():
-            tuner.fit()
-    finally:
-        shutil.rmtree(ledger.folder / name, ignore_errors=True)
+    write_text(folder / "best.yaml", best_yaml(best, tune.metric))
+    picture = folder / "sweep.png"
+    draw(trials, tune, setup.mode, picture)
+    return Sweep(folder, tune.metric, setup.mode, trials, best.params, picture)
 
 
 @dataclass(frozen=True)
@@ -279,47 +272,66 @@ def plan_for(recipe: Recipe, available: Resources, remaining: int) -> Plan:
             f"train.workers: {workers} workers need as many {kind}, and there are {most}; use auto or {most}"
         )
     at_once = min(most // workers, remaining)
-    cpus = max(1, available.cpus // at_once)
-    share = Resources(cpus=cpus, gpus=workers if available.gpus else 0, nodes=available.nodes)
+    gpus = workers if available.gpus else 0
     if workers > 1:  # the workers reserve cores for themselves; their driver only waits, and must not take one of them
-        return Plan(workers, at_once, share, {"memory": 1})
-    return Plan(1, at_once, share, {"CPU": cpus} | ({"GPU": 1} if available.gpus else {}))
+        return Plan(workers, at_once, Resources(available.cpus // at_once, gpus, available.nodes), {"memory": 1})
+    # A share larger than the smallest node would wait for ever; only a single node is known to have them all.
+    cpus = max(1, available.cpus // at_once) if available.nodes == 1 else 1
+    return Plan(1, at_once, Resources(cpus, gpus, 1), {"CPU": cpus} | ({"GPU": 1} if gpus else {}))
 
 
-def _assigner(
-    recipe: Recipe, tune: Tune, encoded: dict[str, Encoded], ledger: Ledger, plan: Plan
-) -> Callable[[Trial], dict[str, Any]]:
+def run_on_ray_tune(setup: Setup, plan: Plan, bar: Progress) -> None:
+    """Gives the trials to Ray Tune and waits for them."""
+    from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner, with_resources
+
+    from tuning.observer import Observer, trial_name
+    from tuning.search import NextTrial, scheduler
+    from tuning.trials import run_here, run_on_ray_train
+
+    ledger, tune, mode = setup.ledger, setup.tune, setup.mode
+    name = f"{RAY_FOLDER}{uuid.uuid4().hex[:8]}"
+    tuner = Tuner(
+        with_resources(run_here if plan.workers == 1 else run_on_ray_train, PlacementGroupFactory([plan.bundle])),
+        tune_config=TuneConfig(
+            num_samples=setup.remaining,
+            max_concurrent_trials=plan.at_once,
+            search_alg=NextTrial(ledger, setup.space, tune, mode, lambda trial: assignment(setup, plan, trial)),
+            scheduler=scheduler(tune, mode, setup.most_epochs, ledger.ended()),
+            reuse_actors=plan.workers == 1,
+            trial_name_creator=trial_name,
+            trial_dirname_creator=trial_name,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(ledger.folder),
+            callbacks=[Observer(ledger, tune.metric, mode, bar)],
+            failure_config=FailureConfig(max_failures=setup.recipe.train.max_failures),
+            verbose=0,
+        ),
+    )
+    try:
+        with ray_tune_settings():
+            tuner.fit()
+    finally:
+        shutil.rmtree(ledger.folder / name, ignore_errors=True)
+
+
+def assignment(setup: Setup, plan: Plan, trial: Trial) -> dict[str, Any]:
+    """What the process of a trial is given."""
     from training.worker import Job
     from tuning.trials import Assignment
 
-    def assign(trial: Trial) -> dict[str, Any]:
-        own = apply(recipe, trial.params)
-        options = own.train.model_copy(update={"workers": plan.workers})
-        job = Job(
-            encoded=str(encoded[_encoding(trial.params)].folder),
-            run=str(ledger.place(trial.number)),
-            adapt=own.model.adapt,
-            options=options.model_dump(),
-            threads=plan.share.cpus,
-        )
-        return Assignment(trial.number, job.as_config(), tune.metric, trial.seconds, asdict(plan.share)).as_config()
-
-    return assign
-
-
-def _encoding(params: dict[str, Any]) -> str:
-    """What of ``params`` decides how rows are encoded."""
-    return fingerprint({name: value for name, value in params.items() if name in ENCODING_FIELDS})
-
-
-def _epoch_choices(space: Space) -> list[dict[str, Any]]:
-    return list(Space(tuple(one for one in space.dimensions if one.name == "train.epochs")).grid())
-
-
-def _complete(ledger: Ledger, space: Space, tune: Tune) -> bool:
-    from tuning.search import total
-
-    return not ledger.unfinished() and len(ledger.ended()) >= total(space, tune)
+    own = apply(setup.recipe, trial.params)
+    options = own.train.model_copy(update={"workers": plan.workers})
+    job = Job(
+        encoded=str(setup.encoded[encoding_key(trial.params)].folder),
+        run=str(setup.ledger.place(trial.number)),
+        adapt=own.model.adapt,
+        options=options.model_dump(),
+        threads=plan.share.cpus,
+    )
+    share = asdict(plan.share)
+    return Assignment(trial.number, job.as_config(), setup.tune.metric, trial.seconds, share).as_config()
 
 
 @contextlib.contextmanager

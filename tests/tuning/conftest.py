@@ -92,6 +92,6 @@ def start_sweep(tmp_path: Path, home: Path) -> Iterator[Callable[[Path], subproc
 
 def answer_of(process: subprocess.Popen[str]) -> Any:
     """The JSON object that is all a sweep prints to stdout."""
-    stdout, _ = process.communicate(timeout=240)
+    stdout, _ = process.communicate(timeout=400)
     assert process.returncode == 0
     return json.loads(stdout)

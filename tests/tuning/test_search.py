@@ -8,7 +8,7 @@ import pytest
 
 from tuning.ledger import Ledger, Trial, better
 from tuning.recipe import Tune
-from tuning.search import propose, scheduler, total
+from tuning.search import propose, scheduler
 from tuning.space import Space
 
 SEARCH = {"train.learning_rate": {"log_uniform": [1e-5, 1e-1]}, "model.adapt": {"choice": ["full", "head"]}}
@@ -68,7 +68,7 @@ def test_a_grid_tries_each_combination_once(tmp_path: Path) -> None:
     for algorithm in ("grid", "optuna"):  # so few are tried whole, whatever the algorithm
         tune = Tune.model_validate({"search": search, "algorithm": algorithm, "trials": 12})
         space = Space.of(tune)
-        assert total(space, tune) == 6
+        assert space.trials(tune.trials) == 6
         trials: list[Trial] = []
         for number in range(1, 7):
             trials.append(Trial(number, propose(space, trials, tune, "max")))

@@ -100,7 +100,7 @@ def test_a_killed_sweep_goes_on(
         return bool(known.ended()) and bool(going)
 
     driver = start_sweep(path)
-    wait_until(lambda: half_way() or driver.poll() is not None, seconds=200)
+    wait_until(lambda: half_way() or driver.poll() is not None, seconds=300)
     driver.kill()
     driver.wait()
     before = ledger()
@@ -170,6 +170,7 @@ def recipe_of(**train: Any) -> Recipe:
         ("auto", Resources(8, 0, 1), 20, 8, {"CPU": 1}, Resources(1, 0, 1)),
         ("auto", Resources(8, 0, 1), 2, 2, {"CPU": 4}, Resources(4, 0, 1)),
         ("auto", Resources(16, 4, 1), 20, 4, {"CPU": 4, "GPU": 1}, Resources(4, 1, 1)),
+        ("auto", Resources(32, 0, 4), 2, 2, {"CPU": 1}, Resources(1, 0, 1)),
         (2, Resources(16, 4, 2), 20, 2, {"memory": 1}, Resources(8, 2, 2)),
         (2, Resources(2, 0, 1), 20, 1, {"memory": 1}, Resources(2, 0, 1)),
     ],

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 
@@ -22,10 +22,9 @@ def working() -> Iterator[TextIO]:
     stdout = os.dup(1)
     os.dup2(2, 1)
     try:
-        with os.fdopen(os.dup(stdout), "w", encoding="utf-8") as out:
+        with os.fdopen(os.dup(stdout), "w", encoding="utf-8") as out, redirect_stdout(sys.stderr):
             yield out
     finally:
-        sys.stdout.flush()
         os.dup2(stdout, 1)
         os.close(stdout)
 

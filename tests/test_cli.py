@@ -1,0 +1,238 @@
+"""The command line as a process: exit codes, what goes to stdout and what to stderr, the whole way on a tiny model."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import headrace
+from cluster.errors import RecipeError, RunError, UserError
+
+TOPICS = {
+    "billing": ["invoice", "charged twice", "refund my money"],
+    "delivery": ["parcel lost", "late delivery", "where is my parcel"],
+    "account": ["password", "login error", "change my account"],
+}
+FILLERS = ["please help", "i love it", "it was good", "why is it not", "what about", "to you", "today"]
+
+RECIPE = """\
+name: topics
+data:
+  sources:
+    sentences: {{read: sentences.csv}}
+  split: {{validation: 0.2, test: 0.2, stratify: topic}}
+model:
+  task: text-classification
+  base: {base}
+  inputs: {{text: text}}
+  target: topic
+train: {{epochs: 2, batch_size: 8, learning_rate: 1.0e-3, workers: 1, precision: fp32}}
+"""
+
+
+def call(*words: str | Path, cwd: Path | None = None, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+    """Runs ``headrace WORD…`` to its end."""
+    command = [sys.executable, "-m", "headrace", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def one_object(stdout: str) -> Any:
+    """The JSON object that stdout must hold, and nothing else."""
+    assert stdout.endswith("}\n")
+    assert stdout.count("\n") == 1
+    return json.loads(stdout)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, home: Path, tiny_base: Path) -> Path:
+    """A recipe over a CSV of sentences on three topics, which a tiny BERT learns in seconds."""
+    draw = random.Random(3)
+    rows = []
+    for number in range(150):
+        topic = draw.choice(list(TOPICS))
+        words = [*draw.choices(FILLERS, k=draw.randint(1, 4)), draw.choice(TOPICS[topic]), str(number)]
+        rows.append(f"{' '.join(words)},{topic}")
+    (tmp_path / "sentences.csv").write_text("\n".join(["text,topic", *rows]) + "\n", encoding="utf-8")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.format(base=tiny_base), encoding="utf-8")
+    return file
+
+
+def test_the_whole_way(recipe: Path, tmp_path: Path) -> None:
+    """check, run, run again, evaluate, predict, models: each with one JSON object on stdout, whatever Ray prints."""
+    checked = one_object(call("check", recipe, "--json").stdout)
+    assert checked["data"]["rows"] == 150
+    assert checked["plan"]["weights"] > 0
+
+    done = call("run", recipe, "--json", "train.epochs=3")
+    assert done.returncode == 0, done.stderr
+    result = one_object(done.stdout)
+    assert {"model", "version", "bundle", "report", "metrics", "baselines", "data"} <= result.keys()
+    assert (result["model"], result["version"]) == ("topics", 1)
+    assert result["metrics"].keys() >= {"test/accuracy", "validation/accuracy"}
+    assert result["baselines"].keys() == {"majority", "tfidf", "frozen"}
+    assert result["data"].keys() == {"rows", "splits", "fingerprint"}
+    assert Path(result["report"]).is_file()
+
+    again = call("run", recipe, "--json", "train.epochs=3")
+    assert one_object(again.stdout) == result
+    assert "nothing to do" in again.stderr
+
+    measured = one_object(call("evaluate", "topics", "--data", tmp_path / "sentences.csv", "--json").stdout)
+    assert measured["data"] == {"rows": 150}
+    assert 0 <= measured["metrics"]["data/accuracy"] <= 1
+    assert measured["baselines"] == result["baselines"]
+
+    answers = tmp_path / "answers.jsonl"
+    told = call("predict", "topics", tmp_path / "sentences.csv", "--output", answers, "--top-k", "1")
+    assert told.stdout == f"150 answers in {answers}\n"
+    lines = answers.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 150
+    assert {one["label"] for line in lines for one in json.loads(line)} <= TOPICS.keys()
+
+    listed = one_object(call("models", "--json").stdout)["models"]
+    assert [(row["name"], row["version"], row["aliases"]) for row in listed] == [("topics", 1, ["production"])]
+    assert call("models", "promote", "topics", "1").returncode == 0
+    refused = call("models", "rollback", "topics")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("topics: no other version was in production before")
+
+
+def test_a_wrong_recipe_exits_2_with_the_problem_alone(recipe: Path) -> None:
+    done = call("train", recipe, "train.epohcs=1", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "command line train.epohcs: unknown key, did you mean 'epochs'?\n"
+
+
+def test_a_missing_recipe_exits_2(home: Path, tmp_path: Path) -> None:
+    done = call("run", "none.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "none.yaml: no such file; `headrace new DIR` writes a recipe to start from\n"
+
+
+def test_a_wrong_word_exits_2(tmp_path: Path) -> None:
+    assert call("trian", "recipe.yaml", cwd=tmp_path).returncode == 2
+    assert call("predict", cwd=tmp_path).returncode == 2
+    assert call("serve", cwd=tmp_path).returncode == 2
+
+
+def test_new_writes_a_project_and_says_what_comes_next(tmp_path: Path) -> None:
+    done = call("new", tmp_path / "support")
+    assert done.returncode == 0
+    assert done.stdout.endswith(f"Next: headrace run {tmp_path}/support/recipe.yaml\n")
+    assert (tmp_path / "support" / "recipe.yaml").is_file()
+    assert call("new", tmp_path / "support").returncode == 2
+
+
+def test_no_models_yet(home: Path, tmp_path: Path) -> None:
+    done = call("models", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "no models yet; `headrace run RECIPE` makes one\n")
+    assert not home.exists()
+
+
+def main_in_process(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["headrace", *words])
+    with pytest.raises(SystemExit) as end:
+        headrace.main()
+    return int(end.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(UserError("the file is at fault"), 2), (RecipeError(["one", "two"]), 2), (RunError("the disk is full"), 1)],
+)
+def test_every_kind_of_failure_has_its_exit_code(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("cluster.doctor.examine", fail)
+    assert main_in_process(monkeypatch, "doctor") == code
+    assert capfd.readouterr() == ("", f"{error}\n")
+
+
+def test_a_secret_is_masked_in_an_error_and_in_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHOP_PASSWORD", "hunter22")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: ${env:SHOP_PASSWORD} and more\n", encoding="utf-8")
+    assert main_in_process(monkeypatch, "check", str(recipe)) == 2
+    told = capfd.readouterr().err
+    assert "*** and more" in told
+    assert "hunter22" not in told
+    try:
+        raise ValueError("connecting with hunter22 failed")
+    except ValueError as error:
+        headrace.show_defect(ValueError, error, error.__traceback__)
+    told = capfd.readouterr().err
+    assert "connecting with *** failed" in told
+    assert "hunter22" not in told
+
+
+def test_what_libraries_print_goes_to_stderr(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def noisy() -> list[Any]:
+        print("from Python")
+        subprocess.run(["echo", "from a process below"], check=True)
+        return []
+
+    monkeypatch.setattr("cluster.doctor.examine", noisy)
+    assert main_in_process(monkeypatch, "doctor", "--json") == 0
+    out, err = capfd.readouterr()
+    assert out == '{"checks": []}\n'
+    assert "from Python" in err
+    assert "from a process below" in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.task=poetry"], "command line model.task: there is no task 'poetry' in this version; there is "),
+        (["model.inputs={txt: text}"], "command line model.inputs.txt: unknown key, did you mean 'text'?"),
+        (
+            ["train.early_stopping={metric: bleu}"],
+            "command line train.early_stopping.metric: ",
+        ),
+        (
+            ["tune={metric: bleu, search: {train.epochs: {choice: [1]}}}"],
+            "command line tune.metric: ",
+        ),
+        (["tune={search: {train.lr: {choice: [1]}}}"], "command line tune.search.train.lr: no field of the recipe"),
+    ],
+)
+def test_what_the_task_does_not_know_is_said_before_anything_runs(
+    recipe: Path, changes: list[str], message: str
+) -> None:
+    with pytest.raises(RecipeError) as error:
+        headrace.load_recipe(recipe, changes)
+    assert str(error.value).startswith(message)
+
+
+def test_all_problems_at_once(recipe: Path) -> None:
+    changes = ["train.epochs=0", "model.inputs={txt: text}", "serve={replicas: {min: 3, max: 2}}"]
+    with pytest.raises(RecipeError) as error:
+        headrace.load_recipe(recipe, changes)
+    assert len(error.value.problems) == 4  # txt is unknown, and text is missing
+
+
+@pytest.mark.slow
+def test_interrupted_training_exits_130_with_a_plain_line(recipe: Path, wait_until: Callable[..., None]) -> None:
+    log = recipe.parent / "stderr.txt"
+    command = [sys.executable, "-m", "headrace", "train", str(recipe), "train.epochs=1000", "--json"]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True)
+        wait_until(lambda: "training" in log.read_text(encoding="utf-8") or process.poll() is not None, 120)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, log.read_text(encoding="utf-8")
+    assert out == ""
+    assert log.read_text(encoding="utf-8").endswith("interrupted; the same command continues where it can\n")

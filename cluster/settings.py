@@ -11,6 +11,7 @@ in everything that is printed or logged.
 import difflib
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ class Document:
             return model.model_validate(self.values, context={"folder": self.path.parent})
         except ValidationError as error:
             problems = dict.fromkeys(self._problem(model, one) for one in error.errors())
-            raise RecipeError(list(problems)) from None
+            raise RecipeError(sorted(problems, key=_line_number)) from None
 
     def where(self, keys: Keys) -> str:
         """The line of the deepest key of ``keys`` that was written."""
@@ -78,6 +79,8 @@ class Document:
             return self.problem(keys, unknown_key(str(keys[-1]), field_names(model, keys[:-1])))
         if error["type"] == "missing":
             return self.problem(keys, "missing")
+        if error["type"] in ("model_type", "dict_type"):
+            return self.problem(keys, f"a mapping of keys to values is needed, not {error['input']!r}")
         message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "value_error":
             return self.problem(keys, message)
@@ -143,6 +146,12 @@ def field_names(model: type[BaseModel], keys: Keys) -> list[str]:
     return [name for one in models for name in one.model_fields]
 
 
+def _line_number(problem: str) -> int:
+    """Problems in the order of the file's lines; those of the command line come last."""
+    found = re.match(r"[^:]*:(\d+)", problem)
+    return int(found[1]) if found else sys.maxsize
+
+
 def _field_type(model: type[BaseModel], key: str | int) -> Any:
     if isinstance(key, str) and key in model.model_fields:
         return model.model_fields[key].annotation
@@ -195,16 +204,18 @@ class _Reader:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            value = text
+            if text.lstrip()[:1] in ("[", "{"):
+                self.problems.append(f"{COMMAND_LINE} {dotted}: '{text}' is not valid YAML; check its brackets")
+                return
+            value = text  # a sentence or a statement, which YAML would want quoted
         inner = tree
-        for key in keys[:-1]:
+        for depth, key in enumerate(keys[:-1], 1):
             if not isinstance(inner.get(key), dict):
                 inner[key] = {}
+                self.lines[keys[:depth]] = COMMAND_LINE
             inner = inner[key]
         inner[keys[-1]] = value
-        for depth in range(1, len(keys) + 1):
-            if depth == len(keys) or keys[:depth] not in self.lines:
-                self.lines[keys[:depth]] = COMMAND_LINE
+        self.lines[keys] = COMMAND_LINE
         self._place(value, keys)
 
     def resolve(self, value: Any, keys: Keys) -> Any:

@@ -95,7 +95,10 @@ class Clean(Strict):
 class HeldOut(Strict):
     """A split that is a source of its own."""
 
-    source: str = Field(description="The name of a source; the fuse statement runs on it too.")
+    source: str = Field(
+        description="The name of a source. The fuse statement runs again with it in the place of the first table of "
+        "its outermost FROM, wherever that table is named."
+    )
 
 
 def _fraction_or_source(value: Any) -> Any:
@@ -138,7 +141,10 @@ class Data(Strict):
     clean: Clean = Field(default_factory=Clean, description="What is mended or removed.")
     split: Split = Field(default_factory=Split, description="How rows are parted.")
     max_rejected: float = Field(
-        0.01, ge=0, le=1, description="The share of rows that may be rejected before the run stops."
+        0.01,
+        ge=0,
+        le=1,
+        description="The share of each source's rows, and of the fused rows, that may be rejected before a run stops.",
     )
 
     @field_validator("sources")

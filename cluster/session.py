@@ -35,6 +35,10 @@ RAY_INFO_LINE = re.compile(
     r"(?:\x1b\[[\d;]*m)*"
     r"(?:(?:INFO|DEBUG) \d{4}-|\d{4}-\d\d-\d\d [\d:,]+\s(?:INFO|DEBUG) |\[\d{4}-[^\]]* [ID] \d+ \d+\])"
 )
+# The C++ core says this, as an error, of every Ray Train run.
+RAY_RESTART_LINE = "has constructor arguments in the object store and max_restarts > 0"
+# It tidies up after a run, and where several sessions run on one machine it complains of not knowing which is its own.
+RAY_CARETAKERS = {"PlacementGroupCleaner"}
 TOKEN_CURE = (
     "put the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN (on its head node, `ray get-auth-token` prints it) "
     "and set RAY_AUTH_MODE=token"
@@ -291,8 +295,8 @@ def _send_worker_lines_to_stderr() -> None:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher, stderr_deduplicator
 
     def show(batch: dict[str, Any]) -> None:
-        lines = [line for line in batch["lines"] if not RAY_INFO_LINE.match(line)]
-        if not lines:
+        lines = [line for line in batch["lines"] if not RAY_INFO_LINE.match(line) and RAY_RESTART_LINE not in line]
+        if not lines or batch.get("actor_name") in RAY_CARETAKERS:
             return
         for kept in stderr_deduplicator.deduplicate({**batch, "lines": lines, "is_err": True}):
             worker.print_worker_logs(kept, sys.stderr)

@@ -61,10 +61,11 @@ def one_writer() -> Iterator[None]:
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turns what MLflow, its database and the disk raise into one sentence that names the store."""
-    # Set before MLflow is first imported, which reads both. Its own log would tell every error a second time.
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+    # Read by MLflow when it is imported, which others may have done already; hence the loggers too.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # else it tells of every table, and of errors twice
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a company's model names are nobody else's business
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,8 +203,7 @@ def rollback(name: str) -> ModelVersion:
 
 
 def models(name: str | None = None) -> list[dict[str, Any]]:
-    """The versions of one model, or of all, newest first: name, version, aliases, bundle, created (seconds since
-    1970), run_id.
+    """The versions of one model, or of all, newest first: name, version, aliases, bundle, created, run_id.
 
     Raises:
         UserError: there is no model of that name.
@@ -230,7 +230,7 @@ def _row(version: Any, aliases: Mapping[str, str]) -> dict[str, Any]:
         "version": int(version.version),
         "aliases": sorted(alias for alias, number in aliases.items() if int(number) == int(version.version)),
         "bundle": str(_kept_folder(version) or version.source),
-        "created": version.creation_timestamp / 1000,
+        "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
         "run_id": version.run_id,
     }
 

@@ -99,8 +99,11 @@ def draw(trials: Sequence[Trial], tune: Tune, mode: str, path: Path) -> None:
 
 
 def _ordered(trials: Sequence[Trial], mode: str) -> list[Trial]:
+    """The best first, the others by value whether they ran to their end or not, those without a value last."""
     ranked = better(list(trials), mode)
-    return ranked + [trial for trial in trials if trial not in ranked]
+    sign = -1 if mode == "max" else 1
+    others = sorted(ranked[1:], key=lambda trial: sign * (trial.value or 0.0))
+    return [*ranked[:1], *others, *(trial for trial in trials if trial not in ranked)]
 
 
 def _params(trials: Sequence[Trial]) -> list[str]:

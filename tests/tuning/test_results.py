@@ -58,9 +58,9 @@ def test_the_table_has_the_best_first_and_failures_last() -> None:
     assert lines[0].split() == [
         *("trial", "status", "accuracy", "epochs", "train.learning_rate", "model.adapt", "time", "error"),
     ]
-    assert [line.split()[0] for line in lines[1:]] == ["2", "4", "1", "3"]
+    assert [line.split()[0] for line in lines[1:]] == ["2", "1", "4", "3"]
     assert lines[1].split() == ["2", "finished", "0.9123", "2", "0.0002", "full", "10", "s"]
-    assert lines[2].endswith("1 min 10 s")
+    assert lines[3].endswith("1 min 10 s")
     assert lines[4].endswith("step 2: the loss is nan")
     assert "error" not in text(trials()[:2], "accuracy", "max")
 
@@ -69,7 +69,7 @@ def test_the_table_on_a_terminal_has_the_same_rows() -> None:
     console = Console(file=io.StringIO(), width=200)
     console.print(table(trials(), "accuracy", "max"))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["2", "4", "1", "3"]
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["2", "1", "4", "3"]
 
 
 def test_the_picture_is_drawn_for_one_field_and_for_many(tmp_path: Path) -> None:

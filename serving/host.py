@@ -59,9 +59,10 @@ def serve(
     address = f"http://{_reachable(host)}:{port}"
     app = f"headrace-{port}"
     with _environment(host, port) as folder, session(), _until_signal() as stop:  # Ray sets handlers of its own
+        _refuse_second_app(app)
         wanted.write(home() / "serving" / f"{app}.json")
         try:
-            _deploy(app, wanted.path, options, host, port, known_keys, folder)
+            _deploy(app, wanted.path, options, port, known_keys, folder)
             _await_answer(address, stop)
             if not stop.is_set():
                 announce(address)
@@ -166,18 +167,14 @@ class Replica:
                 await asyncio.wait_for(scheduler.submit([served.predictor.blank()], deadline), HEALTH_SECONDS)
 
 
-def _deploy(
-    app: str, wanted: Path, options: Serve, host: str, port: int, known_keys: keys.Keys | None, folder: Path
-) -> None:
+def _deploy(app: str, wanted: Path, options: Serve, port: int, known_keys: keys.Keys | None, folder: Path) -> None:
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    _refuse_second_app(app)
     cpus, threads = replica_cores(options.replicas)
     deployment = ray_serve.deployment(ray_serve.ingress()(Replica), name="models").options(
         **_replicas(options.replicas),
-        ray_actor_options={"num_cpus": cpus, "num_gpus": 1 if resources().gpus else 0},
+        ray_actor_options={"num_cpus": cpus, "num_gpus": 1 if resources().gpus else 0, **_sent()},
         max_ongoing_requests=max(4096, 2 * options.max_queue),  # the edge refuses earlier, and in JSON
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=options.timeout_seconds + 5,
@@ -195,7 +192,8 @@ def _deploy(
     )
     ray_serve.start(
         proxy_location=ProxyLocation.EveryNode if on_cluster() else ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=_replica_host(host), port=port),
+        http_options=HTTPOptions(host=_replica_host(), port=port),
+        controller_options=_sent() or None,
     )
     try:
         ray_serve.run(bound, name=app, route_prefix="/")
@@ -290,10 +288,18 @@ ALWAYS: Mapping[str, str] = {
 }
 
 
+def _sent() -> dict[str, Any]:
+    """Our variables for processes on other machines; those on this one inherit them."""
+    if not on_cluster():
+        return {}
+    return {"runtime_env": {"env_vars": {"RAY_SERVE_ENABLE_HA_PROXY": "1", **ALWAYS}}}
+
+
 def _refuse_second_app(app: str) -> None:
     """One cluster has one HTTP port and one root: a second server would silently replace the first."""
     from ray import serve as ray_serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if not on_cluster():
         return
     others = [name for name in ray_serve.status().applications if name != app]
@@ -301,7 +307,7 @@ def _refuse_second_app(app: str) -> None:
         raise RunError(f"this cluster serves {', '.join(others)} already; stop that first, or add the model there")
 
 
-def _replica_host(host: str) -> str:
+def _replica_host() -> str:
     """The interface of Serve's own sockets: loopback wherever Ray itself keeps to it."""
     import ray
 

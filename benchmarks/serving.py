@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 RESULT = ROOT / "benchmarks" / "results" / "serving.json"
-TEXT = "I still have not received my new card, and I ordered it well over a week ago now"  # 20 tokens
+TEXT = "I still have not received my new card, and I ordered it over a week ago now"  # 20 tokens
 LABELS = 77
 CONNECTIONS = {"served": (1, 32, 128), "served-noop": (1, 32), "pattern": (1, 32, 128), "pattern-noop": (1, 32)}
 BARE_BATCHES = (1, 32)

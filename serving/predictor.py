@@ -1,6 +1,5 @@
 """A bundle that answers: rows in, answers out, through the task that training used."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -114,12 +113,6 @@ class Predictor:
             if progress:
                 progress(len(indices))
         return answers
-
-    def seconds_for_one(self) -> float:
-        """Computes a short answer for real and returns how long that took."""
-        started = time.perf_counter()
-        self.forward(self.task.encode([self._blank_row()]))
-        return time.perf_counter() - started
 
     def blank(self) -> Question:
         """The smallest question there is, for those who ask only whether the model still answers."""

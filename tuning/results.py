@@ -11,6 +11,7 @@ import yaml
 from cluster.progress import duration
 from tuning.ledger import FAILED, FINISHED, Trial, better
 from tuning.recipe import Tune
+from tuning.space import Dimension, Space
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BEST, OTHER, WEAK, BROKEN = "#0b7a75", "#3d7ea6", "#b8c4ce", "#c0392b"
 COLUMNS = 3
-"""Panels of the picture in one row."""
+"""The most panels of the picture in one row."""
 
 Cells = list[str]
 
@@ -76,17 +77,17 @@ def draw(trials: Sequence[Trial], tune: Tune, mode: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = list(tune.search)
-    rows = math.ceil((len(names) + 1) / COLUMNS)
-    columns = min(COLUMNS, len(names) + 1)
+    fields = Space.of(tune).dimensions
+    rows = math.ceil((len(fields) + 1) / COLUMNS)
+    columns = math.ceil((len(fields) + 1) / rows)
     figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 0.9), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     best = better(list(trials), mode)[0]
     _draw_epochs(panels[0], trials, best, tune.metric)
-    for panel, name in zip(panels[1:], names, strict=False):
-        _draw_field(panel, trials, best, name, tune.search[name].kind)
-    for panel in panels[len(names) + 1 :]:
+    for panel, field in zip(panels[1:], fields, strict=False):
+        _draw_field(panel, trials, best, field)
+    for panel in panels[len(fields) + 1 :]:
         panel.set_visible(False)
     for panel in panels[::columns]:
         panel.set_ylabel(f"validation {tune.metric.replace('_', ' ')}", color=INK)
@@ -161,10 +162,10 @@ def _draw_epochs(panel: "Axes", trials: Sequence[Trial], best: Trial, metric: st
     _finish(panel, "epoch")
 
 
-def _draw_field(panel: "Axes", trials: Sequence[Trial], best: Trial, name: str, kind: str) -> None:
-    labels = list(dict.fromkeys(_inline(trial.params[name]) for trial in trials)) if kind == "choice" else []
+def _draw_field(panel: "Axes", trials: Sequence[Trial], best: Trial, field: Dimension) -> None:
+    labels = [_inline(value) for value in field.values]
     for trial in _back_to_front(trials, best):
-        value = trial.params[name]
+        value = trial.params[field.name]
         place = labels.index(_inline(value)) if labels else value
         chosen = trial.number == best.number
         if trial.value is None:
@@ -182,12 +183,12 @@ def _draw_field(panel: "Axes", trials: Sequence[Trial], best: Trial, name: str, 
             markeredgewidth=1.2,
             zorder=3 if chosen else 2,
         )
-    if kind == "log_uniform":
+    if field.kind == "log_uniform":
         panel.set_xscale("log")
     if labels:
         panel.set_xticks(range(len(labels)), labels)
         panel.set_xlim(-0.6, len(labels) - 0.4)
-    _finish(panel, name)
+    _finish(panel, field.name)
 
 
 def _finish(panel: "Axes", title: str) -> None:

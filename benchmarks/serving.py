@@ -8,10 +8,8 @@ over the rounds, the rounds themselves are kept. Writes benchmarks/results/servi
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
 import socket
@@ -20,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,12 +25,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-RESULT = ROOT / "benchmarks" / "results" / "serving.json"
 TEXT = "I still have not received my new card, and I ordered it over a week ago now"  # 20 tokens
 LABELS = 77
 CONNECTIONS = {"served": (1, 32, 128), "served-noop": (1, 32), "pattern": (1, 32, 128), "pattern-noop": (1, 32)}
 BARE_BATCHES = (1, 32)
-LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "fastapi", "uvicorn", "numpy")
 
 
 def main() -> None:
@@ -46,13 +41,22 @@ def main() -> None:
         return
     if not shutil.which("wrk"):
         sys.exit("benchmarks/serving.py needs wrk: apt-get install wrk")
+    from record import keep
+
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "bundle"
         make_bundle(folder)
         rounds = [one_round(folder, options.seconds) for _ in range(options.rounds)]
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(report(rounds, options), indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({"medians": medians(rounds), "ratios": ratios(medians(rounds))}, indent=2))
+    figures = medians(rounds)
+    settings = {
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "text": TEXT,
+        "labels": LABELS,
+        "load_before": load,
+    }
+    keep("serving", {"settings": settings, "ratios": ratios(figures), "medians": figures, "rounds": rounds})
 
 
 def arguments() -> argparse.Namespace:
@@ -311,25 +315,6 @@ def ratios(figures: dict[str, Any]) -> dict[str, float]:
         "served_over_pattern_32": rate("served", 32) / rate("pattern", 32),
         "noop_over_pattern_1": rate("served-noop", 1) / rate("pattern-noop", 1),
         "noop_over_pattern_32": rate("served-noop", 32) / rate("pattern-noop", 32),
-    }
-
-
-def report(rounds: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """All of it, with what it was measured on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    figures = medians(rounds)
-    return {
-        "benchmark": "serving",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "hardware": {"cpu": cpu[1] if cpu else platform.processor(), "cores": os.cpu_count()},
-        "load_before": os.getloadavg()[0],
-        "versions": {"python": platform.python_version()} | {one: importlib.metadata.version(one) for one in LIBRARIES},
-        "settings": {"seconds": options.seconds, "rounds": options.rounds, "text": TEXT, "labels": LABELS},
-        "ratios": ratios(figures),
-        "medians": figures,
-        "rounds": rounds,
     }
 
 

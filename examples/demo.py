@@ -31,11 +31,17 @@ def headrace(*words: str) -> list[str]:
 
 def step(title: str, *words: str) -> str:
     """Runs one command as a user would and returns what it printed; its progress is seen as it goes."""
-    print(f"\n\033[1m{title}\033[0m\n$ headrace {' '.join(words)}", flush=True)
+    show_title(title, words)
     done = subprocess.run(headrace(*words), check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)
     return done.stdout
+
+
+def show_title(title: str, words: tuple[str, ...]) -> None:
+    """What comes now, in bold on a terminal, and what one would type for it."""
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    print(f"\n{bold}{title}{plain}\n$ headrace {' '.join(words)}", flush=True)
 
 
 def main() -> None:
@@ -67,7 +73,7 @@ def show_metrics(result: dict[str, dict[str, float]]) -> None:
 def answer_questions(model: str, recipe: Path) -> None:
     """Serves the model, asks it the questions over HTTP, and ends the server."""
     words = ("serve", str(recipe), "--port", "0", "--json")
-    print(f"\n\033[1m3. Serve it and ask\033[0m\n$ headrace {' '.join(words)}", flush=True)
+    show_title("3. Serve it and ask", words)
     server = subprocess.Popen(headrace(*words), stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

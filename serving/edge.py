@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 from cluster.errors import UserError
@@ -138,35 +139,33 @@ class Edge:
         await self._respond(send, response, request.request_id)
 
     async def ask(self, request: Request) -> Response:
-        """``POST /models/{name}``: a question to a model.
+        """``POST /models/{name}``: a question to a model, answered by the version that is current once it is whole.
 
         Raises:
             RefusalError: with the status that HTTP has for it.
         """
-        started = time.monotonic()
-        labels, outcome = (UNKNOWN, UNKNOWN), "ok"
-        try:
+        with _Counted(self._metrics) as counted:
             self._admit(request)
             name = request.path.removeprefix(MODELS)
-            served = self._find(name)
-            labels = (name, served.version)
+            counted.answers(self._find(name))
             _check_content(request)
-            body = await self._body(request)
-            question = _question(body, self._options.max_items)
-            served, answers = await self._answers(name, question, started + self._options.timeout_seconds)
-            labels = (name, served.version)
-            return Response(200, _json(huggingface.answer(answers)), headers=(("x-headrace-version", served.version),))
-        except RefusalError as refusal:
-            outcome = refusal.code
-            raise
-        except asyncio.CancelledError:
-            outcome = "client_gone"
-            raise
-        except Exception:
-            outcome = "internal"
-            raise
-        finally:
-            self._metrics.request(*labels, outcome, time.monotonic() - started if outcome == "ok" else None)
+            question = _question(await self._body(request), self._options.max_items)
+            deadline = counted.started + self._options.timeout_seconds
+            while True:
+                served = counted.answers(self._find(name))
+                try:
+                    _check_parameters(served, question.parameters)
+                    rows = served.predictor.rows(question.inputs)
+                    future = served.scheduler.submit([(row, question.parameters) for row in rows], deadline)
+                    async with asyncio.timeout(deadline - time.monotonic()):
+                        answers = await future
+                except ClosedError:
+                    await asyncio.sleep(0.01)  # it was replaced this moment; its successor is there already
+                except (UserError, OverloadedError, ExpiredError, TimeoutError) as error:
+                    raise _refusal(error) from None
+                else:
+                    version = (("x-headrace-version", served.version),)
+                    return Response(200, _json(huggingface.answer(answers)), headers=version)
 
     def show(self, request: Request) -> Response:
         """Everything that is read: pages, health, metrics, what the models are.
@@ -255,27 +254,6 @@ class Edge:
                 408, "body_too_slow", "the body did not arrive in time", (("connection", "close"),)
             ) from None
 
-    async def _answers(self, name: str, question: huggingface.Question, deadline: float) -> tuple[Served, list[Any]]:
-        """The answers, and the version that gave them: the one that is current once the whole body is here."""
-        while True:
-            served = self._find(name)
-            _check_parameters(served, question.parameters)
-            try:
-                rows = served.predictor.rows(question.inputs)
-                future = served.scheduler.submit([(row, question.parameters) for row in rows], deadline)
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    return served, await future
-            except ClosedError:
-                await asyncio.sleep(0.01)  # it was replaced this moment; its successor is there already
-            except UserError as error:
-                raise RefusalError(422, "invalid_input", str(error)) from None
-            except OverloadedError as error:
-                wait = str(max(1, math.ceil(error.retry_after)))
-                message = f"too many requests are waiting; try again in {wait} s"
-                raise RefusalError(429, "overloaded", message, (("retry-after", wait),)) from None
-            except (ExpiredError, TimeoutError):
-                raise RefusalError(504, "deadline_exceeded", "the answer was not ready in time") from None
-
     async def _respond(self, send: Send, response: Response, request_id: str) -> None:
         headers = [
             (b"content-type", response.content_type.encode()),
@@ -288,6 +266,45 @@ class Edge:
             headers.append((b"x-request-id", request_id.encode()))
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
+
+
+class _Counted:
+    """Tells the metrics of one question, however it ends."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.started = time.monotonic()
+        self._metrics, self._labels = metrics, (UNKNOWN, UNKNOWN)
+
+    def answers(self, served: Served) -> Served:
+        """Says who the question is for."""
+        self._labels = (served.name, served.version)
+        return served
+
+    def __enter__(self) -> "_Counted":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._metrics.request(*self._labels, "ok", time.monotonic() - self.started)
+        elif isinstance(error, RefusalError):
+            self._metrics.request(*self._labels, error.code, None)
+        else:
+            gone = isinstance(error, asyncio.CancelledError)
+            self._metrics.request(*self._labels, "client_gone" if gone else "internal", None)
+
+
+def _refusal(error: Exception) -> RefusalError:
+    """What HTTP says of a question that could not be answered."""
+    if isinstance(error, UserError):
+        return RefusalError(422, "invalid_input", str(error))
+    if isinstance(error, OverloadedError):
+        wait = str(max(1, math.ceil(error.retry_after)))
+        return RefusalError(
+            429, "overloaded", f"too many requests are waiting; try again in {wait} s", (("retry-after", wait),)
+        )
+    return RefusalError(504, "deadline_exceeded", "the answer was not ready in time")
 
 
 _PAGE_HEADERS: Headers = (("content-security-policy", PAGE_POLICY), ("referrer-policy", "no-referrer"))

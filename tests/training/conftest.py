@@ -23,31 +23,36 @@ def make_recipe(tmp_path: Path, home: Path, tiny_base: Path) -> Callable[..., Re
     """``make_recipe(rows=120, train={...}, ...)``: a recipe over a CSV of sentences on three topics."""
 
     def make(rows: int = 120, **sections: Any) -> Recipe:
-        chance = random.Random(3)
-        with (tmp_path / "sentences.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["text", "topic"])
-            for _ in range(rows):
-                topic = chance.choice(list(TOPICS))
-                words = [chance.choice(FILLERS) for _ in range(chance.randrange(1, 6))]
-                words.insert(chance.randrange(len(words) + 1), chance.choice(TOPICS[topic]))
-                writer.writerow([" ".join(words) + f" {chance.randrange(100_000)}", topic])
-        tree = {
-            "name": "topics",
-            "data": {
-                "sources": {"sentences": {"read": "sentences.csv"}},
-                "split": {"validation": 0.2, "test": 0.2, "stratify": "topic"},
-            },
-            "model": {
-                "task": "text-classification",
-                "base": str(tiny_base),
-                "inputs": {"text": "text"},
-                "target": "topic",
-            },
-            "train": {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "workers": 1, "precision": "fp32"},
-        }
-        for section, values in sections.items():
-            tree[section] = {**tree[section], **values} if isinstance(values, dict) else values  # type: ignore[dict-item]
-        return Recipe.model_validate(tree, context={"folder": tmp_path})
+        return topics_recipe(tmp_path, tiny_base, rows, **sections)
 
     return make
+
+
+def topics_recipe(folder: Path, base: Path, rows: int, **sections: Any) -> Recipe:
+    """Writes the sentences into ``folder`` and returns a recipe over them; the same for the same arguments."""
+    chance = random.Random(3)
+    with (folder / "sentences.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "topic"])
+        for _ in range(rows):
+            topic = chance.choice(list(TOPICS))
+            words = [chance.choice(FILLERS) for _ in range(chance.randrange(1, 6))]
+            words.insert(chance.randrange(len(words) + 1), chance.choice(TOPICS[topic]))
+            writer.writerow([" ".join(words) + f" {chance.randrange(100_000)}", topic])
+    tree: dict[str, Any] = {
+        "name": "topics",
+        "data": {
+            "sources": {"sentences": {"read": "sentences.csv"}},
+            "split": {"validation": 0.2, "test": 0.2, "stratify": "topic"},
+        },
+        "model": {
+            "task": "text-classification",
+            "base": str(base),
+            "inputs": {"text": "text"},
+            "target": "topic",
+        },
+        "train": {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "workers": 1, "precision": "fp32"},
+    }
+    for section, values in sections.items():
+        tree[section] = {**tree[section], **values}
+    return Recipe.model_validate(tree, context={"folder": folder})

@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path("headrace-demo")
 QUESTIONS = [
@@ -61,9 +62,9 @@ def main() -> None:
         print(f"  {Path(sys.executable).parent / 'headrace'} {words}")
 
 
-def show_metrics(result: dict[str, dict[str, float]]) -> None:
+def show_metrics(result: dict[str, Any]) -> None:
     """The model's test accuracy next to its baselines'."""
-    scores = {"fine-tuned": result["metrics"]} | dict(result["baselines"])  # type: ignore[arg-type]
+    scores: dict[str, dict[str, float]] = {"fine-tuned": result["metrics"], **result["baselines"]}
     print("\nAccuracy on tickets that nothing was trained or chosen on:")
     for name, metrics in sorted(scores.items(), key=lambda item: -item[1]["test/accuracy"]):
         bar = "█" * round(40 * metrics["test/accuracy"])
@@ -90,12 +91,12 @@ def answer_questions(model: str, recipe: Path) -> None:
         server.wait(timeout=60)
 
 
-def ask(address: str, question: str) -> list[dict[str, float]]:
+def ask(address: str, question: str) -> list[dict[str, Any]]:
     """The labels that the endpoint gives, the most probable first."""
     body = json.dumps({"inputs": question}).encode()
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
-        labels = json.load(answer)
+        labels: list[Any] = json.load(answer)
     return labels[0] if isinstance(labels[0], list) else labels
 
 

@@ -161,7 +161,7 @@ def ends_of_trainers(recipe: Any, trials: int) -> list[float]:
 def added(ends: list[float], own: float) -> dict[str, Any]:
     """What each trial took more than its own training: the first, and the median of the others."""
     extra = [round(later - earlier - own, 2) for earlier, later in itertools.pairwise(ends)]
-    return {"first_adds_seconds": extra[0], "each_adds_seconds": statistics.median(extra[1:]), "all": extra}
+    return {"first_adds_seconds": extra[0], "each_adds_seconds": round(statistics.median(extra[1:]), 2), "all": extra}
 
 
 if __name__ == "__main__":

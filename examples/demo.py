@@ -21,7 +21,7 @@ QUESTIONS = [
     "Yesterday I wrote: my card was refused. That is solved. Now I would like to hand the shoes back.",
     "you took the money two weeks ago and promised it back, my bank shows nothing",
     "my password is not accepted and the reset mail never comes",
-    "Could two more colleagues share what we pay for every month?",
+    "Can my partner join our membership, or do we need the bigger plan for that?",
 ]
 
 

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,11 @@ from cluster.errors import UserError
 from cluster.progress import Progress, progress
 from cluster.storage import building, fingerprint, home, only_one, read_json, write_json
 from training.base import base_digest, resolve_base
-from training.data.fuse import Fused
 from training.recipe import Recipe
 from training.tasks.task import Example, Task, task_class
+
+if TYPE_CHECKING:
+    from training.data.fuse import Fused  # a worker opens what is encoded and needs nothing of the data stage
 
 SPLITS = ("train", "validation", "test")
 CHUNK = 2_000
@@ -74,7 +76,7 @@ class Encoded:
         return EncodedSplit(self.folder / f"{name}.arrow")
 
 
-def encode(recipe: Recipe, fused: Fused) -> Encoded:
+def encode(recipe: Recipe, fused: "Fused") -> Encoded:
     """Encodes every split of ``fused`` for the recipe's task, or finds it done.
 
     Raises:
@@ -98,7 +100,7 @@ def open_encoded(folder: Path) -> Encoded:
     return Encoded(folder, folder.name, task, resolve_base(kept["base"], Path(kept["recipe_folder"])))
 
 
-def _encode_into(folder: Path, recipe: Recipe, fused: Fused, base: Path) -> None:
+def _encode_into(folder: Path, recipe: Recipe, fused: "Fused", base: Path) -> None:
     tables = {name: fused.split(name) for name in SPLITS}
     if not tables["train"].num_rows:
         raise UserError("data: no row is left to train on; see the fuse report for where they went")

@@ -12,7 +12,7 @@ and the random state all follow from it), which is what makes a continued run eq
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -120,7 +120,7 @@ def make_trainee(encoded: Encoded, options: Train, adapt: str, device: torch.dev
         task=task,
         model=model,
         wrapped=wrapped,
-        optimizer=make_optimizer(model, options),
+        optimizer=make_optimizer(model, task.head(model), options),
         options=options,
         device=device,
         precision=choose_precision(options.precision, device),
@@ -129,14 +129,19 @@ def make_trainee(encoded: Encoded, options: Train, adapt: str, device: torch.dev
     )
 
 
-def make_optimizer(model: torch.nn.Module, options: Train) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) that decays weight matrices, not biases and normalisation scales."""
-    learning = [weight for weight in model.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in learning if weight.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [weight for weight in learning if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
+def make_optimizer(model: PreTrainedModel, head: Sequence[torch.nn.Module], options: Train) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) that decays weight matrices, not biases and normalisation scales.
+
+    The new head has a step size of its own. Every group keeps its highest as ``peak``; the schedule scales it.
+    """
+    new = {id(weight) for module in head for weight in module.parameters()}
+    groups = []
+    for peak, is_new in ((options.learning_rate, False), (options.head_learning_rate, True)):
+        weights = [weight for weight in model.parameters() if weight.requires_grad and (id(weight) in new) == is_new]
+        matrices, rest = [one for one in weights if one.ndim > 1], [one for one in weights if one.ndim <= 1]
+        groups.append({"params": matrices, "peak": peak, "weight_decay": options.weight_decay})
+        groups.append({"params": rest, "peak": peak, "weight_decay": 0.0})
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -153,14 +158,14 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
-def learning_rate(step: int, steps: int, options: Train) -> float:
-    """The learning rate of ``step`` (from 0) of ``steps``: a linear rise over the warm-up, then the schedule's fall."""
+def schedule(step: int, steps: int, options: Train) -> float:
+    """The share of the peak learning rates at ``step`` (from 0) of ``steps``: a linear rise, then the fall."""
     warmup = math.ceil(options.warmup * steps)
     if step < warmup:
-        return options.learning_rate * (step + 1) / warmup
+        return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     fall = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
-    return options.learning_rate * fall[options.schedule]
+    return fall[options.schedule]
 
 
 def train(trainee: Trainee, encoded: Encoded) -> Iterator[Moment]:
@@ -177,9 +182,9 @@ def train(trainee: Trainee, encoded: Encoded) -> Iterator[Moment]:
         epoch = position.epoch
         batches = plan(rows.lengths, options.batch_size, options.seed, epoch)
         for batch in batches[position.batch :]:
-            rate = learning_rate(position.step, steps, options)
+            heat = schedule(position.step, steps, options)
             started = time.perf_counter()
-            loss, norm = train_step(trainee, rows, batch, rate)
+            loss, norm = train_step(trainee, rows, batch, heat)
             seconds = time.perf_counter() - started
             position.step += 1
             position.batch += 1
@@ -190,12 +195,26 @@ def train(trainee: Trainee, encoded: Encoded) -> Iterator[Moment]:
             last = position.stopped or position.step == steps
             due = position.step % options.checkpoint_every == 0 or validation is not None
             yield Moment(
-                position.step, steps, epoch, len(batch), loss, rate, norm, seconds, validation, best, due, last
+                step=position.step,
+                steps=steps,
+                epoch=epoch,
+                rows=len(batch),
+                loss=loss,
+                learning_rate=heat * options.learning_rate,
+                gradient_norm=norm,
+                seconds=seconds,
+                validation=validation,
+                best=best,
+                checkpoint_due=due,
+                last=last,
             )
 
 
-def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, rate: float) -> tuple[float, float]:
-    """One optimizer step on the rows of ``batch``; returns their mean loss and the gradient's norm.
+def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, heat: float) -> tuple[float, float]:
+    """One optimizer step on the rows of ``batch``, at a share ``heat`` of the peak learning rates.
+
+    Returns:
+        The rows' mean loss and the gradient's norm.
 
     Raises:
         RunError: the loss or the gradient is not finite; no weight has changed.
@@ -213,13 +232,14 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, rate: float
         dist.all_reduce(mean_loss)
     norm = torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.options.clip_norm)
     if not (torch.isfinite(mean_loss) and torch.isfinite(norm)):
+        rate = heat * trainee.options.learning_rate
         raise RunError(
             f"step {trainee.position.step + 1}: the loss is {mean_loss.item()} and the gradient's norm {norm.item()} "
             f"at learning rate {rate:.3g}, on training rows {', '.join(map(str, batch.tolist()))}. No weight was "
             "changed. Lower train.learning_rate, or look at these rows of train.parquet."
         )
     for group in trainee.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = heat * group["peak"]
     trainee.optimizer.step()
     trainee.optimizer.zero_grad()
     return mean_loss.item(), norm.item()

@@ -203,7 +203,10 @@ class Train(Strict):
     batch_size: int = Field(
         32, ge=1, description="Examples per optimizer step, over all workers: results do not depend on `workers`."
     )
-    learning_rate: float = Field(5e-5, gt=0, description="AdamW's peak step size.")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's peak step size for the pre-trained weights.")
+    head_learning_rate: float = Field(
+        1e-2, gt=0, description="The same for the new head, which starts from nothing and has much further to go."
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="How the learning rate falls after warm-up."
     )

@@ -24,7 +24,7 @@ from training.recipe import Recipe, Train
 MakeRecipe = Callable[..., Recipe]
 WaitUntil = Callable[..., None]
 
-LONG = {"epochs": 30, "checkpoint_every": 25, "workers": 2, "learning_rate": 2e-3}
+LONG = {"epochs": 14, "checkpoint_every": 20, "workers": 2}
 
 DRIVER = """
     import json, sys

@@ -16,7 +16,7 @@ from training import checkpoint
 from training.batches import plan
 from training.data.fuse import fuse
 from training.encode import Encoded, encode, open_encoded
-from training.loop import Moment, learning_rate, make_trainee, predict, train, validate
+from training.loop import Moment, make_trainee, predict, schedule, train, validate
 from training.recipe import Recipe, Train
 
 CPU = torch.device("cpu")
@@ -47,8 +47,8 @@ def test_it_learns_and_says_where_it_stands(make_recipe: MakeRecipe) -> None:
 
 
 def test_a_step_equals_a_hand_written_one(make_recipe: MakeRecipe) -> None:
-    """AdamW on the mean cross-entropy of the batch, gradient clipped to norm 1, decay on matrices only."""
-    recipe = make_recipe(train={"epochs": 1, "warmup": 0, "weight_decay": 0.1})
+    """AdamW on the batch's mean cross-entropy: gradient clipped to norm 1, decay on matrices only, a warmer head."""
+    recipe = make_recipe(train={"epochs": 1, "warmup": 0, "weight_decay": 0.1, "head_learning_rate": 1e-2})
     encoded = encoded_for(recipe)
     trainee = make_trainee(encoded, recipe.train, "full", CPU)
     without_dropout(trainee.model)
@@ -57,9 +57,12 @@ def test_a_step_equals_a_hand_written_one(make_recipe: MakeRecipe) -> None:
     reference = make_trainee(encoded, recipe.train, "full", CPU)
     without_dropout(reference.model)
     model = reference.model.train()
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    rest = [weight for weight in model.parameters() if weight.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in model.bert.parameters() if weight.ndim > 1]},
+        {"params": [weight for weight in model.bert.parameters() if weight.ndim <= 1], "weight_decay": 0.0},
+        {"params": [model.classifier.weight], "lr": 1e-2},
+        {"params": [model.classifier.bias], "lr": 1e-2, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
     rows = encoded.split("train")
     batch = encoded.task.collate(rows.examples(plan(rows.lengths, 8, recipe.train.seed, 0)[0]))
@@ -120,7 +123,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(make_recipe: 
 
 def test_early_stopping_keeps_the_best_epoch_and_ends_the_run(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(
-        train={"epochs": 30, "learning_rate": 1e-9, "early_stopping": {"metric": "accuracy", "patience": 3}}
+        train={
+            "epochs": 30,
+            "learning_rate": 1e-9,
+            "head_learning_rate": 1e-9,
+            "early_stopping": {"metric": "accuracy", "patience": 3},
+        }
     )
     encoded = encoded_for(recipe)
     closings = [m for m in train(make_trainee(encoded, recipe.train, "full", CPU), encoded) if m.validation]
@@ -142,16 +150,16 @@ def test_early_stopping_without_validation_rows_is_refused(make_recipe: MakeReci
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"),
+    ("name", "expected"),
     [
         ("linear", [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
         ("cosine", [0.5, 1.0] + [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)]),
         ("constant", [0.5] + [1.0] * 9),
     ],
 )
-def test_the_learning_rate_of_each_step(schedule: str, expected: list[float]) -> None:
-    options = Train.model_validate({"learning_rate": 1.0, "warmup": 0.2, "schedule": schedule})
-    assert [learning_rate(step, 10, options) for step in range(10)] == pytest.approx(expected)
+def test_the_heat_of_each_step(name: str, expected: list[float]) -> None:
+    options = Train.model_validate({"warmup": 0.2, "schedule": name})
+    assert [schedule(step, 10, options) for step in range(10)] == pytest.approx(expected)
 
 
 def test_two_workers_equal_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:

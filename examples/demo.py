@@ -82,7 +82,7 @@ def answer_questions(model: str, recipe: Path) -> None:
         if not line:
             sys.exit(server.wait() or 1)
         address = f"{json.loads(line)['address']}/models/{model}"
-        print(f'\n$ curl {address} -d \'{{"inputs": "…"}}\'')
+        print(f"\n$ curl {address} -H 'Content-Type: application/json' -d '{{\"inputs\": \"…\"}}'")
         for question in QUESTIONS:
             best = ask(address, question)[0]
             print(f"  {question}\n    -> {best['label']} ({best['score']:.2f})")

@@ -96,9 +96,9 @@ def _workplace() -> Iterator[Path]:
 
 def _sweep(place: Path) -> None:
     """Removes what processes that were killed on this machine have left."""
-    for folder in place.glob(f"{LANDING}{platform.node()}-*"):
-        process = folder.name.removeprefix(f"{LANDING}{platform.node()}-").partition("-")[0]
-        if process.isdigit() and not _alive(int(process)):
+    for folder in place.glob(f"{LANDING}*-*-*"):
+        node, process, _ = folder.name.removeprefix(LANDING).rsplit("-", 2)  # a node's own name may hold dashes
+        if node == platform.node() and process.isdigit() and not _alive(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -124,7 +124,8 @@ def only_one(folder: Path) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        with plain_disk_errors(folder):
+            lock.acquire(timeout=0)
     except Timeout:
         raise RunError(
             f"another process is already working on {folder.name}; wait for it, then run the command again "

@@ -26,7 +26,7 @@ Keys = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
-URL_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+(@)")
+URL_PASSWORD = re.compile(r"(://(?:\$\{env:\w+\}|[^:/@\s])*:)([^@/\s]+)(@)")
 MASK = "***"
 COMMAND_LINE = "command line"
 
@@ -127,7 +127,7 @@ def redact(text: str) -> str:
     """``text`` with every value read from ``${env:…}`` and every password in a URL masked."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, MASK)
-    return URL_PASSWORD.sub(rf"\1{MASK}\2", text)
+    return URL_PASSWORD.sub(rf"\1{MASK}\3", text)
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
@@ -170,7 +170,13 @@ def _masked(tree: Any) -> Any:
         return {key: _masked(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_masked(value) for value in tree]
-    return URL_PASSWORD.sub(rf"\1{MASK}\2", tree) if isinstance(tree, str) and "${env:" not in tree else tree
+    return URL_PASSWORD.sub(_without_password, tree) if isinstance(tree, str) else tree
+
+
+def _without_password(found: re.Match[str]) -> str:
+    """Of a password only what names the environment may be stored."""
+    kept = "".join(one[0] for one in ENVIRONMENT.finditer(found[2]))
+    return f"{found[1]}{kept or MASK}{found[3]}"
 
 
 class _Reader:

@@ -153,7 +153,7 @@ def land_jsonl(file: File, encoding: Encoding, landing: Landing) -> None:
             try:
                 rows.append(_record(line.rstrip("\r\n")))
                 numbers.append(number)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # nested deeper than Python reads
                 shown = line.rstrip("\r\n").encode("utf-8", "backslashreplace").decode()
                 landing.reject(number, None, shown, _json_problem(error, encoding, line))
             if len(rows) == PART_ROWS:
@@ -225,7 +225,7 @@ def _record(line: str) -> dict[str, Any]:
     return _flat(value)
 
 
-def _json_problem(error: ValueError, encoding: Encoding, line: str) -> str:
+def _json_problem(error: ValueError | RecursionError, encoding: Encoding, line: str) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"no valid JSON at column {error.colno}: {error.msg}"
     if isinstance(error, UnicodeEncodeError):

@@ -255,14 +255,16 @@ def serve(
     """
     with working() as out:
         from serving.host import serve as host_models
+        from training.registry import resolve
 
-        names, options = served(subjects)
+        models, options = served(subjects)
+        names = [resolve(model).name for model in models]  # a model is answered for under its name, whatever its alias
 
         def announce(address: str) -> None:
             found = {"address": address, "models": [f"{address}/models/{name}" for name in names]}
             answer(found, [f"{name} answers at {address}/models/{name}" for name in names], as_json, out)
 
-        host_models(names, options, host, port, announce=announce)
+        host_models(models, options, host, port, announce=announce)
 
 
 # --- elsewhere --------------------------------------------------------------------------------------------------------

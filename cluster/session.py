@@ -35,8 +35,10 @@ RAY_INFO_LINE = re.compile(
     r"(?:\x1b\[[\d;]*m)*"
     r"(?:(?:INFO|DEBUG) \d{4}-|\d{4}-\d\d-\d\d [\d:,]+\s(?:INFO|DEBUG) |\[\d{4}-[^\]]* [ID] \d+ \d+\])"
 )
-# The C++ core says this, as an error, of every Ray Train run.
-RAY_RESTART_LINE = "has constructor arguments in the object store and max_restarts > 0"
+RAY_CHATTER = (
+    "has constructor arguments in the object store and max_restarts > 0",  # an error to the C++ core, in every run
+    "Reporting training result ",  # a page of numbers from every worker at every checkpoint, without its level
+)
 # It tidies up after a run, and where several sessions run on one machine it complains of not knowing which is its own.
 RAY_CARETAKERS = {"PlacementGroupCleaner"}
 TOKEN_CURE = (
@@ -295,7 +297,7 @@ def _send_worker_lines_to_stderr() -> None:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher, stderr_deduplicator
 
     def show(batch: dict[str, Any]) -> None:
-        lines = [line for line in batch["lines"] if not RAY_INFO_LINE.match(line) and RAY_RESTART_LINE not in line]
+        lines = [line for line in batch["lines"] if not RAY_INFO_LINE.match(line) and not _is_chatter(line)]
         if not lines or batch.get("actor_name") in RAY_CARETAKERS:
             return
         for kept in stderr_deduplicator.deduplicate({**batch, "lines": lines, "is_err": True}):
@@ -303,6 +305,10 @@ def _send_worker_lines_to_stderr() -> None:
 
     global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
     global_worker_stdstream_dispatcher.add_handler("ray_print_logs", show)
+
+
+def _is_chatter(line: str) -> bool:
+    return any(words in line for words in RAY_CHATTER)
 
 
 def _object_store_bytes() -> int:

@@ -14,19 +14,23 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.environment import PACKAGES, code_root, environment, local_environment, prepare_environment
 from cluster.errors import RunError, UserError
 from cluster.storage import HOME_VARIABLE, home
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 GIB = 1024**3
@@ -114,6 +118,24 @@ def resources() -> Resources:
     total = ray.cluster_resources()
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     return Resources(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)), nodes=nodes)
+
+
+def outside_main_thread(work: Callable[[], Result]) -> Result:
+    """What ``work`` returns or raises, run in a thread of its own.
+
+    Ray Train takes Ctrl-C over where it is called from the main thread, and ends the process with code 1 and no word.
+    Elsewhere it leaves it alone: the main thread gets its KeyboardInterrupt, and the session's end stops the work.
+    """
+    outcome: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001  raised again where it is waited for
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()
 
 
 def usable_cores() -> int:

@@ -3,19 +3,19 @@
 fuse -> encode -> train on Ray -> measure -> bundle -> register
 """
 
-import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
 from cluster.errors import RunError, UserError
 from cluster.progress import progress, say
-from cluster.session import Resources, resources, session
+from cluster.session import Resources, outside_main_thread, resources, session
 from cluster.storage import building, fingerprint, home, only_one, plain_disk_errors, read_json, write_json
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.data.fuse import Fused, fuse
@@ -26,6 +26,14 @@ from training.journal import Follower, Record, entries
 from training.loop import check_early_stopping
 from training.recipe import Recipe, Train
 from training.registry import RunLog, register, start_run
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+    from training.worker import Job
+
+FORMAT = 1
+"""Raised whenever the same recipe and data would give another model or other measurements."""
 
 OPERATIONAL = {"workers", "strategy", "checkpoint_every", "max_failures"}
 """Fields of ``train`` that change how a run is carried out and not what comes of it."""
@@ -79,19 +87,21 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
     bundle_folder = home() / "models" / recipe.name / key
     with only_one(folder):
         if not bundle_folder.exists():
-            with plain_disk_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            log = start_run(public, recipe.name, key)
-            write_json(folder / "mlflow.json", {"run_id": log.run_id})
-            train_on_ray(recipe, encoded, folder, log)
-            finish(recipe, public, fused, encoded, folder, bundle_folder, log)
+            with logged(recipe, public, key, folder) as log:
+                if not (folder / "outputs").exists():
+                    job = worker_job(recipe, encoded, folder)
+                    with session(), followed(recipe, encoded, folder, log), plain_failures(recipe.train):
+                        agreed(outside_main_thread(torch_trainer(job, recipe.train, resources()).fit))
+                log.finish("FINISHED", finish(recipe, public, fused, encoded, folder, bundle_folder))
         else:
             say(f"{recipe.name}: this recipe and data were trained before; nothing to do")
         bundle = open_bundle(bundle_folder)
-        version = register(bundle, read_json(folder / "mlflow.json")["run_id"])
+        version = register(bundle, run_id_of(folder))
         report = folder / "report.html"
-        if not report.exists():
-            write_report(report, report_data(bundle, version, recipe, fused, encoded, folder))
+        if not report.exists() and (folder / "outputs").exists():
+            data = report_data(bundle, version, recipe, fused, encoded, folder)
+            write_report(report, data, encoded.task.report_sections)
+        tidy(folder)
     info = bundle.info
     return Run(recipe.name, version, bundle.folder, report, info["metrics"], info["baselines"], info["data"])
 
@@ -99,23 +109,33 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
 def run_key(recipe: Recipe, encoded: Encoded) -> str:
     """The fingerprint of a training run: equal for equal results."""
     options = recipe.train.model_dump(exclude=OPERATIONAL)
-    return fingerprint(encoded.fingerprint, recipe.name, recipe.model.adapt, options)
+    return fingerprint(FORMAT, encoded.fingerprint, recipe.name, recipe.model.adapt, options)
 
 
-def train_on_ray(recipe: Recipe, encoded: Encoded, folder: Path, log: RunLog) -> None:
-    """Runs the workers until the run's yield lies in ``folder``; a run that was interrupted continues.
+@contextmanager
+def logged(recipe: Recipe, public: dict[str, Any], key: str, folder: Path) -> Iterator[RunLog]:
+    """The MLflow run of this fingerprint, which is never left running by a driver that has ended."""
+    with plain_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    log = start_run(public, recipe.name, key)
+    write_json(folder / "mlflow.json", {"run_id": log.run_id})
+    done = entries(folder / "metrics.jsonl")  # a killed driver may not have told all that its workers did
+    log.log([(record["step"], numbers(record)) for record in done])
+    try:
+        yield log
+    except BaseException as error:
+        log.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {})
+        raise
 
-    Raises:
-        RunError: training failed for a reason that starting again would not change, or too often.
-    """
-    if (folder / "outputs").exists() and (folder / "model").exists():
-        return
-    steps = recipe.train.epochs * math.ceil(len(encoded.split("train")) / recipe.train.batch_size)
+
+@contextmanager
+def followed(recipe: Recipe, encoded: Encoded, folder: Path, log: RunLog) -> Iterator[None]:
+    """Shows what the workers write while the block runs, and passes it on to MLflow."""
     rows = recipe.train.epochs * len(encoded.split("train"))
     done = entries(folder / "metrics.jsonl")
     if done:
-        say(f"{recipe.name}: continues a run that was interrupted after step {done[-1]['step']} of {steps}")
-    with session(), progress("training", total=rows, unit="rows", start=rows_of(done)) as bar:
+        say(f"{recipe.name}: continues a run that was interrupted after step {done[-1]['step']} of {done[-1]['steps']}")
+    with progress("training", total=rows, unit="rows", start=rows_of(done)) as bar:
 
         def show(records: list[Record]) -> None:
             latest, seconds = records[-1], sum(record["seconds"] for record in records)
@@ -124,44 +144,56 @@ def train_on_ray(recipe: Recipe, encoded: Encoded, folder: Path, log: RunLog) ->
             log.log([(record["step"], numbers(record)) for record in records])
 
         with Follower(folder / "metrics.jsonl", show):
-            failure = launch(recipe.train, recipe.model.adapt, encoded, folder, resources())
-    if failure:
-        log.finish("FAILED", {})
-        raise RunError(failure)
+            yield
 
 
-def launch(options: Train, adapt: str, encoded: Encoded, folder: Path, available: Resources) -> str | None:
-    """Starts Ray Train and waits for it; returns what the workers agreed went wrong, if anything.
+@contextmanager
+def plain_failures(options: Train) -> Iterator[None]:
+    """Turns what Ray Train raises when workers were lost too often into one sentence."""
+    from ray.train import TrainingFailedError
+
+    try:
+        yield
+    except TrainingFailedError as error:
+        raise RunError(plain_cause(error, options.max_failures)) from error
+
+
+def agreed(result: Any) -> None:
+    """Raises what the workers agreed went wrong, if anything.
 
     Raises:
-        RunError: workers were lost more often than ``max_failures`` allows.
+        UserError, RunError: a reason that starting again would not change.
     """
-    from ray.train import (
-        CheckpointConfig,
-        FailureConfig,
-        LoggingConfig,
-        RunConfig,
-        ScalingConfig,
-        TrainingFailedError,
-    )
+    told = result.return_value or {}
+    if "failure" in told:
+        raise (UserError if told["exit_code"] == UserError.exit_code else RunError)(told["failure"])
+
+
+def worker_job(recipe: Recipe, encoded: Encoded, folder: Path) -> "Job":
+    """What the workers of a run are given."""
+    from training.worker import Job  # Ray Train, which takes a second to import
+
+    return Job.of(recipe, encoded, folder)
+
+
+def torch_trainer(job: "Job", options: Train, available: Resources) -> "TorchTrainer":
+    """Ray Train over ``training.worker.run``, which finds its newest checkpoint by itself.
+
+    Raises:
+        UserError: the recipe asks for more workers than there are.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from training import worker
 
     workers, threads = spread(options, available)
-    job = worker.Job(
-        encoded=str(encoded.folder),
-        run=str(folder),
-        adapt=adapt,
-        options=options.model_dump(),
-        threads=threads,
-    )
     # Which checkpoint is the newest is read from the folders, which appear whole; Ray's own list of them can be cut
     # short by a kill, and Ray would then refuse to start.
-    (folder / "ray" / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
-    trainer = TorchTrainer(
+    (Path(job.run) / "ray" / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    return TorchTrainer(
         worker.run,
-        train_loop_config=job.as_config(),
+        train_loop_config=replace(job, threads=threads).as_config(),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=available.gpus > 0,
@@ -169,18 +201,12 @@ def launch(options: Train, adapt: str, encoded: Encoded, folder: Path, available
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(folder),
+            storage_path=job.run,
             failure_config=FailureConfig(max_failures=options.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=worker.KEPT),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        raise RunError(plain_cause(error, options.max_failures)) from error
-    failure: str | None = (result.return_value or {}).get("failure")
-    return failure
 
 
 def spread(options: Train, available: Resources) -> tuple[int, int]:
@@ -197,7 +223,14 @@ def spread(options: Train, available: Resources) -> tuple[int, int]:
         workers = options.workers
     if workers > most:
         raise UserError(f"train.workers: {workers} workers need as many {kind}, and there are {most}; or say auto")
-    return workers, max(1, available.cpus // workers)
+    return workers, threads_each(workers, available)
+
+
+def threads_each(workers: int, available: Resources) -> int:
+    """The most cores that each worker can have where no worker lies on two nodes; nodes are taken to be alike."""
+    cores = max(1, available.cpus // available.nodes)
+    fitting = (threads for threads in range(cores, 0, -1) if available.nodes * (cores // threads) >= workers)
+    return next(fitting, 1)
 
 
 def finish(
@@ -207,9 +240,8 @@ def finish(
     encoded: Encoded,
     folder: Path,
     bundle_folder: Path,
-    log: RunLog,
-) -> None:
-    """Measures what was trained next to its baselines and writes the bundle."""
+) -> dict[str, float]:
+    """Measures what was trained next to its baselines and writes the bundle; returns the metrics."""
     task = encoded.task
     outputs = {name: np.load(folder / "outputs" / f"{name}.npy") for name in SPLITS[1:]}
     metrics = {
@@ -235,10 +267,20 @@ def finish(
             baselines=baselines,
             data=data,
         )
-    log.finish("FINISHED", metrics)
-    shutil.rmtree(folder / "ray", ignore_errors=True)  # checkpoints are for runs that have not ended
+    return metrics
+
+
+def tidy(folder: Path) -> None:
+    """Removes what only a run that has not ended needs."""
+    shutil.rmtree(folder / "ray", ignore_errors=True)
     shutil.rmtree(folder / "model", ignore_errors=True)
     (folder / "best.safetensors").unlink(missing_ok=True)
+
+
+def run_id_of(folder: Path) -> str | None:
+    """MLflow's name for the run, where the run's folder is still there."""
+    kept = folder / "mlflow.json"
+    return str(read_json(kept)["run_id"]) if kept.exists() else None
 
 
 def report_data(
@@ -256,7 +298,9 @@ def report_data(
         metrics=bundle.info["metrics"],
         baselines=bundle.info["baselines"],
         judged=judged,
-        labels=bundle.info["settings"]["labels"],
+        headline=encoded.task.headline,
+        titles={name: baseline.title for name, baseline in encoded.task.baselines.items()},
+        labels=encoded.task.labels,
         outputs=np.load(folder / "outputs" / f"{judged}.npy"),
         targets=encoded.split(judged).targets,
         texts=[encoded.task.text(row) for row in fused.split(judged).to_pylist()],
@@ -270,7 +314,7 @@ def report_data(
 
 def measured_baselines(fused: Fused, encoded: Encoded) -> dict[str, dict[str, float]]:
     """The baselines on the same splits; kept, since they depend on the data and the base alone."""
-    kept = home() / "baselines" / f"{encoded.fingerprint}.json"
+    kept = home() / "baselines" / f"{encoded.fingerprint}-{FORMAT}.json"
     if not kept.exists():
         say("measuring the baselines")
         write_json(kept, measure(encoded.task, encoded.base, {name: fused.split(name) for name in SPLITS}))

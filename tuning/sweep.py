@@ -14,7 +14,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ RAY_TUNE_SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # The other reporter prints boxes to stdout even where it was told to be silent.
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Tune would take Ctrl-C for the end of the sweep, and the best so far would be trained.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
 
@@ -157,7 +159,7 @@ def sweep(recipe: Recipe, tune: Tune, public: dict[str, Any]) -> Sweep:
     with only_one(folder):
         with plain_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "sweep.json", {"recipe": public, "tune": tune.model_dump(exclude_none=True)})
+            write_json(folder / "sweep.json", public)
         setup = Setup(recipe, tune, mode, space, encoded, Ledger(folder))
         if setup.remaining:
             run_trials(setup)
@@ -322,14 +324,8 @@ def assignment(setup: Setup, plan: Plan, trial: Trial) -> dict[str, Any]:
     from tuning.trials import Assignment
 
     own = apply(setup.recipe, trial.params)
-    options = own.train.model_copy(update={"workers": plan.workers})
-    job = Job(
-        encoded=str(setup.encoded[encoding_key(trial.params)].folder),
-        run=str(setup.ledger.place(trial.number)),
-        adapt=own.model.adapt,
-        options=options.model_dump(),
-        threads=plan.share.cpus,
-    )
+    job = Job.of(own, setup.encoded[encoding_key(trial.params)], setup.ledger.place(trial.number))
+    job = replace(job, options=job.options | {"workers": plan.workers}, threads=plan.share.cpus)
     share = asdict(plan.share)
     return Assignment(trial.number, job.as_config(), setup.tune.metric, trial.seconds, share).as_config()
 

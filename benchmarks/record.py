@@ -41,7 +41,9 @@ def processor() -> str:
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     name = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
     flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
-    matter = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags]
+    matter = [
+        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags
+    ]
     return f"{name} ({', '.join(matter)})"
 
 

@@ -138,8 +138,8 @@ def ends_of_trainers(recipe: Any, trials: int) -> list[float]:
             return {}
 
     with tempfile.TemporaryDirectory() as place:
-        options = recipe.train.model_copy(update={"workers": 1}).model_dump()
-        job = Job(str(encode(recipe, fuse(recipe)).folder), "", recipe.model.adapt, options, 1)
+        job = Job.of(recipe, encode(recipe, fuse(recipe)), Path())
+        job = replace(job, options=job.options | {"workers": 1})
         assignments = [
             Assignment(number, replace(job, run=f"{place}/{number}").as_config(), "accuracy", 0.0, asdict(resources()))
             for number in range(1, trials + 1)

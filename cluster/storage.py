@@ -56,16 +56,17 @@ def folder_digests(folder: Path) -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` so that a reader, or a crash, sees the old file or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with plain_disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -112,20 +113,23 @@ def plain_disk_errors(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path, wait: bool = False) -> Iterator[None]:
     """Holds the lock of a step: two runs with one fingerprint are one run.
 
     The lock belongs to the process, so a killed run leaves none behind.
 
+    Args:
+        wait: for a step that different runs share: wait for the one that makes it, and then find it made.
+
     Raises:
-        RunError: another process is working on the same step.
+        RunError: another process is working on the same step, and ``wait`` is False.
     """
     with plain_disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         with plain_disk_errors(folder):
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise RunError(
             f"another process is already working on {folder.name}; wait for it, then run the command again "

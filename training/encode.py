@@ -22,6 +22,9 @@ from training.tasks.task import Example, Task, task_class
 if TYPE_CHECKING:
     from training.data.fuse import Fused  # a worker opens what is encoded and needs nothing of the data stage
 
+FORMAT = 1
+"""Raised whenever the same rows would be encoded differently: earlier results are then made again."""
+
 SPLITS = ("train", "validation", "test")
 CHUNK = 2_000
 """Rows encoded at once: enough to keep a tokenizer's threads busy, few enough to stay small in memory."""
@@ -84,38 +87,32 @@ def encode(recipe: Recipe, fused: "Fused") -> Encoded:
     """
     base = resolve_base(recipe.model.base, recipe.folder)
     parts = recipe.model.model_dump(include={"task", "inputs", "target", "max_length"})
-    key = fingerprint(fused.fingerprint, base_digest(base), parts)
+    parts["unicode"] = recipe.data.clean.unicode
+    key = fingerprint(FORMAT, fused.fingerprint, base_digest(base), parts)
     folder = home() / "encoded" / key
-    with only_one(folder):
+    with only_one(folder, wait=True):
         if not folder.exists():
             with building(folder) as unfinished:
                 _encode_into(unfinished, recipe, fused, base)
-    return open_encoded(folder)
+    return open_encoded(folder, base)
 
 
-def open_encoded(folder: Path) -> Encoded:
-    """The encoded data of ``folder``, on whichever node this runs."""
+def open_encoded(folder: Path, base: Path) -> Encoded:
+    """The encoded data of ``folder``, which does not know where on this machine its base lies."""
     kept = read_json(folder / "task.json")
-    task = task_class(kept["task"]).load(kept["settings"], folder)
-    return Encoded(folder, folder.name, task, resolve_base(kept["base"], Path(kept["recipe_folder"])))
+    return Encoded(folder, folder.name, task_class(kept["task"]).load(kept["settings"], folder), base)
 
 
 def _encode_into(folder: Path, recipe: Recipe, fused: "Fused", base: Path) -> None:
     tables = {name: fused.split(name) for name in SPLITS}
     if not tables["train"].num_rows:
         raise UserError("data: no row is left to train on; see the fuse report for where they went")
-    task = task_class(recipe.model.task).learn(recipe.model, base, tables)
+    task = task_class(recipe.model.task).learn(recipe.model, base, tables, unicode=recipe.data.clean.unicode)
     schema: pa.Schema | None = None
     with progress("encoding", total=sum(table.num_rows for table in tables.values()), unit="rows") as bar:
         for name, table in tables.items():  # train comes first, so that an empty split has its columns too
             schema = _write_split(folder / f"{name}.arrow", task, table, schema, bar)
-    kept = {
-        "task": task.name,
-        "settings": task.save(folder),
-        "base": recipe.model.base,
-        "recipe_folder": str(recipe.folder),
-    }
-    write_json(folder / "task.json", kept)
+    write_json(folder / "task.json", {"task": task.name, "settings": task.save(folder)})
 
 
 def _write_split(file: Path, task: Task, table: pa.Table, schema: pa.Schema | None, bar: Progress) -> pa.Schema:

@@ -201,7 +201,7 @@ class Train(Strict):
 
     epochs: int = Field(3, ge=1, description="Times that every row is seen.")
     batch_size: int = Field(
-        32, ge=1, description="Examples per optimizer step, over all workers: results do not depend on `workers`."
+        32, ge=1, description="Examples per optimizer step, over all workers: batches do not depend on `workers`."
     )
     learning_rate: float = Field(1e-4, gt=0, description="AdamW's peak step size for the pre-trained weights.")
     head_learning_rate: float = Field(

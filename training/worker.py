@@ -11,7 +11,7 @@ Rank 0 writes. What it writes to lies in the run's folder, which every node sees
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import ray.train
@@ -21,13 +21,16 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from safetensors.torch import load_file, save_file
 
-from cluster.errors import HeadraceError, RunError
+from cluster.errors import HeadraceError, RunError, UserError
 from cluster.storage import building, plain_disk_errors
 from training import checkpoint
+from training.base import resolve_base
 from training.encode import Encoded, open_encoded
 from training.journal import Journal
 from training.loop import Moment, Trainee, as_record, make_trainee, predict, train
-from training.recipe import Train
+from training.recipe import Recipe, Train
+
+Result = TypeVar("Result")
 
 KEPT = 2
 """Checkpoints that Ray Train leaves: the newest, and the one before it."""
@@ -39,6 +42,7 @@ class Job:
 
     Attributes:
         encoded: the folder of the encoded data.
+        base: the recipe's base, which every node finds for itself, and the folder that it is relative to.
         run: the run's folder.
         adapt: which weights learn.
         options: the recipe's ``train`` section.
@@ -46,47 +50,56 @@ class Job:
     """
 
     encoded: str
+    base: tuple[str, str]
     run: str
     adapt: str
     options: dict[str, Any]
-    threads: int
+    threads: int = 1
+
+    @classmethod
+    def of(cls, recipe: Recipe, encoded: Encoded, run: Path) -> "Job":
+        """The job of a recipe."""
+        base = (recipe.model.base, str(recipe.folder))
+        return cls(str(encoded.folder), base, str(run), recipe.model.adapt, recipe.train.model_dump())
 
     def as_config(self) -> dict[str, Any]:
         """For ``train_loop_config``."""
         return asdict(self)
+
+    def open(self) -> Encoded:
+        """The encoded data, and the base on this node."""
+        name, folder = self.base
+        return open_encoded(Path(self.encoded), resolve_base(name, Path(folder)))
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Trains from the newest checkpoint, or from the base, to the end of the run.
 
     Returns:
-        ``{}``, or ``{"failure": message}`` where all workers ended for a reason that trying again would not change.
+        ``{}``, or ``failure`` and ``exit_code`` where all workers ended for a reason that trying again would not
+        change.
     """
     job = Job(**config)
+    folder = Path(job.run)
     torch.set_num_threads(job.threads)
     try:
-        encoded = open_encoded(Path(job.encoded))
+        encoded = together(job.open)
         trainee = make_trainee(encoded, Train(**job.options), job.adapt, get_device())
-        newest = checkpoint.newest(checkpoints(Path(job.run)))
+        newest = checkpoint.newest(checkpoints(folder))
         if newest:
             checkpoint.load(newest, trainee)
-        learn(trainee, encoded, Path(job.run))
-        leave(trainee, encoded, Path(job.run))
+        with Journal(folder / "metrics.jsonl") as journal:
+            for moment in train(trainee, encoded):
+                if trainee.rank == 0:
+                    journal.write(as_record(moment))
+                if moment.best and trainee.options.early_stopping:
+                    on_rank_0(lambda: keep_best(trainee, folder))
+                if moment.checkpoint_due:
+                    keep(trainee, folder, moment)
+        leave(trainee, encoded, folder)
     except HeadraceError as error:
-        return {"failure": str(error)}
+        return {"failure": str(error), "exit_code": error.exit_code}
     return {}
-
-
-def learn(trainee: Trainee, encoded: Encoded, folder: Path) -> None:
-    """Runs the loop and keeps what must outlive this process."""
-    with Journal(folder / "metrics.jsonl") as journal:
-        for moment in train(trainee, encoded):
-            if trainee.rank == 0:
-                journal.write(as_record(moment))
-            if moment.best and trainee.options.early_stopping:
-                on_rank_0(trainee, lambda: keep_best(trainee, folder))
-            if moment.checkpoint_due:
-                keep(trainee, folder, moment)
 
 
 def keep(trainee: Trainee, folder: Path, moment: Moment) -> None:
@@ -97,7 +110,7 @@ def keep(trainee: Trainee, folder: Path, moment: Moment) -> None:
         with building(place) as unfinished:
             checkpoint.save(unfinished, trainee)
 
-    on_rank_0(trainee, save)
+    on_rank_0(save)
     reported = Checkpoint(str(place)) if trainee.rank == 0 else None
     record = {"step": moment.step, "loss": moment.loss} | (moment.validation or {})
     ray.train.report(record, checkpoint=reported, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
@@ -127,7 +140,7 @@ def leave(trainee: Trainee, encoded: Encoded, folder: Path) -> None:
         with building(folder / "model") as unfinished:
             trainee.model.save_pretrained(unfinished)
 
-    on_rank_0(trainee, write)
+    on_rank_0(write)
 
 
 def checkpoints(folder: Path) -> Path:
@@ -135,21 +148,32 @@ def checkpoints(folder: Path) -> Path:
     return folder / "ray" / "checkpoints"
 
 
-def on_rank_0(trainee: Trainee, action: Callable[[], None]) -> None:
+def on_rank_0(action: Callable[[], None]) -> None:
     """Has rank 0 do what touches the disk, and every worker learn how it went.
-
-    A failure that only rank 0 saw would leave the others waiting for it for ever.
 
     Raises:
         RunError: on every worker, with what went wrong on rank 0.
     """
-    failure: list[str | None] = [None]
-    if trainee.rank == 0:
-        try:
-            action()
-        except (HeadraceError, OSError) as error:
-            failure = [str(error)]
-    if trainee.world > 1:
-        dist.broadcast_object_list(failure, device=trainee.device)
-    if failure[0] is not None:
-        raise RunError(failure[0])
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    together(action if rank == 0 else lambda: None)
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """Has every worker act; if one fails, all do. One that failed alone would leave the others waiting for ever.
+
+    Raises:
+        RunError, UserError: on every worker, with what went wrong on the first that failed.
+    """
+    result, failure = None, None
+    try:
+        result = action()
+    except (HeadraceError, OSError) as error:
+        failure = UserError(str(error)) if isinstance(error, UserError) else RunError(str(error))
+    failures = [failure]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        failures = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure)
+    first = next((one for one in failures if one is not None), None)
+    if first is not None:
+        raise first
+    return cast(Result, result)

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from ray import tune
 
-from cluster.errors import HeadraceError, RunError
+from cluster.errors import HeadraceError
 from cluster.session import Resources
 from cluster.storage import building
 from training import checkpoint
-from training.encode import open_encoded
 from training.journal import Follower, Journal, Record, entries
 from training.loop import Trainee, as_record, make_trainee, train
 from training.recipe import Train
@@ -62,7 +61,7 @@ def run_here(config: dict[str, Any]) -> None:
 
 def run_on_ray_train(config: dict[str, Any]) -> None:
     """A trial of several workers; this process only starts them and follows what they write."""
-    from training.fit import launch  # the driver of training, which a one-worker trial has no use for
+    from training.fit import agreed, plain_failures, torch_trainer  # what a one-worker trial has no use for
 
     assignment = Assignment(**config)
     job = Job(**assignment.job)
@@ -76,11 +75,9 @@ def run_on_ray_train(config: dict[str, Any]) -> None:
 
     with _failures_told():
         tell(entries(journal))
-        with Follower(journal, tell):
-            encoded, share = open_encoded(Path(job.encoded)), Resources(**assignment.share)
-            failure = launch(Train(**job.options), job.adapt, encoded, Path(job.run), share)
-        if failure:
-            raise RunError(failure)
+        options = Train(**job.options)
+        with Follower(journal, tell), plain_failures(options):
+            agreed(torch_trainer(job, options, Resources(**assignment.share)).fit())
 
 
 def epochs(assignment: Assignment) -> Iterator[Epoch]:
@@ -88,7 +85,7 @@ def epochs(assignment: Assignment) -> Iterator[Epoch]:
     began = perf_counter() - assignment.seconds
     job = Job(**assignment.job)
     torch.set_num_threads(job.threads)
-    encoded = open_encoded(Path(job.encoded))
+    encoded = job.open()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainee = make_trainee(encoded, Train(**job.options), job.adapt, device)
     newest = checkpoint.newest(checkpoints(Path(job.run)))

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from cluster.errors import RunError, UserError
+from cluster.session import Resources
 from tests.training.conftest import topics_recipe
 from training import registry
 from training.bundle import open_bundle
@@ -169,18 +170,22 @@ def test_a_full_disk_ends_with_a_plain_message_and_leaves_the_registry_intact(
 
 
 @pytest.mark.parametrize(
-    ("workers", "cpus", "gpus", "expected"),
-    [("auto", 2, 0, (2, 1)), ("auto", 64, 0, (4, 16)), ("auto", 16, 4, (4, 4)), (1, 2, 0, (1, 2)), (3, 8, 0, (3, 2))],
+    ("workers", "cpus", "gpus", "nodes", "expected"),
+    [
+        ("auto", 2, 0, 1, (2, 1)),
+        ("auto", 64, 0, 1, (4, 16)),
+        ("auto", 16, 4, 1, (4, 4)),
+        (1, 2, 0, 1, (1, 2)),
+        (3, 8, 0, 1, (3, 2)),
+        (1, 8, 0, 2, (1, 4)),  # no node has more than its own four
+        (5, 16, 0, 2, (5, 2)),  # three each would fit two and two
+    ],
 )
-def test_how_many_workers(workers: Any, cpus: int, gpus: int, expected: tuple[int, int]) -> None:
-    from cluster.session import Resources
-
-    assert spread(Train(workers=workers), Resources(cpus=cpus, gpus=gpus, nodes=1)) == expected
+def test_how_many_workers(workers: Any, cpus: int, gpus: int, nodes: int, expected: tuple[int, int]) -> None:
+    assert spread(Train(workers=workers), Resources(cpus, gpus, nodes)) == expected
 
 
 def test_more_workers_than_cores_is_refused() -> None:
-    from cluster.session import Resources
-
     with pytest.raises(UserError, match=r"^train.workers: 4 workers need as many cores, and there are 2"):
         spread(Train(workers=4), Resources(cpus=2, gpus=0, nodes=1))
 

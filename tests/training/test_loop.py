@@ -171,7 +171,7 @@ def test_two_workers_equal_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(rows=101, train={"epochs": 5})
     encoded = encoded_for(recipe)
     for world in (1, 2):
-        given = (world, str(encoded.folder), recipe.train, str(tmp_path))
+        given = (world, encoded.folder, encoded.base, recipe.train, str(tmp_path))
         start_processes(_one_worker, given, nprocs=world, start_method="spawn")  # type: ignore[no-untyped-call]
     one, two = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
     assert len(encoded.split("train")) % 8 == 5, "the last batch must be partial for this to prove anything"
@@ -179,11 +179,11 @@ def test_two_workers_equal_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     torch.testing.assert_close(one["outputs"], two["outputs"], rtol=0, atol=1e-3)
 
 
-def _one_worker(rank: int, world: int, folder: str, options: Train, out: str) -> None:
+def _one_worker(rank: int, world: int, folder: Path, base: Path, options: Train, out: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group("gloo", init_method=f"file://{out}/meet-{world}", rank=rank, world_size=world)
-    encoded = open_encoded(Path(folder))
+    encoded = open_encoded(folder, base)
     trainee = make_trainee(encoded, options, "full", CPU)
     without_dropout(trainee.model)
     moments: list[Moment] = list(train(trainee, encoded))

@@ -15,6 +15,8 @@ from cluster.session import Resources
 from cluster.settings import read
 from cluster.storage import read_json
 from tests.tuning.conftest import answer_of
+from training.base import resolve_base
+from training.encode import open_encoded
 from training.journal import parse
 from training.recipe import Recipe, Train
 from training.worker import Job
@@ -133,7 +135,8 @@ def assignment_of(trial: Trial, recipe: Full, home: Path, folder: Path) -> Assig
     """The trial as one worker of one thread would be given it, in a folder of its own."""
     (encoded,) = home.glob("encoded/*/task.json")
     own = apply(recipe, trial.params)
-    job = Job(str(encoded.parent), str(folder / str(trial.number)), own.model.adapt, own.train.model_dump(), 1)
+    base = resolve_base(own.model.base, own.folder)
+    job = Job.of(own, open_encoded(encoded.parent, base), folder / str(trial.number))
     return Assignment(trial.number, job.as_config(), "accuracy", 0.0, {})
 
 

@@ -68,7 +68,7 @@ def fuse(recipe: Recipe) -> Fused:
                 landed[name] = ready
         mark = _fingerprint(recipe, digests)
         folder = home() / "fused" / mark
-        with only_one(folder):
+        with only_one(folder, wait=True):
             if not folder.exists():
                 _build(recipe, folder, landed, work)
     return Fused(folder, mark, read_json(folder / "fuse.json"))

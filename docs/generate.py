@@ -3,6 +3,8 @@
 ``make docs`` runs it; a test fails where the pages are stale.
 """
 
+import ast
+import json
 import re
 import subprocess
 import sys
@@ -105,9 +107,47 @@ def block(*words: str) -> str:
     return f"```\n{done.stdout.strip()}\n```\n"
 
 
+def benchmarks_page() -> str:
+    """What the scripts of ``benchmarks/`` measured, from the results they kept."""
+    parts = [
+        "# Benchmarks\n\nWhat the scripts in `benchmarks/` measured, made from `benchmarks/results/` (`make docs`). "
+        "Ratios travel from one machine to another, absolute times do not; the single rounds are in the results.\n"
+    ]
+    for path in sorted((DOCS.parent / "benchmarks" / "results").glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        command, where = result.pop("command"), result.pop("measured")
+        purpose = purpose_of(DOCS.parent / command.split()[1])
+        versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+        parts.append(f"## {path.stem}\n\n{purpose}\n\n`{command}`, commit {where['commit']}, {where['date']}: ")
+        parts.append(f"{where['cores']} cores of {where['processor']}; Python {where['python']}, {versions}.\n")
+        rows = [f"| {name} | {value} |" for name, value in figures(result)]
+        parts.append("\n".join(["| figure | value |", "|---|---|", *rows, ""]))
+    return "\n".join(parts)
+
+
+def purpose_of(script: Path) -> str:
+    """The first paragraph of a script's docstring."""
+    told = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    return " ".join(told.split("\n\n")[0].split())
+
+
+def figures(result: Any, name: str = "") -> list[tuple[str, Any]]:
+    """The single values of a result by their path; what each round brought is left out."""
+    if isinstance(result, dict):
+        return [
+            one
+            for key, value in result.items()
+            if key != "rounds"
+            for one in figures(value, f"{name} / {key}".strip(" /"))
+        ]
+    if isinstance(result, list):
+        return []
+    return [(name, f"{result:.4g}" if isinstance(result, float) else result)]
+
+
 def pages() -> dict[str, str]:
     """Every generated page: its file name and its text."""
-    return {"recipe.md": recipe_page(), "commands.md": commands_page()}
+    return {"recipe.md": recipe_page(), "commands.md": commands_page(), "benchmarks.md": benchmarks_page()}
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["recipe.md", "commands.md"])
+@pytest.mark.parametrize("name", ["recipe.md", "commands.md", "benchmarks.md"])
 def test_generated_pages_are_not_stale(name: str) -> None:
     written = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert written == generator().pages()[name], "run `make docs`"

@@ -1,5 +1,9 @@
 """The task file: rows, labels and answers, without training anything."""
 
+import datetime as dt
+import subprocess
+import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,13 @@ from training.tasks.task import task_class, task_names
 from training.tasks.text_classification import TextClassification, label_text
 
 
-def learned(tiny_base: Path, labels: list[Any], columns: list[str] | None = None) -> TextClassification:
+def learned(
+    tiny_base: Path, labels: list[Any], columns: list[str] | None = None, unicode: str = "none"
+) -> TextClassification:
     columns = columns or ["text"]
     table = pa.table({**dict.fromkeys(columns, ["a good day"] * len(labels)), "label": labels})
     model = Model(task="text-classification", base="", inputs={"text": columns}, target="label")
-    return TextClassification.learn(model, tiny_base, {"train": table})
+    return TextClassification.learn(model, tiny_base, {"train": table}, unicode=unicode)
 
 
 def test_labels_are_sorted_as_numbers_where_they_are_numbers(tiny_base: Path) -> None:
@@ -44,6 +50,47 @@ def test_columns_are_joined_and_missing_values_read_as_nothing(tiny_base: Path) 
     assert task.text({"title": "a", "body": None}) == "a [SEP] "
     separator = task.tokenizer.sep_token_id
     assert task.encode([{"title": "a", "body": "the"}])[0]["input_ids"].count(separator) == 2
+
+
+def test_what_is_asked_is_brought_to_the_unicode_form_that_was_learned(tiny_base: Path, tmp_path: Path) -> None:
+    task = learned(tiny_base, ["ｐａｒｃｅｌ", "refund"], unicode="NFKC")
+    (tmp_path / "kept").mkdir()
+    task = TextClassification.load(task.save(tmp_path / "kept"), tmp_path / "kept")
+    wide, narrow = "Ｗｈｅｒｅ ｉｓ ｍｙ ｐａｒｃｅｌ？ １２３，快递！", "Where is my parcel? 123,快递!"
+    assert task.text({"text": wide}) == narrow
+    assert task.encode(task.rows([wide])) == task.encode(task.rows([narrow]))
+    assert task.labels == ["parcel", "refund"]
+    assert task.encode_target({"label": "ｐａｒｃｅｌ"}) == task.encode_target({"label": "parcel"}) == 0
+    as_it_is = learned(tiny_base, ["a", "b"])
+    assert as_it_is.text({"text": wide}) == wide
+
+
+def test_a_column_of_dates_or_amounts_is_read_as_it_was_when_training(tiny_base: Path) -> None:
+    task = learned(tiny_base, ["a", "b"], ["day", "amount"])
+    row = {"day": dt.date(2026, 3, 1), "amount": Decimal("12.50")}
+    assert task.rows([row]) == [row]
+    assert task.text(row) == task.text({"day": "2026-03-01", "amount": "12.50"})
+    assert task.rows([{"day": dt.datetime(2026, 3, 1, 9), "amount": dt.time(9)}])
+
+
+def test_a_replica_loads_neither_the_baselines_nor_the_charts() -> None:
+    """It opens the task file, and would pay for scikit-learn and matplotlib in seconds and in memory."""
+    script = "import sys, training.tasks.text_classification; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {
+        "sklearn.svm",
+        "matplotlib",
+        "training.evaluation.sections",
+        "training.evaluation.baselines",
+    } & loaded == set()
+
+
+def test_what_the_report_compares_by_is_among_its_metrics() -> None:
+    for name in task_names():
+        task = task_class(name)
+        assert task.headline in task.metrics_known
+        assert task.of_probabilities <= task.metrics_known.keys()
 
 
 def test_long_texts_are_cut_with_their_last_token_kept(tiny_base: Path) -> None:

@@ -1,10 +1,10 @@
 """The models that a fine-tuned classifier must beat to earn its keep, trained on the same rows.
 
-Each is a ``Baseline`` of ``training/tasks/task.py`` and returns outputs shaped like the model's, so that the task's own
-metrics judge both.
+Each is what a ``Baseline`` of ``training/tasks/task.py`` calls for its outputs, shaped like the model's, so that the
+task's own metrics judge both.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -20,7 +20,6 @@ from sklearn.svm import LinearSVC
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
-from training.evaluation.metrics import OF_PROBABILITIES
 from training.tasks.task import Example, Outputs, Row, Task
 
 SEED = 7
@@ -57,7 +56,7 @@ class TextClassifier(Protocol):
 def measure(task: Task, base: Path, splits: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
     """The task's baselines, trained on ``splits["train"]`` and judged on every other split that has rows.
 
-    Metrics of probabilities are left out for a baseline that gives none.
+    The task's metrics ``of_probabilities`` are left out for a baseline that gives none.
 
     Returns:
         ``{"tfidf": {"validation/accuracy": …, "test/accuracy": …, …}, …}``.
@@ -66,12 +65,12 @@ def measure(task: Task, base: Path, splits: Mapping[str, pa.Table]) -> dict[str,
     targets = {name: [task.encode_target(row) for row in table.to_pylist()] for name, table in others.items()}
     measured: dict[str, dict[str, float]] = {}
     for baseline_name, baseline in task.baselines.items():
-        outputs = baseline(task, base, splits["train"], list(others.values()))
+        outputs = baseline.outputs(task, base, splits["train"], list(others.values()))
         measured[baseline_name] = {
             f"{split}/{metric}": value
             for split, one in zip(others, outputs, strict=True)
             for metric, value in task.metrics(one, targets[split]).items()
-            if baseline not in WITHOUT_PROBABILITIES or metric not in OF_PROBABILITIES
+            if baseline.probabilities or metric not in task.of_probabilities
         }
     return measured
 
@@ -113,10 +112,6 @@ def frozen(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) 
     head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300, random_state=SEED))
     head.fit(parts[0], [classifier.encode_target(row) for row in tables[0]])
     return [_by_label(head.predict_log_proba(part), head.classes_, classifier) for part in parts[1:]]
-
-
-WITHOUT_PROBABILITIES: frozenset[Callable[..., list[Outputs]]] = frozenset({tfidf})
-"""Baselines whose outputs are margins, which have no loss and no calibration."""
 
 
 def _classifier(task: Task) -> TextClassifier:

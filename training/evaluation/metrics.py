@@ -30,9 +30,6 @@ CLASSIFICATION = {
 }
 """The metrics of :func:`classification`, and whether more or less is better."""
 
-OF_PROBABILITIES = ("calibration_error", "loss")
-"""The metrics that mean something only where the outputs are log-probabilities."""
-
 
 def classification(outputs: Floats, targets: Targets, labels: Sequence[str]) -> dict[str, float]:
     """Accuracy, macro and weighted precision, recall and F1, calibration error, and the mean cross-entropy.

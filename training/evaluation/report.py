@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.storage import write_text
-from training.evaluation.sections import CLASSIFICATION, Fragment, ReportData, Section, environment
+from training.evaluation.sections import Fragment, ReportData, Section, environment
 
 __all__ = ["Fragment", "ReportData", "Section", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(path: Path, data: ReportData, sections: Sequence[Section] = CLASSIFICATION) -> None:
+def write_report(path: Path, data: ReportData, sections: Sequence[Section]) -> None:
     """Writes the report atomically. It loads nothing from anywhere and runs no script but its own.
 
     Args:
-        sections: what it shows, in order; one that returns nothing is left out.
+        sections: what it shows, in order, as the task chose them; one that returns nothing is left out.
     """
     fragments = [fragment for fragment in (section(data) for section in sections) if fragment]
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")

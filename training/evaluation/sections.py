@@ -1,6 +1,6 @@
 """The parts of a report: each a function from what is known of a run to a piece of HTML, or to nothing.
 
-A task whose report needs other parts passes other functions; the frame in ``report.py`` knows none of them.
+A task chooses its parts (``Task.report_sections``) and may bring its own; the frame in ``report.py`` knows none.
 """
 
 import re
@@ -17,24 +17,6 @@ from markupsafe import Markup, escape
 from training.evaluation import charts, metrics
 from training.evaluation.metrics import Floats
 
-NAMES = {
-    "majority": "Most frequent label",
-    "tfidf": "TF-IDF + linear SVM",
-    "frozen": "Frozen base + linear head",
-}
-"""What the known baselines are called; another is shown by its own name."""
-
-MEASURES = {
-    "accuracy": "Accuracy",
-    "macro_precision": "Macro precision",
-    "macro_recall": "Macro recall",
-    "macro_f1": "Macro F1",
-    "weighted_precision": "Weighted precision",
-    "weighted_recall": "Weighted recall",
-    "weighted_f1": "Weighted F1",
-    "calibration_error": "Calibration error",
-    "loss": "Loss",
-}
 STEPS = {
     "types": "values of another type",
     "allowed": "values that are not allowed",
@@ -69,9 +51,11 @@ class ReportData:
         history: a mapping for each step, with ``step``, ``loss``, ``learning_rate`` and, at an epoch's end,
             ``validation``: metrics by name.
         data: the content of ``fuse.json``.
+        headline: the metric of the verdict, where more is better; :func:`verdict` and :func:`comparison` take it for a
+            share of rows.
+        titles: what the baselines are called; one that is not among them is called by its name.
         recipe: the recipe as it may be shown, as YAML.
         seconds: the time that training took.
-        metric: the metric of the verdict, a share of rows.
     """
 
     name: str
@@ -82,6 +66,8 @@ class ReportData:
     version: int | None = None
     created: str = ""
     judged: str = "test"
+    headline: str = ""
+    titles: Mapping[str, str] = field(default_factory=dict)
     labels: Sequence[str] = ()
     outputs: Floats | None = None
     targets: Sequence[int] = ()
@@ -91,7 +77,6 @@ class ReportData:
     recipe: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
-    metric: str = "accuracy"
 
     @property
     def rows(self) -> int:
@@ -101,6 +86,20 @@ class ReportData:
     def measured(self, metric: str) -> float | None:
         """The model's metric on the judged split."""
         return self.metrics.get(f"{self.judged}/{metric}")
+
+    def title(self, baseline: str) -> str:
+        """What a baseline is called."""
+        return self.titles.get(baseline, baseline)
+
+    @property
+    def measures(self) -> list[str]:
+        """The names of everything that was measured, in its order."""
+        return list(dict.fromkeys(name.partition("/")[2] for name in self.metrics))
+
+    @property
+    def in_short(self) -> list[str]:
+        """The measures to begin with: the headline and those that most readers look for."""
+        return [name for name in dict.fromkeys([self.headline, *IN_SHORT]) if name in self.measures]
 
 
 @dataclass(frozen=True)
@@ -116,12 +115,12 @@ Section = Callable[[ReportData], Fragment | None]
 
 def verdict(data: ReportData) -> Fragment | None:
     """The first sentence: does the model beat the best baseline, by how much, on how many rows, how surely."""
-    value = data.measured(data.metric)
+    value = data.measured(data.headline)
     if value is None or not data.rows:
         return _fragment("", "verdict", lead="Nothing was held out", rest="so nothing was measured.", facts=[])
-    rivals = {name: one[f"{data.judged}/{data.metric}"] for name, one in data.baselines.items() if _has(one, data)}
+    rivals = {name: one[f"{data.judged}/{data.headline}"] for name, one in data.baselines.items() if _has(one, data)}
     best = max(rivals, key=lambda name: rivals[name], default=None)
-    facts = [(MEASURES[name], name, data.measured(name)) for name in IN_SHORT if data.measured(name) is not None]
+    facts = [(name, data.measured(name)) for name in data.in_short if data.measured(name) is not None]
     low, high = metrics.share_interval(value, data.rows)
     known: dict[str, Any] = {"data": data, "value": value, "low": low, "high": high, "facts": facts}
     if best is None:
@@ -129,14 +128,14 @@ def verdict(data: ReportData) -> Fragment | None:
     least, most = metrics.gain_interval(value, rivals[best], data.rows)
     gain = value - rivals[best]
     lead = "It earns its keep" if least > 0 else "It does not earn its keep" if most < 0 else "No clear gain"
-    return _fragment("", "verdict", lead=lead, best=_name(best), gain=gain, least=least, most=most, **known)
+    return _fragment("", "verdict", lead=lead, best=data.title(best), gain=gain, least=least, most=most, **known)
 
 
 def comparison(data: ReportData) -> Fragment | None:
     """The model next to its baselines: a chart of the verdict's metric, a table of all."""
-    models = {data.name: data.metrics, **{_name(name): one for name, one in data.baselines.items()}}
+    models = {data.name: data.metrics, **{data.title(name): one for name, one in data.baselines.items()}}
     rows: list[dict[str, Any]] = [
-        {"name": name, "value": one[f"{data.judged}/{data.metric}"], "ours": one is data.metrics}
+        {"name": name, "value": one[f"{data.judged}/{data.headline}"], "ours": one is data.metrics}
         for name, one in models.items()
         if _has(one, data)
     ]
@@ -145,7 +144,7 @@ def comparison(data: ReportData) -> Fragment | None:
     rows.sort(key=lambda row: -row["value"])
     for row in rows:
         row["low"], row["high"] = metrics.share_interval(row["value"], data.rows)
-    alt = f"{MEASURES.get(data.metric, data.metric)} on {data.judged}: " + ", ".join(
+    alt = f"{metric_title(data.headline)} on {data.judged}: " + ", ".join(
         f"{row['name']} {row['value']:.1%}" for row in rows
     )
     splits = [split for split in ("test", "validation") if any(key.startswith(f"{split}/") for key in data.metrics)]
@@ -154,9 +153,8 @@ def comparison(data: ReportData) -> Fragment | None:
         "comparison",
         data=data,
         chart=charts.bars(rows, alt),
-        models=sorted(models.items(), key=lambda item: -item[1].get(f"{data.judged}/{data.metric}", -1)),
+        models=sorted(models.items(), key=lambda item: -item[1].get(f"{data.judged}/{data.headline}", -1)),
         splits=splits,
-        in_short=IN_SHORT,
     )
 
 
@@ -166,14 +164,14 @@ def learning(data: ReportData) -> Fragment | None:
         return None
     drawn = []
     losses = _points(data.history, lambda moment: moment.get("loss"))
-    judged = _points(data.history, lambda moment: (moment.get("validation") or {}).get(data.metric))
+    judged = _points(data.history, lambda moment: (moment.get("validation") or {}).get(data.headline))
     unsure = _points(data.history, lambda moment: (moment.get("validation") or {}).get("loss"))
     rates = _points(data.history, lambda moment: moment.get("learning_rate"))
     if losses:
         alt = f"Training loss falls from {losses[0][1]:.3g} to {losses[-1][1]:.3g} over {losses[-1][0]:,.0f} steps."
         drawn.append(charts.curve(losses, "training loss", alt))
     if judged:
-        name = MEASURES.get(data.metric, data.metric).lower()
+        name = metric_title(data.headline).lower()
         told = ", ".join(f"{value:.1%}" for _, value in judged)
         drawn.append(
             charts.curve(
@@ -264,7 +262,8 @@ def sources(data: ReportData) -> Fragment | None:
     """The way of the rows from the sources to the splits, with every loss counted."""
     if not data.data:
         return None
-    report = {"sources": {}, "joins": [], "fused": {}, "split": {}, "rejected": {}, "fingerprint": ""} | dict(data.data)
+    empty = {"sources": {}, "joins": [], "cleaned": {}, "split": {}, "rejected": {}, "notes": [], "fingerprint": ""}
+    report = empty | dict(data.data)
     splits = report.get("splits", {})
     way, _, column = str(report["split"].get("by", "")).partition(" ")
     by = WAYS[way].format(column) if way in WAYS else ""
@@ -312,11 +311,11 @@ def environment() -> jinja2.Environment:
         "percent": percent,
         "points": points,
         "measure": measure,
+        "metric_title": metric_title,
         "duration": duration,
         "moment": moment,
         "breakable": breakable,
     }
-    templates.globals["MEASURES"] = MEASURES
     return templates
 
 
@@ -335,6 +334,11 @@ def measure(value: float | None, name: str) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if name == "loss" else f"{value:.1%}"
+
+
+def metric_title(name: str) -> str:
+    """``macro_f1`` as ``Macro F1``."""
+    return name.replace("_", " ").capitalize().replace("f1", "F1")
 
 
 def breakable(name: str) -> Markup:
@@ -364,12 +368,8 @@ def _fragment(title: str, template: str, **values: Any) -> Fragment:
     return Fragment(title, Markup(environment().get_template(f"{template}.html").render(values)))
 
 
-def _name(baseline: str) -> str:
-    return NAMES.get(baseline, baseline)
-
-
 def _has(measured: Mapping[str, float], data: ReportData) -> bool:
-    return f"{data.judged}/{data.metric}" in measured
+    return f"{data.judged}/{data.headline}" in measured
 
 
 def _points(

@@ -13,8 +13,9 @@ is served.
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from transformers import PreTrainedModel
 
 from cluster.errors import UserError
 from training.recipe import Model
+
+if TYPE_CHECKING:
+    from training.evaluation.sections import Section  # it draws, and a replica does not
 
 Row = Mapping[str, Any]
 """One row of business data: column name to value."""
@@ -37,9 +41,22 @@ Batch = dict[str, torch.Tensor]
 Outputs = npt.NDArray[np.float32]
 """What the model says of n rows, first dimension n; e.g. logits of shape ``[n, labels]``."""
 
-Baseline = Callable[["Task", Path, pa.Table, Sequence[pa.Table]], list[Outputs]]
-"""``baseline(task, base, train, others)``: learns from ``train`` and returns its outputs for each table of
-``others``, shaped like the model's, so that the same metrics judge both. ``base`` is the pre-trained model's folder."""
+
+@dataclass(frozen=True)
+class Baseline:
+    """A model that the fine-tuned one must beat to earn its keep.
+
+    Attributes:
+        title: what the report calls it.
+        outputs: ``outputs(task, base, train, others)`` learns from ``train`` and returns its outputs for each table of
+            ``others``, shaped like the model's, so that the same metrics judge both. ``base`` is the pre-trained
+            model's folder.
+        probabilities: whether its outputs are log-probabilities; margins only rank.
+    """
+
+    title: str
+    outputs: Callable[["Task", Path, pa.Table, Sequence[pa.Table]], list[Outputs]]
+    probabilities: bool = True
 
 
 class Task(ABC):
@@ -54,12 +71,25 @@ class Task(ABC):
     metrics_known: ClassVar[dict[str, str]]
     """The metrics that early stopping and a sweep may name: metric to ``max`` or ``min``."""
 
+    headline: ClassVar[str]
+    """The metric that the report compares the model with its baselines by; one of ``metrics_known``."""
+
+    of_probabilities: ClassVar[frozenset[str]] = frozenset()
+    """The metrics that mean nothing for a :class:`Baseline` without ``probabilities``."""
+
+    labels: Sequence[str] = ()
+    """The names that outputs and targets index, where the task has such a set."""
+
     # --- made from data, kept in a folder -----------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
-    def learn(cls, model: Model, base: Path, splits: Mapping[str, pa.Table]) -> Self:
+    def learn(cls, model: Model, base: Path, splits: Mapping[str, pa.Table], *, unicode: str = "none") -> Self:
         """The task for these splits: the label set and whatever else must be known before encoding.
+
+        Args:
+            unicode: the form that the texts of the splits have, as ``data.clean.unicode`` names it. :meth:`encode`
+                and :meth:`encode_target` bring every row to it, so that what is asked reads as what was learned.
 
         Raises:
             UserError: a column is missing, or the target cannot be learned (one label only, say).
@@ -144,7 +174,12 @@ class Task(ABC):
     @property
     @abstractmethod
     def baselines(self) -> dict[str, Baseline]:
-        """The models that the fine-tuned one must beat to earn its keep: name to how it is made."""
+        """What is measured beside the model on the same rows: name to how it is made."""
+
+    @property
+    @abstractmethod
+    def report_sections(self) -> Sequence["Section"]:
+        """What the report of a run shows, in order: those of ``training/evaluation/sections.py``, or the task's own."""
 
     @abstractmethod
     def signature(self) -> dict[str, Any]:

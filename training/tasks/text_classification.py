@@ -1,8 +1,11 @@
 """Text classification, one label of a fixed set: which team, which intent, which sentiment."""
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +24,14 @@ from training.evaluation import metrics
 from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Outputs, Row, Task
 
+if TYPE_CHECKING:
+    from training.evaluation.sections import Section
+
 LONGEST = 512
 """Tokens kept where neither the recipe nor the base sets a limit."""
+
+READABLE = (str, int, float, Decimal, dt.date, dt.time)
+"""Types of a value that is read as its ``str``; a ``datetime`` is a ``date``."""
 
 TOP_K = 5
 """Labels in an answer where the request does not say, as the Hugging Face Inference API answers."""
@@ -36,11 +45,14 @@ class TextClassification(Task):
         target: the column that holds the label.
         labels: every label, sorted; its index is the model's output.
         max_length: tokens kept of one input, special tokens included.
+        unicode: the form that texts and labels are brought to: NFC, NFKC, NFD, NFKD or none.
     """
 
     name: ClassVar[str] = "text-classification"
     roles: ClassVar[dict[str, str]] = {"text": "the column or columns that are read"}
     metrics_known: ClassVar[dict[str, str]] = metrics.CLASSIFICATION
+    headline: ClassVar[str] = "accuracy"
+    of_probabilities: ClassVar[frozenset[str]] = frozenset({"calibration_error", "loss"})
 
     def __init__(
         self,
@@ -49,11 +61,13 @@ class TextClassification(Task):
         labels: Sequence[str],
         tokenizer: PreTrainedTokenizerFast,
         max_length: int,
+        unicode: str = "none",
     ) -> None:
         self.columns = list(columns)
         self.target = target
-        self.labels = list(labels)
+        self.labels: list[str] = list(labels)
         self.max_length = max_length
+        self.unicode = unicode
         self.tokenizer = tokenizer
         self.tokenizer.model_max_length = max_length  # so that transformers.pipeline cuts where we cut
         self.tokenizer.backend_tokenizer.enable_truncation(max_length)
@@ -63,22 +77,21 @@ class TextClassification(Task):
     # --- made from data, kept in a folder -----------------------------------------------------------------------
 
     @classmethod
-    def learn(cls, model: Model, base: Path, splits: Mapping[str, pa.Table]) -> Self:
+    def learn(cls, model: Model, base: Path, splits: Mapping[str, pa.Table], *, unicode: str = "none") -> Self:
         for split, table in splits.items():
             _check_targets(split, table, model.target)
-        counts = {label_text(value) for table in splits.values() for value in table[model.target].unique().to_pylist()}
-        if len(counts) < 2:
-            raise UserError(f"model.target: '{model.target}' has {len(counts)} label; a classifier needs two or more")
+        values = [value for table in splits.values() for value in table[model.target].unique().to_pylist()]
+        labels = sorted({in_form(label_text(value), unicode) for value in values}, key=_label_order)
+        if len(labels) < 2:
+            raise UserError(f"model.target: '{model.target}' has {len(labels)} label; a classifier needs two or more")
         tokenizer = _open_tokenizer(base)
         limits = [model.max_length, tokenizer.model_max_length, _positions(base)]
         max_length = min(limit for limit in limits if limit)
-        return cls(model.inputs["text"], model.target, sorted(counts, key=_label_order), tokenizer, max_length)
+        return cls(model.inputs["text"], model.target, labels, tokenizer, max_length, unicode)
 
     @classmethod
     def load(cls, settings: dict[str, Any], folder: Path) -> Self:
-        return cls(
-            settings["columns"], settings["target"], settings["labels"], _open_tokenizer(folder), settings["max_length"]
-        )
+        return cls(tokenizer=_open_tokenizer(folder), **settings)
 
     def save(self, folder: Path) -> dict[str, Any]:
         self.tokenizer.save_pretrained(folder)
@@ -87,6 +100,7 @@ class TextClassification(Task):
             "target": self.target,
             "labels": self.labels,
             "max_length": self.max_length,
+            "unicode": self.unicode,
         }
 
     # --- rows to tensors: shared by training and serving ----------------------------------------------------------
@@ -95,16 +109,17 @@ class TextClassification(Task):
         return [self._row(index, value) for index, value in enumerate(inputs)]
 
     def text(self, row: Row) -> str:
-        """What the tokenizer reads of a row; a missing value reads as nothing."""
+        """What the tokenizer reads of a row, in the Unicode form of the training rows; a missing value is nothing."""
         values = [row[column] for column in self.columns]
-        return f" {self.tokenizer.sep_token or ''} ".join("" if value is None else str(value) for value in values)
+        texts = ["" if value is None else in_form(str(value), self.unicode) for value in values]
+        return f" {self.tokenizer.sep_token or ''} ".join(texts)
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         encodings = self.tokenizer.backend_tokenizer.encode_batch_fast([self.text(row) for row in rows])
         return [{"input_ids": encoding.ids} for encoding in encodings]
 
     def encode_target(self, row: Row) -> int:
-        return self._index[label_text(row[self.target])]
+        return self._index[in_form(label_text(row[self.target]), self.unicode)]
 
     def length(self, example: Example) -> int:
         return len(example["input_ids"])
@@ -164,7 +179,17 @@ class TextClassification(Task):
     def baselines(self) -> dict[str, Baseline]:
         from training.evaluation import baselines  # a replica, which never measures, does not load scikit-learn
 
-        return {"majority": baselines.majority, "tfidf": baselines.tfidf, "frozen": baselines.frozen}
+        return {
+            "majority": Baseline("Most frequent label", baselines.majority),
+            "tfidf": Baseline("TF-IDF + linear SVM", baselines.tfidf, probabilities=False),
+            "frozen": Baseline("Frozen base + linear head", baselines.frozen),
+        }
+
+    @property
+    def report_sections(self) -> Sequence["Section"]:
+        from training.evaluation import sections  # which draws: as above
+
+        return sections.CLASSIFICATION
 
     def signature(self) -> dict[str, Any]:
         columns = {column: {"type": "string"} for column in self.columns}
@@ -194,7 +219,7 @@ class TextClassification(Task):
         for column in self.columns:
             if column not in value:
                 raise UserError(f"inputs[{index}].{column}: missing")
-            if value[column] is not None and not isinstance(value[column], str | int | float):
+            if value[column] is not None and not isinstance(value[column], READABLE):
                 raise UserError(f"inputs[{index}].{column}: a string is needed, not {type(value[column]).__name__}")
         return value
 
@@ -219,6 +244,11 @@ def label_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def in_form(text: str, form: str) -> str:
+    """``text`` in a Unicode form; in the form that it has for ``none``."""
+    return text if form == "none" else normalize(cast(Any, form), text)
 
 
 def _label_order(label: str) -> tuple[bool, float, str]:

@@ -1,40 +1,23 @@
 """The report as a browser gets it: what it says, that it loads nothing, and that no text becomes markup."""
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from training.data.fuse import fuse
 from training.evaluation import metrics
 from training.evaluation.report import Fragment, ReportData, write_report
-from training.evaluation.sections import verdict
+from training.evaluation.sections import CLASSIFICATION, comparison, sources, verdict
+from training.recipe import Recipe
 
 LABELS = ["billing", "delivery", "account"]
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
-FUSED = {
-    "rows": 97,
-    "splits": {"train": 60, "validation": 17, "test": 20},
-    "sources": {
-        "tickets": {"kind": "json", "files": 2, "read": 101, "rejected": 1, "rows": 100},
-        "customers": {"kind": "csv", "files": 1, "read": 40, "rejected": 0, "rows": 40},
-    },
-    "joins": [
-        {
-            "kind": "left",
-            "on": "t.customer_id = c.customer_id",
-            "left": {"table": "tickets", "rows": 100, "matched": 93, "unmatched": 7, "unmatched_keys": 5},
-            "right": {"table": "customers", "rows": 40, "matched": 31, "unmatched": 9, "unmatched_keys": 9},
-        },
-        {"kind": "cross", "on": "", "right": {"table": "t"}, "left": {"table": "c"}, "note": "not counted"},
-    ],
-    "fused": {"main": {"rows": 100, "cleaning": [{"step": "drop_empty", "removed": 2, "column": "text"}], "kept": 98}},
-    "split": {"by": "stratify topic", "near_copies": {"removed": {"train": 1, "validation": 0, "test": 0}}},
-    "rejected": {"rows": 1},
-    "fingerprint": "0123456789abcdef",
-}
 
 
 class Page(HTMLParser):
@@ -77,8 +60,38 @@ def read(path: Path) -> Page:
     return page
 
 
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the data stage tells of a hundred tickets: a broken line, two empty texts, three copies, lost customers."""
+    folder = tmp_path_factory.mktemp("tickets")
+    tickets = [
+        {"customer_id": number, "text": f"{LABELS[number % 3]} matter {number} of {number * 7919}"}
+        | {"topic": LABELS[number % 3]}
+        for number in range(95)
+    ]
+    tickets += [{"customer_id": 1, "text": "", "topic": "billing"}] * 2 + [tickets[0], tickets[1], tickets[2]]
+    lines = [json.dumps(ticket) for ticket in tickets]
+    (folder / "a.jsonl").write_text("\n".join(lines[:50]) + "\n{broken\n", encoding="utf-8")
+    (folder / "b.jsonl").write_text("\n".join(lines[50:]) + "\n", encoding="utf-8")
+    customers = [f"{number},plan" for number in range(60, 100)]
+    (folder / "customers.csv").write_text("\n".join(["customer_id,plan", *customers]) + "\n", encoding="utf-8")
+    tree = {
+        "name": "tickets",
+        "data": {
+            "sources": {"tickets": {"read": "*.jsonl"}, "customers": {"read": "customers.csv"}},
+            "fuse": "SELECT t.*, c.plan FROM tickets t LEFT JOIN customers c ON t.customer_id = c.customer_id",
+            "clean": {"drop_empty": ["text"], "drop_duplicates": ["text"]},
+            "split": {"validation": 0.2, "test": 0.2, "stratify": "topic"},
+        },
+        "model": {"task": "text-classification", "base": "unused", "inputs": {"text": "text"}, "target": "topic"},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADRACE_HOME", str(folder / "home"))
+        return fuse(Recipe.model_validate(tree, context={"folder": folder})).report
+
+
 @pytest.fixture
-def data() -> ReportData:
+def data(fused: dict[str, Any]) -> ReportData:
     chance = np.random.default_rng(1)
     targets = chance.integers(0, 3, 200)
     outputs = chance.normal(0, 1, (200, 3)).astype(np.float32)
@@ -97,6 +110,8 @@ def data() -> ReportData:
             "majority": {f"test/{name}": value / 2 for name, value in rival.items()},
             "tfidf": {"test/accuracy": 0.55, "test/macro_f1": 0.5},
         },
+        headline="accuracy",
+        titles={"majority": "Most frequent label", "tfidf": "TF-IDF + linear SVM"},
         labels=LABELS,
         outputs=outputs,
         targets=targets.tolist(),
@@ -111,7 +126,7 @@ def data() -> ReportData:
             }
             for step in range(1, 61)
         ],
-        data=FUSED,
+        data=fused,
         recipe="name: support-intent\ndata: {sources: {tickets: {database: 'postgresql://me:***@db/shop'}}}\n",
         versions={"headrace": "0.1.0"},
         seconds=193.2,
@@ -119,7 +134,7 @@ def data() -> ReportData:
 
 
 def test_it_says_first_whether_the_model_beats_its_baselines(tmp_path: Path, data: ReportData) -> None:
-    write_report(tmp_path / "report.html", data)
+    write_report(tmp_path / "report.html", data, CLASSIFICATION)
     said = read(tmp_path / "report.html").said
     accuracy = data.metrics["test/accuracy"]
     expected = f"right on {accuracy:.1%} of 200 test rows, {100 * (accuracy - 0.55):.1f} points more than TF-IDF"
@@ -141,7 +156,7 @@ def test_the_verdict_is_as_sure_as_the_rows_allow(data: ReportData, rival: float
 
 
 def test_every_part_is_there_and_every_chart_is_told_in_words(tmp_path: Path, data: ReportData) -> None:
-    write_report(tmp_path / "report.html", data)
+    write_report(tmp_path / "report.html", data, CLASSIFICATION)
     page = read(tmp_path / "report.html")
     assert page.headings() == 9
     charts = [attributes for tag, attributes in page.elements if tag == "svg"]
@@ -151,17 +166,19 @@ def test_every_part_is_there_and_every_chart_is_told_in_words(tmp_path: Path, da
 
 
 def test_it_shows_what_became_of_the_rows(tmp_path: Path, data: ReportData) -> None:
-    write_report(tmp_path / "report.html", data)
+    write_report(tmp_path / "report.html", data, CLASSIFICATION)
     said = read(tmp_path / "report.html").said
-    assert "tickets json, 2 files 101 1 100" in said
-    assert "t.customer_id = c.customer_id tickets 100 93 7 5 customers 40 31 9 9" in said
-    assert "Fused 100 empty text −2 near copies of rows in another split train −1 Kept 97" in said
-    assert "train 60 validation 17 test 20" in said
+    assert "tickets jsonl, 2 files 101 1 100" in said
+    assert "t.customer_id = c.customer_id tickets 100 35 65 60 customers 40 35 5 5" in said
+    assert "From fused to kept Fused 100 empty text −2 exact copies text −3 Kept 95" in said
+    assert "train 57 validation 19 test 19" in said
+    assert "What deserves a look tickets: 1 rows rejected tickets with customers" in said
+    assert "65 of 100 rows of tickets find no partner" in said
     assert "Split so that every part has the same shares of topic. 1 rows were rejected" in said
 
 
 def test_it_loads_nothing_from_anywhere(tmp_path: Path, data: ReportData) -> None:
-    write_report(tmp_path / "report.html", data)
+    write_report(tmp_path / "report.html", data, CLASSIFICATION)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"""(?:src|href|action|data)\s*=\s*["']?(?!#)[^"'#\s>]*//""", html)
     assert not re.search(r"url\((?!#)|@import", html)
@@ -181,9 +198,14 @@ def test_no_text_becomes_markup(tmp_path: Path, data: ReportData) -> None:
         baselines={hostile: {"test/accuracy": 0.5}},
         recipe=f"name: '{hostile}'",
         versions={hostile: hostile},
-        data={**FUSED, "sources": {hostile: {"kind": hostile, "read": 1}}, "split": {"by": f"group {hostile}"}},
+        data={
+            **data.data,
+            "sources": {hostile: {"kind": hostile, "read": 1}},
+            "split": {"by": f"group {hostile}"},
+            "notes": [hostile],
+        },
     )
-    write_report(tmp_path / "report.html", data)
+    write_report(tmp_path / "report.html", data, CLASSIFICATION)
     page = read(tmp_path / "report.html")
     assert sum(tag == "script" for tag, _ in page.elements) == 1
     assert not {"img", "iframe", "object"} & {tag for tag, _ in page.elements}
@@ -196,7 +218,7 @@ def test_the_policy_allows_the_page_its_own_script(tmp_path: Path, data: ReportD
     import base64
     import hashlib
 
-    write_report(tmp_path / "report.html", data)
+    write_report(tmp_path / "report.html", data, CLASSIFICATION)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -204,13 +226,15 @@ def test_the_policy_allows_the_page_its_own_script(tmp_path: Path, data: ReportD
 
 
 def test_equal_runs_have_equal_reports(tmp_path: Path, data: ReportData) -> None:
-    write_report(tmp_path / "one.html", data)
-    write_report(tmp_path / "other.html", data)
+    write_report(tmp_path / "one.html", data, CLASSIFICATION)
+    write_report(tmp_path / "other.html", data, CLASSIFICATION)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "other.html").read_bytes()
 
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", ReportData(name="bare", task="text-classification", metrics={}))
+    write_report(
+        tmp_path / "report.html", ReportData(name="bare", task="text-classification", metrics={}), CLASSIFICATION
+    )
     page = read(tmp_path / "report.html")
     assert "Nothing was held out so nothing was measured." in page.said
     assert page.headings() == 0
@@ -218,7 +242,7 @@ def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
 
 def test_a_run_without_baselines_or_with_few_facts_still_has_a_report(tmp_path: Path, data: ReportData) -> None:
     data = replace(data, baselines={}, history=data.history[:1], data={"splits": {"test": 200}}, texts=())
-    write_report(tmp_path / "report.html", data)
+    write_report(tmp_path / "report.html", data, CLASSIFICATION)
     said = read(tmp_path / "report.html").said
     assert "there is no baseline to beat" in said
     assert "Wrong and certain" not in said
@@ -226,18 +250,24 @@ def test_a_run_without_baselines_or_with_few_facts_still_has_a_report(tmp_path: 
 
 def test_the_validation_split_is_judged_where_there_is_no_test(tmp_path: Path, data: ReportData) -> None:
     alone = {name: value for name, value in data.metrics.items() if name.startswith("validation/")}
-    write_report(tmp_path / "report.html", replace(data, judged="validation", metrics=alone, baselines={}))
+    write_report(
+        tmp_path / "report.html", replace(data, judged="validation", metrics=alone, baselines={}), CLASSIFICATION
+    )
     assert "of 200 validation rows" in read(tmp_path / "report.html").said
 
 
 def test_a_model_without_errors_has_no_part_on_them(tmp_path: Path, data: ReportData) -> None:
     perfect = replace(data, outputs=np.eye(3)[data.targets] * 9)
-    write_report(tmp_path / "report.html", perfect)
+    write_report(tmp_path / "report.html", perfect, CLASSIFICATION)
     assert "What it mixes up" not in read(tmp_path / "report.html").said
 
 
 def test_chinese_stays_text(tmp_path: Path, data: ReportData) -> None:
-    write_report(tmp_path / "report.html", replace(data, labels=["差评", "好评", "一般"], texts=["房间很脏"] * 200))
+    write_report(
+        tmp_path / "report.html",
+        replace(data, labels=["差评", "好评", "一般"], texts=["房间很脏"] * 200),
+        CLASSIFICATION,
+    )
     page = read(tmp_path / "report.html")
     assert "差评" in page.said
     assert "房间很脏" in page.said
@@ -253,3 +283,23 @@ def test_another_task_brings_its_own_sections(tmp_path: Path, data: ReportData) 
     page = read(tmp_path / "report.html")
     assert page.headings() == 1
     assert "What it found entities" in page.said
+
+
+def test_another_task_names_its_headline_its_baselines_and_its_sections(tmp_path: Path, fused: dict[str, Any]) -> None:
+    """What a run knows of a task without labels, in the parts that suit any task."""
+    data = ReportData(
+        name="ranker",
+        task="sentence-similarity",
+        headline="recall_at_10",
+        metrics={"test/recall_at_10": 0.9, "test/loss": 0.2, "validation/recall_at_10": 0.8},
+        baselines={"words": {"test/recall_at_10": 0.6}},
+        titles={"words": "Words in common"},
+        data=fused,
+    )
+    write_report(tmp_path / "report.html", data, [verdict, comparison, sources])
+    page = read(tmp_path / "report.html")
+    assert page.headings() == 2
+    assert "30.0 points more than Words in common." in page.said
+    assert "Recall at 10 90.0% Loss 0.200" in page.said
+    assert "On validation Model Recall at 10 Loss" in page.said
+    assert "Accuracy" not in page.said

@@ -160,6 +160,8 @@ class Edge:
                     async with asyncio.timeout(deadline - time.monotonic()):
                         answers = await future
                 except ClosedError:
+                    if time.monotonic() > deadline:
+                        raise _refusal(TimeoutError()) from None
                     await asyncio.sleep(0.01)  # it was replaced this moment; its successor is there already
                 except (UserError, OverloadedError, ExpiredError, TimeoutError) as error:
                     raise _refusal(error) from None
@@ -321,13 +323,11 @@ def _check_content(request: Request) -> None:
 
 def _question(body: bytes, max_items: int) -> huggingface.Question:
     try:
-        value = json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError):  # a ValueError also for half a character and for numbers of 5,000 digits
-        raise RefusalError(400, "malformed_json", "the body is not valid JSON") from None
-    try:
-        question = huggingface.parse(value)
+        question = huggingface.parse(json.loads(body, parse_constant=_no_constant))
     except huggingface.MalformedError as error:
         raise RefusalError(422, "invalid_request", str(error)) from None
+    except (ValueError, RecursionError):  # a ValueError also for half a character and for numbers of 5,000 digits
+        raise RefusalError(400, "malformed_json", "the body is not valid JSON") from None
     if len(question.inputs) > max_items:
         raise RefusalError(413, "too_many_inputs", f"inputs: {len(question.inputs)} were sent; {max_items} are allowed")
     return question

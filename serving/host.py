@@ -1,38 +1,37 @@
 """Ray Serve glue: one deployment whose replicas each hold every model of the edge, behind Serve's HAProxy.
 
 The driver, which runs :func:`serve`, decides what is served: it resolves names in the registry, writes the answer to
-``home()/serving/<app>.json`` and keeps it true while aliases move. Replicas follow that file (``lineup.py``), so a
-promotion changes no deployment and restarts nothing.
+``home()/serving/<app>.json`` and keeps it true while aliases move (``wanted.py``). Replicas follow that file
+(``lineup.py``), so a promotion changes no deployment and restarts nothing.
 """
 
 import asyncio
 import logging
 import os
-import shutil
+import platform
 import signal
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import HeadraceError, RunError, UserError
-from cluster.session import on_cluster, resources, session, usable_cores
-from cluster.storage import home, write_json
+from cluster.errors import RunError, UserError
+from cluster.progress import say
+from cluster.session import Resources, on_cluster, resources, session, usable_cores
+from cluster.storage import fingerprint, home, only_one
 from serving import keys, proxy
 from serving.recipe import Replicas, Serve
-from training import registry, store
-from training.bundle import open_bundle
+from serving.surroundings import LOCAL_NAMES, environment, sent
+from serving.wanted import Wanted
 
 FOLLOW_SECONDS = 1.0
 START_SECONDS = 300.0
 HEALTH_SECONDS = 20.0
 STALLED_SECONDS = 120.0  # one forward pass that takes longer will not come back
-LOCAL_NAMES = {"127.0.0.1", "localhost", "::1"}
 
 logger = logging.getLogger(__name__)
 
@@ -51,79 +50,35 @@ def serve(
 
     Raises:
         UserError: a model does not exist, cannot be opened, or is named twice; a key file is wrong.
-        RunError: the port is taken, or Serve does not start.
+        RunError: the port is taken, another server runs already, or Serve does not start.
     """
     wanted = Wanted(models)
     known_keys = keys.from_environment()
     port = port or proxy.free_port()
     address = f"http://{_reachable(host)}:{port}"
-    app = f"headrace-{port}"
-    with _environment(host, port) as folder, session(), _until_signal() as stop:  # Ray sets handlers of its own
+    app = app_name(port)
+    with environment(host, port) as folder, _only_server(app, port), session(), _until_signal() as stop:
+        if host not in LOCAL_NAMES and known_keys is None:
+            say(f"warning: whoever reaches {host}:{port} may ask these models; set HEADRACE_API_KEYS to ask for a key")
+        require_room(options.replicas, resources())
         _refuse_second_app(app)
         wanted.write(home() / "serving" / f"{app}.json")
+        answered = False
         try:
             _deploy(app, wanted.path, options, port, known_keys, folder)
-            _await_answer(address, stop)
-            if not stop.is_set():
+            answered = _await_answer(app, address, folder, stop)
+            if answered:
                 announce(address)
             while not stop.wait(FOLLOW_SECONDS):
                 wanted.follow()
         finally:
-            _shut_down(app, wanted.path)
+            _shut_down(app, wanted.path, answered)
 
 
-class Wanted:
-    """Which bundle each model name stands for, and the file that says so.
-
-    Raises:
-        UserError: a model does not exist, its bundle cannot be opened, or one name is meant twice.
-    """
-
-    def __init__(self, models: list[str]) -> None:
-        self.path = Path()
-        self.entries: dict[str, dict[str, Any]] = {}
-        self._followed: dict[str, str] = {}
-        self._complaint = ""
-        self._stamp = _store_stamp()
-        for model in models:
-            found = registry.resolve(model)
-            if found.name in self.entries:
-                raise UserError(f"'{model}': a model named {found.name} is served already; name it once")
-            open_bundle(found.bundle)  # says now, in plain words, what a replica would say later in its log
-            self.entries[found.name] = _entry(found)
-            if found.alias:
-                self._followed[found.name] = f"{found.name}@{found.alias}"
-        if not self.entries:
-            raise UserError("name at least one model to serve; `headrace models` lists them")
-
-    def write(self, path: Path) -> None:
-        """Writes the file; a reader sees the old content or the new."""
-        self.path = path
-        write_json(path, self.entries)
-
-    def follow(self) -> None:
-        """Looks where the aliases point now, and rewrites the file when one has moved."""
-        stamp = _store_stamp()
-        if stamp is not None and stamp == self._stamp:
-            return
-        try:
-            entries = {
-                name: _entry(registry.resolve(self._followed[name])) if name in self._followed else entry
-                for name, entry in self.entries.items()
-            }
-        except HeadraceError as error:  # a store that is away for a while must not end the serving
-            if str(error) != self._complaint:
-                logger.warning("aliases cannot be followed for the moment: %s", error)
-            self._complaint = str(error)
-            return
-        self._complaint, self._stamp = "", stamp
-        if entries != self.entries:
-            changed = [
-                f"{name} version {entries[name]['version']}" for name in entries if entries[name] != self.entries[name]
-            ]
-            self.entries = entries
-            self.write(self.path)
-            logger.info("to be served from now on: %s", ", ".join(changed))
+def app_name(port: int) -> str:
+    """What Serve calls the server at ``port``: another home, or another machine's own session, gives another name."""
+    place = "cluster" if on_cluster() else platform.node()
+    return f"headrace-{port}-{fingerprint([str(home()), place])[:8]}"
 
 
 class Replica:
@@ -174,7 +129,7 @@ def _deploy(app: str, wanted: Path, options: Serve, port: int, known_keys: keys.
     cpus, threads = replica_cores(options.replicas)
     deployment = ray_serve.deployment(ray_serve.ingress()(Replica), name="models").options(
         **_replicas(options.replicas),
-        ray_actor_options={"num_cpus": cpus, "num_gpus": 1 if resources().gpus else 0, **_sent()},
+        ray_actor_options={"num_cpus": cpus, "num_gpus": 1 if resources().gpus else 0, **sent()},
         max_ongoing_requests=max(4096, 2 * options.max_queue),  # the edge refuses earlier, and in JSON
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=options.timeout_seconds + 5,
@@ -190,15 +145,38 @@ def _deploy(app: str, wanted: Path, options: Serve, port: int, known_keys: keys.
         threads,
         str(folder / "counts"),
     )
-    ray_serve.start(
-        proxy_location=ProxyLocation.EveryNode if on_cluster() else ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=_replica_host(), port=port),
-        controller_options=_sent() or None,
-    )
     try:
-        ray_serve.run(bound, name=app, route_prefix="/")
-    except RuntimeError as error:
-        raise RunError(f"the replicas did not start: {_last_line(error)}") from error
+        ray_serve.start(
+            proxy_location=ProxyLocation.EveryNode if on_cluster() else ProxyLocation.HeadOnly,
+            http_options=HTTPOptions(host=_replica_host(), port=port),
+            controller_options=sent() or None,
+        )
+        # Without waiting: `_await_answer` does that, with a time limit and an ear for Ctrl-C.
+        ray_serve.run_many(
+            [ray_serve.RunTarget(target=bound, name=app, route_prefix="/")],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+    except (RuntimeError, TimeoutError) as error:
+        raise RunError(proxy.complaint(folder) or f"Serve did not start: {_last_line(str(error))}") from error
+
+
+def require_room(replicas: Replicas, there: Resources) -> None:
+    """Makes sure that the replicas that are always there can ever be placed; Serve would wait for them without end.
+
+    Raises:
+        UserError: they need more GPUs, or on a cluster more cores, than there are.
+    """
+    if there.gpus and replicas.min > there.gpus:
+        raise UserError(
+            f"serve.replicas.min is {replicas.min} and each replica takes a GPU, of which there are {there.gpus}; "
+            f"set serve.replicas.min to {there.gpus} or less"
+        )
+    if on_cluster() and replicas.min > there.cpus:
+        raise UserError(
+            f"serve.replicas.min is {replicas.min} and each replica takes a core, of which the cluster has "
+            f"{there.cpus}; set serve.replicas.min to {there.cpus} or less"
+        )
 
 
 def replica_cores(replicas: Replicas) -> tuple[float, int]:
@@ -230,73 +208,27 @@ def _replicas(replicas: Replicas) -> dict[str, Any]:
 
 
 @contextmanager
-def _environment(host: str, port: int) -> Iterator[Path]:
-    """What Serve's processes must find in their environment. Yields a private folder that lasts as long.
+def _only_server(app: str, port: int) -> Iterator[None]:
+    """Holds the lock of the server's name, under which its file of wanted models lies, while it runs.
 
     Raises:
-        UserError: a cluster's endpoint cannot be bound to one machine.
-        RunError: the port is taken.
+        RunError: another process holds it.
     """
-    folder = Path(tempfile.mkdtemp(prefix="headrace-edge-"))
-    variables = dict(ALWAYS)
-    if on_cluster():
-        if host in LOCAL_NAMES:
-            raise UserError(
-                "on a cluster Serve's proxies and replicas reach one another over the network, so the endpoint cannot "
-                "be closed to other machines; say --host 0.0.0.0, set HEADRACE_API_KEYS, and close the nodes' ports "
-                "30000-31000 to everyone else"
-            )
-    else:
-        proxy.require_free(host, port)
-        metrics_port, stats_port = proxy.free_port(), proxy.free_port()
-        variables |= {
-            # Ray then keeps to the loopback address, as it does on macOS and Windows: no port of the session, but
-            # for the token-guarded ones of its workers, can be reached from elsewhere.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(proxy.free_port()),
-            "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy.narrowed(folder, host, port, metrics_port, stats_port)),
-            "HF_HUB_OFFLINE": "1",  # a replica reads its bundle and nothing else
-        }
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update({name: value for name, value in variables.items() if before[name] is None})
-    try:
-        yield folder
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-ALWAYS: Mapping[str, str] = {
-    # The replica's loop does nothing but the edge, since the model has its own threads: no second loop is needed.
-    # (RAY_SERVE_THROUGHPUT_OPTIMIZED sets these and tells of it in ten lines.)
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-    # A prediction can be asked for twice: when a replica dies, HAProxy hands its requests to another one.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_HAPROXY_RETRIES": "2",
-    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    # How long a leaving replica still takes requests: HAProxy hears within a second that it leaves.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-}
-
-
-def _sent() -> dict[str, Any]:
-    """Our variables for processes on other machines; those on this one inherit them."""
-    if not on_cluster():
-        return {}
-    return {"runtime_env": {"env_vars": {"RAY_SERVE_ENABLE_HA_PROXY": "1", **ALWAYS}}}
+    with ExitStack() as held:
+        try:
+            held.enter_context(only_one(home() / "serving" / app))
+        except RunError as error:
+            if error.__cause__ is not None:  # the lock could not be made
+                raise
+            raise RunError(
+                f"a server of {home()} runs already at port {port}; stop that first, add the model there, or choose "
+                "another port with --port"
+            ) from None
+        yield
 
 
 def _refuse_second_app(app: str) -> None:
-    """One cluster has one HTTP port and one root: a second server would silently replace the first."""
+    """One cluster has one HTTP port and one root. What has our own name was left by a killed server and is replaced."""
     from ray import serve as ray_serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -314,31 +246,67 @@ def _replica_host() -> str:
     return proxy.LOOPBACK if ray.util.get_node_ip_address() == proxy.LOOPBACK else "0.0.0.0"
 
 
-def _await_answer(address: str, stop: threading.Event) -> None:
-    """Returns when every model answers, which each has done once for itself before its replica says so.
+def _await_answer(app: str, address: str, folder: Path, stop: threading.Event) -> bool:
+    """Returns when all replicas run and the address answers; each model has answered for itself by then.
+
+    Returns:
+        False where ``stop`` came first.
 
     Raises:
-        RunError: none did within the time.
+        RunError: a replica or the proxy failed to start, or it takes too long.
     """
     deadline = time.monotonic() + START_SECONDS
     while not stop.is_set():
-        try:
-            with urllib.request.urlopen(f"{address}/v2/health/ready", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            if time.monotonic() > deadline:
-                raise RunError(f"no answer from {address} after {START_SECONDS:.0f} s") from None
-            stop.wait(0.1)
+        running, told = _state(app)
+        refused = proxy.complaint(folder)
+        if refused:
+            raise RunError(refused)
+        if running and _answers(address):
+            return True
+        if time.monotonic() > deadline:
+            raise RunError(f"no answer from {address} after {START_SECONDS:.0f} s{told and f' ({told})'}")
+        stop.wait(0.1)
+    return False
 
 
-def _shut_down(app: str, wanted: Path) -> None:
+def _state(app: str) -> tuple[bool, str]:
+    """Whether all replicas run, and what Serve says of those that do not.
+
+    Raises:
+        RunError: they failed to start.
+    """
+    from ray import serve as ray_serve
+
+    found = ray_serve.status().applications.get(app)
+    if found is None:
+        return False, ""
+    told = " ".join(deployment.message for deployment in found.deployments.values()) or found.message
+    if found.status == "DEPLOY_FAILED":
+        raise RunError(f"the replicas did not start: {_last_line(told)}")
+    return found.status == "RUNNING", " ".join(told.split())
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/v2/health/ready", timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _shut_down(app: str, wanted: Path, answered: bool) -> None:
     """Lets the replicas finish what they have. A local session ends with all of Serve; a cluster is left as it was."""
     from ray import serve as ray_serve
 
-    ray_serve.delete(app)
-    if on_cluster():
-        ray_serve.shutdown()
-    wanted.unlink(missing_ok=True)
+    try:
+        if answered or on_cluster():
+            ray_serve.delete(app)
+    except TimeoutError:
+        say("the replicas have not ended within a minute; Serve goes on ending them")
+    finally:
+        if on_cluster() and not ray_serve.status().applications.keys() - {app}:  # nobody else's server came meanwhile
+            ray_serve.shutdown()
+        wanted.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -363,24 +331,10 @@ def _until_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _store_stamp() -> tuple[int, int] | None:
-    """What changes with every write to the registry's own file, to spare the questions in between; None elsewhere."""
-    place = store.uri()
-    try:
-        found = Path(place.removeprefix("sqlite:///")).stat() if place.startswith("sqlite:///") else None
-    except OSError:
-        return None
-    return (found.st_mtime_ns, found.st_size) if found else None
-
-
-def _entry(found: registry.ModelVersion) -> dict[str, Any]:
-    return {"version": found.version, "bundle": str(found.bundle)}
-
-
 def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "Serve does not say why"

@@ -8,10 +8,13 @@ Serve 2.60 writes HAProxy's configuration and offers no say in it, but lets the 
 - headers by which a client could switch off Serve's time limit or its watch for lost clients are dropped;
 - a client that never finishes its headers is cut off;
 - when no replica can answer, the client gets 503 and JSON instead of a bare 500.
+
+The script starts HAProxy only when the ports that it binds are exactly those.
 """
 
 import json
 import os
+import shlex
 import socket
 from pathlib import Path
 
@@ -31,8 +34,15 @@ for word; do
   before=$word
 done
 sed -i -f {edits} "$config" || exit 1
+# Serve may spell a port's line in another way one day. Then the edits miss it, and HAProxy must not start.
+found=$(grep -E '^[[:space:]]*bind[[:space:]]' "$config" | sed 's/^[[:space:]]*//; s/[[:space:]]*$//' | LC_ALL=C sort)
+if [ "$found" != "$(cat {binds})" ]; then
+  echo "these ports are not bound as they should be: $found" | tee {complaint} >&2
+  exit 1
+fi
 exec {haproxy} "$@"
 """
+COMPLAINT = "complaint"
 
 
 def narrowed(folder: Path, host: str, port: int, metrics_port: int, stats_port: int) -> Path:
@@ -64,9 +74,22 @@ def narrowed(folder: Path, host: str, port: int, metrics_port: int, stats_port: 
     ]
     (folder / "edits.sed").write_text("\n".join(edits) + "\n", encoding="utf-8")
     script = folder / "haproxy"
-    script.write_text(SCRIPT.format(edits=folder / "edits.sed", haproxy=_program()), encoding="utf-8")
+    places = {"edits": folder / "edits.sed", "binds": folder / "binds", "complaint": folder / COMPLAINT}
+    binds = [frontend[0], f"bind {LOOPBACK}:{metrics_port}", f"bind {LOOPBACK}:{stats_port}"]
+    places["binds"].write_text("\n".join(sorted(binds)) + "\n", encoding="utf-8")
+    quoted = {name: shlex.quote(str(place)) for name, place in {**places, "haproxy": _program()}.items()}
+    script.write_text(SCRIPT.format(**quoted), encoding="utf-8")
     script.chmod(0o700)
     return script
+
+
+def complaint(folder: Path) -> str:
+    """Why the script refused to start HAProxy, as one sentence; empty where it did not."""
+    try:
+        told = (folder / COMPLAINT).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    return f"the proxy was not started: {' '.join(told.split())}; this version of Ray is not known to headrace"
 
 
 def require_free(host: str, port: int) -> None:

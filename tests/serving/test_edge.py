@@ -13,6 +13,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
 from cluster.storage import write_json
+from serving.edge import RefusalError, _question
 from serving.keys import Keys
 from serving.predictor import Predictor
 from serving.recipe import Serve
@@ -243,6 +244,26 @@ def test_a_request_without_time_is_504(edge_of: Callable[..., Any], bundle: Bund
             (408, "body_too_slow"),
             (429, "overloaded"),
         ]
+
+
+def test_a_model_that_is_gone_is_waited_for_until_the_deadline_and_no_longer(
+    edge_of: Callable[..., Any], bundle: Bundle
+) -> None:
+    with edge_of({"intent": entry(bundle)}, Serve(timeout_seconds=0.5)) as running:
+        running.lineup.models["intent"].scheduler.close()  # and no successor comes
+        status, value, _ = ask(running, {"inputs": "a"})
+        assert (status, value["error"]["code"]) == (504, "deadline_exceeded")
+
+
+def test_what_the_scanner_takes_and_python_cannot_walk_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    # From Python 3.12 on, the scanner may nest deeper than Python code does; older ones give up first.
+    monkeypatch.setattr(json, "loads", lambda body, **_: {"inputs": deep})
+    with pytest.raises(RefusalError) as refused:
+        _question(b"", 8)
+    assert (refused.value.status, refused.value.code) == (400, "malformed_json")
 
 
 def test_a_defect_is_500_with_the_request_id_and_nothing_else(

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import http.client
 import json
@@ -23,12 +24,14 @@ import pytest
 from huggingface_hub import InferenceClient
 
 from cluster.errors import RunError, UserError
-from cluster.session import usable_cores
-from cluster.storage import read_json
-from serving import host
+from cluster.session import Resources, usable_cores
+from cluster.storage import only_one, read_json
+from serving import host, keys
 from serving.predictor import Predictor
-from serving.recipe import Serve
+from serving.recipe import Replicas, Serve
 from serving.scheduler import Scheduler
+from serving.surroundings import OURS_ALONE
+from serving.wanted import Wanted
 from tests.serving.conftest import TEXTS, MakeBundle
 from training import registry
 from training.bundle import Bundle
@@ -41,6 +44,29 @@ from serving.host import serve
 from serving.recipe import Serve
 options = Serve(replicas={"min": 2, "max": 2})
 serve(["intent"], options, port=int(sys.argv[1]), announce=lambda address: print(address, flush=True))
+"""
+# What the replica is to read never comes (a pipe that nobody writes to), or is gone when it looks for it.
+STUCK = """
+import os, pathlib, shutil, sys
+from cluster.errors import RunError
+from serving import host, wanted
+from serving.recipe import Serve
+
+def never(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    print(path, flush=True)
+
+def gone(path, content, write=wanted.write_json):
+    write(path, content)
+    shutil.rmtree(sys.argv[1])
+
+wanted.write_json = {"never": never, "gone": gone}[sys.argv[2]]
+try:
+    host.serve([sys.argv[1]], Serve(), host="0.0.0.0", port=0, announce=lambda address: print("answers"))
+except RunError as error:
+    print(error)
+print("ended", flush=True)
 """
 
 
@@ -58,7 +84,7 @@ class Server:
 
     def replicas(self) -> list[int]:
         """The process ids of its replicas."""
-        title = f"ray::ServeReplica:headrace-{self.port}:".encode()
+        title = f"ray::ServeReplica:headrace-{self.port}-".encode()
         found = []
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
@@ -89,9 +115,9 @@ def server(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) ->
         patch.setenv("HEADRACE_HOME", str(folder / "home"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.delenv("RAY_ADDRESS", raising=False)
-        keys = folder / "keys"
-        keys.write_text(f"test:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
-        patch.setenv("HEADRACE_API_KEYS", str(keys))
+        key_file = folder / "keys"
+        key_file.write_text(f"test:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
+        patch.setenv("HEADRACE_API_KEYS", str(key_file))
         bundles = [make_bundle(folder / "home" / "models" / "intent" / f"v{seed}", seed=seed) for seed in (1, 2)]
         assert [registry.register(bundle, None) for bundle in bundles] == [1, 2]
         with socket.socket() as probe:
@@ -197,6 +223,40 @@ def test_nothing_of_the_edge_can_be_reached_from_another_machine(server: Server)
             pass
 
 
+def listening() -> dict[str, str]:
+    """What this machine listens on, in IPv4 and IPv6: from a socket's inode to its address as the kernel writes it."""
+    found = {}
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A":
+                found[words[9]] = words[1]
+    return found
+
+
+def sockets(pid: int) -> set[str]:
+    """The inodes of the sockets that a process of ours has open."""
+    found = set()
+    try:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(str(file.readlink()).removeprefix("socket:[").removesuffix("]"))
+    except OSError:
+        pass
+    return found
+
+
+def test_the_proxy_listens_for_this_machine_alone(server: Server) -> None:
+    there = listening()
+    public = [inode for inode, address in there.items() if address == f"0100007F:{server.port:04X}"]
+    assert public
+    proxies = [sockets(int(place.name)) for place in Path("/proc").iterdir() if place.name.isdigit()]
+    (of_proxy,) = [found for found in proxies if public[0] in found]
+    addresses = [there[inode] for inode in of_proxy if inode in there]
+    assert len(set(addresses)) == 3  # the public port, the metrics, the statistics
+    assert {address.partition(":")[0] for address in addresses} == {"0100007F"}, addresses
+
+
 def test_a_promotion_under_load_loses_nothing(server: Server, wait_until: Callable[..., None]) -> None:
     registry.promote("intent", 1)
     wait_until(lambda: versions(server) == {"1"})
@@ -240,7 +300,7 @@ def test_two_thousand_requests_while_a_version_is_promoted_and_a_replica_dies(
 
 
 def test_it_ends_on_sigterm_and_leaves_nothing(server: Server, wait_until: Callable[..., None]) -> None:
-    wanted = Path(os.environ["HEADRACE_HOME"]) / "serving" / f"headrace-{server.port}.json"
+    wanted = Path(os.environ["HEADRACE_HOME"]) / "serving" / f"{host.app_name(server.port)}.json"
     assert wanted.exists()
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(90) == 0
@@ -262,6 +322,90 @@ def test_a_taken_port_is_said_before_ray_starts(home: Path, make_bundle: MakeBun
         port = other.getsockname()[1]
         with pytest.raises(RunError, match=rf"cannot listen on 127\.0\.0\.1:{port} \(Address already in use\)"):
             host.serve([str(made.folder)], Serve(), port=port, announce=refuse)
+
+
+def test_a_second_server_of_the_same_name_is_refused_before_ray_starts(
+    home: Path, make_bundle: MakeBundle, free_port: int
+) -> None:
+    made = make_bundle(home / "models" / "intent" / "a")
+    with (
+        only_one(home / "serving" / host.app_name(free_port)),
+        pytest.raises(RunError, match=f"runs already at port {free_port}; stop that first"),
+    ):
+        host.serve([str(made.folder)], Serve(), port=free_port, announce=refuse)
+    assert not (home / "serving" / f"{host.app_name(free_port)}.json").exists()
+
+
+def test_another_home_or_a_cluster_gives_a_server_another_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [host.app_name(8000), host.app_name(8001)]
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    names.append(host.app_name(8000))
+    monkeypatch.setenv("HEADRACE_HOME", str(home / "of-somebody-else"))
+    names.append(host.app_name(8000))
+    assert len(set(names)) == 4
+
+
+@pytest.mark.parametrize("variable", OURS_ALONE)
+def test_what_would_open_the_proxy_to_others_is_refused(
+    variable: str, home: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_bundle(home / "models" / "intent" / "a")
+    monkeypatch.setenv(variable, "9101")
+    with pytest.raises(UserError, match=f"{variable}: unset"):
+        host.serve([str(made.folder)], Serve(), announce=refuse)
+
+
+def test_replicas_that_can_never_be_placed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    three = Replicas(min=3, max=3)
+    host.require_room(three, Resources(cpus=2, gpus=0, nodes=1))  # local replicas share the cores
+    host.require_room(three, Resources(cpus=2, gpus=3, nodes=1))
+    with pytest.raises(UserError, match=r"replicas\.min is 3 and each replica takes a GPU, of which there are 2"):
+        host.require_room(three, Resources(cpus=2, gpus=2, nodes=1))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UserError, match="each replica takes a core, of which the cluster has 2"):
+        host.require_room(three, Resources(cpus=2, gpus=0, nodes=1))
+
+
+def stuck(home: Path, make_bundle: MakeBundle, how: str) -> "subprocess.Popen[str]":
+    """A server whose replica cannot start."""
+    made = make_bundle(home / "models" / "intent" / "a")
+    words = [sys.executable, "-c", STUCK, str(made.folder), how]
+    without_keys = {name: value for name, value in os.environ.items() if name != keys.VARIABLE}
+    return subprocess.Popen(
+        words, cwd=ROOT, env=without_keys, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_one_interrupt_ends_a_start_that_hangs(
+    home: Path, make_bundle: MakeBundle, wait_until: Callable[..., None]
+) -> None:
+    with stuck(home, make_bundle, "never") as process:
+        assert process.stdout is not None
+        pipe = Path(process.stdout.readline().strip())
+        wait_until(lambda: read_by_somebody(pipe), 120)  # the replica is in the middle of its start
+        process.send_signal(signal.SIGINT)
+        out, told = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "ended\n")
+    assert "warning: whoever reaches 0.0.0.0:" in told
+    assert not pipe.exists()
+
+
+def read_by_somebody(pipe: Path) -> bool:
+    """Whether a process has opened a pipe for reading."""
+    try:
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_replica_that_fails_to_start_is_told_of(home: Path, make_bundle: MakeBundle) -> None:
+    with stuck(home, make_bundle, "gone") as process:
+        out, told = process.communicate(timeout=240)
+    assert out.startswith("the replicas did not start: "), told
+    assert out.endswith("\nended\n")
+    assert "bundle.json" in out
 
 
 def test_models_that_are_not_there(home: Path, make_bundle: MakeBundle) -> None:
@@ -300,7 +444,7 @@ def test_aliases_are_followed_and_pins_are_not(home: Path, make_bundle: MakeBund
     made = [make_bundle(home / "models" / "intent" / f"v{seed}", seed=seed) for seed in (1, 2)]
     for one in made:
         registry.register(one, None)
-    following, pinned = host.Wanted(["intent"]), host.Wanted(["intent/1"])
+    following, pinned = Wanted(["intent"]), Wanted(["intent/1"])
     for wanted in (following, pinned):
         wanted.write(home / "serving" / f"{id(wanted)}.json")
     registry.promote("intent", 2)

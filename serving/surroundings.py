@@ -1,0 +1,94 @@
+"""The environment that Serve's processes find: its switches, and in a local session ports closed to other machines."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UserError
+from cluster.session import on_cluster
+from serving import proxy
+
+LOCAL_NAMES = {"127.0.0.1", "localhost", "::1"}
+# In a local session these are set to what `proxy.narrowed` closes; another value would leave a port open to everyone.
+OURS_ALONE = ("RAY_SERVE_HAPROXY_BINARY_PATH", "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
+
+
+@contextmanager
+def environment(host: str, port: int) -> Iterator[Path]:
+    """What Serve's processes must find in their environment. Yields a private folder that lasts as long.
+
+    Raises:
+        UserError: a cluster's endpoint cannot be bound to one machine; or a variable would undo what keeps a local
+            session's ports from other machines.
+        RunError: the port is taken.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="headrace-edge-"))
+    variables = dict(ALWAYS)
+    if on_cluster():
+        if host in LOCAL_NAMES:
+            raise UserError(
+                "on a cluster Serve's proxies and replicas reach one another over the network, so the endpoint cannot "
+                "be closed to other machines; say --host 0.0.0.0, set HEADRACE_API_KEYS, and close the nodes' ports "
+                "30000-31000 to everyone else"
+            )
+    else:
+        _refuse_variables()
+        proxy.require_free(host, port)
+        metrics_port, stats_port = proxy.free_port(), proxy.free_port()
+        variables |= {
+            # Ray then keeps to the loopback address, as it does on macOS and Windows: no port of the session, but
+            # for the token-guarded ones of its workers, can be reached from elsewhere.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(proxy.free_port()),
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy.narrowed(folder, host, port, metrics_port, stats_port)),
+            "HF_HUB_OFFLINE": "1",  # a replica reads its bundle and nothing else
+        }
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update({name: value for name, value in variables.items() if before[name] is None})
+    try:
+        yield folder
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+ALWAYS: Mapping[str, str] = {
+    # The replica's loop does nothing but the edge, since the model has its own threads: no second loop is needed.
+    # (RAY_SERVE_THROUGHPUT_OPTIMIZED sets these and tells of it in ten lines.)
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    # A prediction can be asked for twice: when a replica dies, HAProxy hands its requests to another one.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "2",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # How long a leaving replica still takes requests: HAProxy hears within a second that it leaves.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+}
+
+
+def sent() -> dict[str, Any]:
+    """Our variables for processes on other machines; those on this one inherit them."""
+    if not on_cluster():
+        return {}
+    return {"runtime_env": {"env_vars": {"RAY_SERVE_ENABLE_HA_PROXY": "1", **ALWAYS}}}
+
+
+def _refuse_variables() -> None:
+    set_already = [name for name in OURS_ALONE if name in os.environ]
+    if set_already:
+        raise UserError(
+            f"{' and '.join(set_already)}: unset, please; headrace sets it for the proxy of a local session, so that "
+            "its ports stay closed to other machines"
+        )

@@ -1,0 +1,69 @@
+"""The script that becomes HAProxy, run with HAProxy itself as the judge of what it makes of a configuration."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serving import proxy
+
+# The lines that Serve writes, as far as the ports and what lies around them are concerned.
+CONFIGURATION = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+    errorfile 503 /nowhere/500.http
+frontend prometheus
+    bind :9101
+    http-request use-service prometheus-exporter if { path /metrics }
+frontend http_frontend
+    bind 127.0.0.1:8000
+    http-request return status 200
+listen stats
+  bind *:8404
+  stats enable
+  stats uri /stats
+"""
+
+
+def run(folder: Path, configuration: str, host: str = "127.0.0.1") -> tuple[int, str, str]:
+    """Exit status, stderr and the edited configuration; ``-c`` has HAProxy check it and listen nowhere."""
+    script = proxy.narrowed(folder, host, 8000, 9101, 8404)
+    path = folder / "haproxy.cfg"
+    path.write_text(configuration)
+    done = subprocess.run([script, "-c", "-f", path], capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr, path.read_text()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])
+def test_the_ports_are_bound_to_what_was_asked_for(tmp_path: Path, host: str) -> None:
+    status, told, edited = run(tmp_path, CONFIGURATION, host)
+    assert status == 0, told
+    binds = [line.strip() for line in edited.splitlines() if line.strip().startswith("bind ")]
+    assert binds == ["bind 127.0.0.1:9101", f"bind {host}:8000", "bind 127.0.0.1:8404"]
+    assert "del-header x-session-id" in edited
+    assert "/nowhere/" not in edited
+    assert proxy.complaint(tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "reworded"),
+    [
+        ("bind :9101", "bind 0.0.0.0:9101"),
+        ("bind :9101", "bind [::]:9101 v4v6"),
+        ("bind *:8404", "bind *:8404 name stats"),
+        ("bind 127.0.0.1:8000", "bind 127.0.0.1:8000 alpn h2"),
+        ("bind *:8404", ""),
+        ("bind *:8404", "bind *:8404\n  bind *:8405"),
+        ("bind :9101", "bind\t:9101"),
+    ],
+)
+def test_a_port_that_is_written_in_another_way_keeps_the_proxy_from_starting(
+    tmp_path: Path, line: str, reworded: str
+) -> None:
+    status, told, _ = run(tmp_path, CONFIGURATION.replace(line, reworded))
+    assert status == 1
+    assert "these ports are not bound as they should be" in told
+    assert proxy.complaint(tmp_path).startswith("the proxy was not started: these ports are not bound")

@@ -35,7 +35,8 @@ def make_report(
 
     - ``rows`` and ``splits``: what is left, in all and by split;
     - ``sources``: by source ``read`` = ``rejected`` + ``rows``, its ``kind``, ``files``, ``columns``, ``warnings``;
-    - ``main``: of the source whose rows become fused rows, how many are ``used`` and how many ``fused_rows`` they make;
+    - ``main``: of the source whose rows become fused rows, how many are ``used`` and how many ``fused_rows`` they make,
+      or None where that cannot be told;
     - ``joins``: see :func:`training.data.joins.measure`;
     - ``cleaned``: for the ``fused`` table and each held out source, ``rows``, the ``cleaning`` steps with what each
       ``removed``, and what is ``kept``;
@@ -77,8 +78,9 @@ def _source(source: Landed) -> dict[str, Any]:
 
 
 def _main(fusion: Fusion, rows: Rows) -> dict[str, Any] | None:
-    """None where fused rows are not the rows of a source (GROUP BY, UNION)."""
-    if fusion.main is None or fusion.main not in rows.origins:
+    """None where fused rows are not the rows of a source (GROUP BY, UNION), or of one in several files, each of which
+    numbers its rows from the start."""
+    if fusion.main is None or fusion.main not in rows.origins or fusion.sources[fusion.main].files > 1:
         return None
     numbers = rows.origins[fusion.main]
     used = len(set(numbers[numbers > 0].tolist()))

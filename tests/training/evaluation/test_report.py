@@ -174,6 +174,7 @@ def test_it_shows_what_became_of_the_rows(tmp_path: Path, data: ReportData) -> N
     assert "train 57 validation 19 test 19" in said
     assert "What deserves a look tickets: 1 rows rejected tickets with customers" in said
     assert "65 of 100 rows of tickets find no partner" in said
+    assert "a join found several partners" not in said
     assert "Split so that every part has the same shares of topic. 1 rows were rejected" in said
 
 

@@ -134,7 +134,11 @@ def outside_main_thread(work: Callable[[], Result]) -> Result:
         except BaseException as error:  # noqa: BLE001  raised again where it is waited for
             outcome.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        # Waking now and then: the system may give Ctrl-C to any thread, and this one would sleep through it.
+        thread.join(timeout=0.5)
     return outcome.result()
 
 

@@ -35,6 +35,8 @@ model:
 train: {{epochs: 2, batch_size: 8, learning_rate: 1.0e-3, workers: 1, precision: fp32}}
 """
 
+SEARCH = "tune={trials: 2, search: {train.learning_rate: {choice: [0.001]}}}"
+
 
 def call(*words: str | Path, cwd: Path | None = None, seconds: float = 240) -> subprocess.CompletedProcess[str]:
     """Runs ``headrace WORD…`` to its end."""
@@ -225,14 +227,23 @@ def test_all_problems_at_once(recipe: Path) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_training_exits_130_with_a_plain_line(recipe: Path, wait_until: Callable[..., None]) -> None:
-    log = recipe.parent / "stderr.txt"
-    command = [sys.executable, "-m", "headrace", "train", str(recipe), "train.epochs=1000", "--json"]
-    with log.open("w") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True)
-        wait_until(lambda: "training" in log.read_text(encoding="utf-8") or process.poll() is not None, 120)
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [(["train"], "runs/*/metrics.jsonl"), (["tune", SEARCH], "sweeps/*/trials/*/metrics.jsonl")],
+    ids=["train", "tune"],
+)
+def test_interrupted_work_exits_130_with_a_plain_line(
+    recipe: Path, home: Path, words: list[str], steps: str, wait_until: Callable[..., None]
+) -> None:
+    """Once steps are being taken, so that Ray is in the midst of it."""
+    command = [sys.executable, "-m", "headrace", words[0], str(recipe), *words[1:], "train.epochs=1000", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: any(home.glob(steps)) or process.poll() is not None, 180)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, log.read_text(encoding="utf-8")
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
     assert out == ""
-    assert log.read_text(encoding="utf-8").endswith("interrupted; the same command continues where it can\n")
+    assert err.endswith("interrupted; the same command continues where it can\n")

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,23 @@ class Landing:
         name: the source's name.
         infer: values are text, as in CSV, and types are found by looking at all of them.
         limit: land no more rows than this.
+        as_written: columns that stay text, whatever their values look like: ``1.50`` is not ``1.5``.
     """
 
-    def __init__(self, folder: Path, name: str, *, infer: bool = False, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        infer: bool = False,
+        limit: int | None = None,
+        as_written: Collection[str] = (),
+    ) -> None:
         self.folder = folder
         self.name = name
         self.infer = infer
         self.limit = limit
+        self.as_written = as_written
         self.rows = 0
         self.rejects: list[Reject] = []
         self.rejected_rows = 0
@@ -142,8 +152,8 @@ class Landing:
             return
         arrays = {ROW: pa.array(numbers[:room], pa.int64())}
         for name, values in columns.items():
-            array = _wide(values[:room]) if isinstance(values, pa.Array) else typed(values[:room])
-            arrays[name] = self._column(name).see(array, self.infer)
+            array = _wide(values[:room]) if isinstance(values, pa.Array) else self._typed(name, values[:room])
+            arrays[name] = self._column(name).see(array, self._infers(name))
         self._write_part(pa.table(arrays))
         self.rows += room
 
@@ -154,7 +164,7 @@ class Landing:
 
     def finish(self, kind: str, *, ordered: bool = True, digest: bool = False, files: int = 1) -> Landed:
         """Writes the Parquet file in its final types and removes the parts."""
-        types = {name: column.final(self.infer) for name, column in self._columns.items()}
+        types = {name: column.final(self._infers(name)) for name, column in self._columns.items()}
         schema = pa.schema([*types.items(), (ROW, pa.int64())])
         total = _RowDigest()
         path = self.folder / f"{self.name}.parquet"
@@ -182,6 +192,14 @@ class Landing:
         if name.startswith(HIDDEN):
             raise UserError(f"data.sources.{self.name}: a column may not be called '{name}'; rename it")
         return self._columns.setdefault(name, _Column())
+
+    def _infers(self, name: str) -> bool:
+        return self.infer and name not in self.as_written
+
+    def _typed(self, name: str, values: Sequence[Any]) -> pa.Array:
+        if name not in self.as_written:
+            return typed(values)
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
 
     def _write_part(self, table: pa.Table) -> None:
         self._part_folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Every source as a table that Daft can read: what is not Parquet lands as Parquet, what is stays in its place."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,19 @@ def _digest(name: str, file: File) -> str:
         raise UserError(f"data.sources.{name}: {file.address} may not be read; change its permissions") from None
 
 
-def land(name: str, source: Source, recipe_folder: Path, work: Path, limit: int | None = None) -> Landed:
-    """The source as Parquet below ``work``, or in its own place; with ``limit``, only its first rows.
+def land(
+    name: str,
+    source: Source,
+    recipe_folder: Path,
+    work: Path,
+    limit: int | None = None,
+    as_written: Collection[str] = (),
+) -> Landed:
+    """The source as Parquet below ``work``, or in its own place.
+
+    Args:
+        limit: land only the first rows.
+        as_written: columns of a text file that stay text, whatever their values look like.
 
     Raises:
         UserError: the source is missing, or cannot be read as what the recipe says it is.
@@ -56,7 +68,7 @@ def land(name: str, source: Source, recipe_folder: Path, work: Path, limit: int 
     kind = format_of(name, source, files)
     if kind == "parquet":
         return _land_parquet(name, files, work, limit)
-    landing = Landing(work, name, infer=kind == "csv", limit=limit)
+    landing = Landing(work, name, infer=kind == "csv", limit=limit, as_written=as_written)
     for file in files:
         before = len(landing.rejects)
         _land_text(name, source, file, kind, landing)

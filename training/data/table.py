@@ -1,31 +1,93 @@
 """One file of rows, read as a recipe's source is: for questions to a model that is finished."""
 
+import re
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
-from training.data.landing import ROW
+from cluster.progress import say
+from training.data.files import ENDINGS
+from training.data.landing import ROW, Landed
 from training.data.sources import land
 from training.recipe import Source
 
+SOURCE = "file"
+"""What the file is called where it is read as a recipe's source; its errors name it by its path instead."""
 
-def read_table(file: Path) -> pa.Table:
+RECIPE_KEY = re.compile(rf"data\.sources\.{SOURCE}\.(\w+)(:?)")
+
+
+def read_table(
+    file: Path, signature: Mapping[str, Any], encoding: str | None = None, delimiter: str | None = None
+) -> pa.Table:
     """The rows of a csv, json, jsonl or parquet file, in order.
+
+    Args:
+        signature: of the model that is asked. The columns that it reads come as text exactly as written, as they come
+            to an endpoint; what a Parquet file holds of another type, as Python writes it. Other columns get the types
+            that they have in training.
+        encoding: of a csv or json file; UTF-8 when left out.
+        delimiter: of a csv file; a comma when left out, a tab in a ``.tsv``.
 
     Raises:
         UserError: the file is missing, or a row of it cannot be read: each row must get its answer.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file")
+    as_text = input_columns(signature)
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
-        landed = land(file.stem, Source(read=str(file.resolve())), Path.cwd(), Path(folder))
+        landed = _land(file, _source(file, encoding, delimiter), Path(folder), as_text)
         if landed.rejects:
             first = landed.rejects[0]
             raise UserError(
                 f"{file}:{first.row}: {first.reason}; mend or remove the row ({landed.rejected_rows} in all)"
             )
         table = pa.concat_tables([pq.read_table(path) for path in landed.paths])
-    return table.drop_columns([ROW]) if ROW in table.column_names else table
+    for warning in landed.warnings:
+        say(_for_options(warning))
+    table = table.drop_columns([ROW]) if ROW in table.column_names else table
+    for name in as_text:
+        if name in table.column_names and not pa.types.is_string(table.schema.field(name).type):
+            table = table.set_column(table.column_names.index(name), name, _texts(table[name]))
+    return table
+
+
+def input_columns(signature: Mapping[str, Any]) -> list[str]:
+    """The columns that a model with this signature reads."""
+    shapes = signature["input"].get("anyOf", [signature["input"]])
+    return [column for shape in shapes for column in shape.get("properties", {})]
+
+
+def _source(file: Path, encoding: str | None, delimiter: str | None) -> Source:
+    name = file.name.removesuffix(".gz")
+    if Path(name).suffix.lower() not in ENDINGS:
+        raise UserError(f"{file}: its ending does not tell its format; let it end in .csv, .json, .jsonl or .parquet")
+    given = {"encoding": encoding, "delimiter": "\t" if delimiter == r"\t" else delimiter}
+    if delimiter is not None and len(given["delimiter"] or "") != 1:
+        raise UserError(f"--delimiter: one character is needed, not '{delimiter}'")
+    return Source(read=str(file.resolve()), **{key: value for key, value in given.items() if value is not None})
+
+
+def _land(file: Path, source: Source, folder: Path, as_text: Collection[str]) -> Landed:
+    try:
+        return land(SOURCE, source, file.parent, folder, as_written=as_text)
+    except UserError as error:
+        message = str(error).removeprefix(f"data.sources.{SOURCE}: ")
+        raise UserError(_for_options(message)) from None
+
+
+def _for_options(message: str) -> str:
+    """A message about a recipe's source as one about the command's options, for there is no recipe to change."""
+    start = RECIPE_KEY.match(message)
+    if start:
+        message = f"--{start[1]}{start[2]}{message[start.end() :]}"
+    return RECIPE_KEY.sub(r"--\1", message)
+
+
+def _texts(column: pa.ChunkedArray) -> pa.Array:
+    return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())

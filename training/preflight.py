@@ -1,10 +1,12 @@
 """What can be known of a recipe before anything runs: whether the task takes it, and what would run where."""
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from cluster.session import cluster_address, on_cluster, usable_cores
+from cluster.session import Resources, cluster_address, on_cluster, usable_cores
 from cluster.settings import Document, unknown_key
 from training.base import resolve_base
 from training.recipe import Recipe
@@ -47,27 +49,61 @@ def task_problems(document: Document) -> list[str]:
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
-    """What would run where: place, workers, device, and an estimate of each worker's memory in MiB, without the
-    activations of a batch.
+    """What would run where: place, workers and their cores, and an estimate of each worker's memory in MiB, without
+    the activations of a batch. A cluster's workers are chosen there, for it may grow until then.
 
     Raises:
-        UserError: the base is not there.
+        UserError: the base is not there or is damaged, or the recipe asks for more workers than this machine has.
     """
-    import torch
-
     base = resolve_base(recipe.model.base, recipe.folder)
-    weights = sum(path.stat().st_size for path in base.glob("*.safetensors")) // 4
-    gpus = torch.cuda.device_count()
+    weights = sum(count_weights(path) for path in base.glob("*.safetensors"))
     return {
-        "runs on": f"the cluster at {cluster_address()}" if on_cluster() else "this machine",
-        "cores": usable_cores(),
-        "gpus": gpus,
-        "workers": recipe.train.workers,
+        **(_on_cluster(recipe) if on_cluster() else _on_this_machine(recipe)),
         "base": str(base),
         "weights": weights,
         "memory of a worker (MiB)": round(weights * BYTES_PER_WEIGHT[recipe.model.adapt] / MIB),
         "epochs": recipe.train.epochs,
         "batch_size": recipe.train.batch_size,
+    }
+
+
+def count_weights(file: Path) -> int:
+    """The weights in a safetensors file, as its header tells; buffers of whole numbers are not among them.
+
+    Raises:
+        UserError: it is no safetensors file, or is cut short.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            parts = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118  it is no mapping
+            return sum(math.prod(part.get_shape()) for part in parts if "F" in part.get_dtype())
+    except SafetensorError as error:
+        raise UserError(f"model.base: {file} cannot be read ({error}); fetch it again") from None
+
+
+def _on_cluster(recipe: Recipe) -> dict[str, Any]:
+    workers = recipe.train.workers
+    return {
+        "runs on": f"the cluster at {cluster_address()}",
+        "workers": workers if workers != "auto" else "chosen there: one per GPU, else one per core",
+    }
+
+
+def _on_this_machine(recipe: Recipe) -> dict[str, Any]:
+    import torch
+
+    from training.fit import spread  # here, for every command reads this module's problems before it does anything
+
+    here = Resources(cpus=usable_cores(), gpus=torch.cuda.device_count(), nodes=1)
+    workers, threads = spread(recipe.train, here)
+    return {
+        "runs on": "this machine",
+        "cores": here.cpus,
+        "gpus": here.gpus,
+        "workers": workers,
+        "cores of a worker": threads,
     }
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from cluster.environment import PACKAGES, code_root
 from cluster.errors import RecipeError, UserError
 from cluster.inside import JOB_SCRIPT, PRIVATE
-from cluster.settings import ENVIRONMENT, Document, Keys, read
+from cluster.settings import ENVIRONMENT, URL_PASSWORD, Document, Keys, read, redact
 
 LIMIT = 100 * 1024**2  # the job server refuses a larger request body (ray_constants.DASHBOARD_CLIENT_MAX_SIZE)
 FILES = "files"
@@ -58,22 +58,21 @@ def plan(command: Sequence[str]) -> Parcel:
     """Looks up everything that ``command`` (the words after ``headrace``) needs from this machine.
 
     Raises:
-        UserError: a recipe cannot be read, a variable it names is not set, or no file is where it says.
+        UserError: a recipe cannot be read, a variable it names is not set, no file is where it says, or the command
+            holds a password.
     """
     here = Path.cwd().resolve()
     parcel = Parcel(command=list(command))
     named: set[Path] = set()
     _refuse_lost_output(command)
-    recipe = next(
-        (word for word in command if word.endswith((".yaml", ".yml")) and word[0] != "-" and "=" not in word), None
-    )
+    _refuse_passwords(command)
+    recipe = recipe_of(command)
     if recipe is not None:
-        overrides = [word for word in command if "=" in word and not word.startswith("-")]
-        document = read(Path(recipe), overrides)
+        document = read(*recipe)
         named |= {document.path, *_local_files(document, parcel)}
         parcel.private.update({name: os.environ[name] for name in _variables(document.public)})
-        if Path(recipe).is_absolute():  # the one word that must change, since the recipe itself travels
-            parcel.command[parcel.command.index(recipe)] = os.path.relpath(document.path, here)
+        if recipe[0].is_absolute():  # the one word that must change, since the recipe itself travels
+            parcel.command[command.index(str(recipe[0]))] = os.path.relpath(document.path, here)
     named |= set(_argument_files(command, parcel))
     root = Path(os.path.commonpath([here, *named]))
     root = root if root.is_dir() else root.parent
@@ -81,6 +80,13 @@ def plan(command: Sequence[str]) -> Parcel:
     parcel.folder = f"{FILES}/{here.relative_to(root).as_posix()}" if here != root else FILES
     parcel.private.update(_private_variables())
     return parcel
+
+
+def recipe_of(command: Sequence[str]) -> tuple[Path, list[str]] | None:
+    """The recipe that a command names, with its overrides; None where it names none."""
+    words = [word for word in command if not word.startswith("-")]
+    recipe = next((word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word), None)
+    return None if recipe is None else (Path(recipe), [word for word in words if "=" in word])
 
 
 def pack(parcel: Parcel, archive: Path) -> None:
@@ -189,6 +195,17 @@ def _refuse_lost_output(command: Sequence[str]) -> None:
             raise UserError(
                 f"{name} {place}: a job's own folder is temporary and what it writes there is lost; name an absolute "
                 "path that the cluster can write to, or leave it out to get the result on stdout"
+            )
+
+
+def _refuse_passwords(command: Sequence[str]) -> None:
+    """The dashboard and every job listing show the command of a job as it is."""
+    for word in command:
+        if any(ENVIRONMENT.sub("", found[2]) for found in URL_PASSWORD.finditer(word)):
+            key, equals, _ = word.partition("=")
+            raise UserError(
+                f"{key if equals else redact(word)}: a job's command is shown on the cluster's dashboard, and this "
+                "one holds a password; export it as a variable and write '${env:NAME}' in its place, in single quotes"
             )
 
 

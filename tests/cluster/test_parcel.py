@@ -146,3 +146,18 @@ def test_too_much_is_said_before_anything_is_sent(
     (tmp_path / "shared" / "tickets-3.jsonl").write_bytes(os.urandom(4 * 1024**2))
     with pytest.raises(UserError, match=r"more than the 2 MiB .*tickets-3\.jsonl \(4 MiB\)"):
         pack(plan(["run", "recipe.yaml"]), tmp_path / "job.zip")
+
+
+URL = "data.sources.crm.database=postgresql+psycopg://me:{}@host/db"
+
+
+def test_a_password_in_the_command_is_refused_for_the_dashboard_shows_it(project: Path) -> None:
+    for password in (SECRET, "${env:CRM_PASSWORD}" + SECRET):
+        with pytest.raises(UserError) as error:
+            plan(["run", "recipe.yaml", URL.format(password)])
+        assert str(error.value).startswith("data.sources.crm.database: a job's command is shown on the cluster's")
+        assert "write '${env:NAME}' in its place" in str(error.value)
+        assert SECRET not in str(error.value)
+    sent = plan(["run", "recipe.yaml", URL.format("${env:CRM_PASSWORD}")])
+    assert SECRET not in " ".join(sent.command)
+    assert sent.private["CRM_PASSWORD"] == SECRET

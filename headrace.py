@@ -11,20 +11,22 @@ back. Nothing heavy is imported before a command needs it.
 import functools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from cluster.printing import answer, outline, table, working
+from cluster.printing import answer, measured, outline, table, working
 
 if TYPE_CHECKING:
     from cluster.settings import Document
     from serving.recipe import Serve
     from training.bundle import Bundle
+    from training.fit import Run
     from training.recipe import Recipe
     from tuning.recipe import Tune
+    from tuning.sweep import Sweep
 
     class WholeRecipe(Recipe):
         """What :func:`recipe_model` makes."""
@@ -48,6 +50,10 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields to change, as in train.epochs=1.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+Labelled = Annotated[Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Labelled rows.")]
+Encoding = Annotated[str | None, typer.Option(help="FILE's text encoding, as in gb18030; UTF-8 if left out.")]
+Delimiter = Annotated[str | None, typer.Option(help="What separates FILE's columns; a comma if left out.")]
+Dependencies = Annotated[Literal["missing", "all", "none"], typer.Option(help="Packages to install for the job.")]
 Address = Annotated[str | None, typer.Option(help="The cluster's job server, as in http://127.0.0.1:8265.")]
 
 
@@ -90,8 +96,9 @@ def check(
         from training.preflight import plan
 
         recipe, _ = load_recipe(recipe_file, overrides)
-        found: dict[str, Any] = {"recipe": "valid", "data": inspect(recipe, rows), "plan": plan(recipe)}
-    answer(found, [*summary(found["data"]), "", *outline(found["plan"])], as_json)
+        planned = plan(recipe)  # first: a base that is missing is said at once
+        found: dict[str, Any] = {"recipe": "valid", "data": inspect(recipe, rows), "plan": planned}
+    answer(found, [*summary(found["data"]), "", *outline(planned)], as_json)
 
 
 @app.command(epilog="Example: headrace fuse recipe.yaml data.split.seed=8")
@@ -114,14 +121,11 @@ def fuse(recipe_file: RecipeFile, overrides: Overrides = None, as_json: Json = F
 def train(recipe_file: RecipeFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Fine-tune, evaluate and register a model.
 
-    What is done already is skipped; what was interrupted is continued.
+    What is done already is skipped; what was interrupted is continued. A `tune` section is left alone.
     """
     with working():
-        from training.fit import fit
-
-        recipe, document = load_recipe(recipe_file, overrides)
-        result = fit(recipe, document.public).as_json()
-    answer(result, trained(result), as_json)
+        result = made(recipe_file, overrides, tuned=False)[0].as_json()
+    answer(result, measured(result), as_json)
 
 
 @app.command(epilog="Example: headrace tune recipe.yaml tune.trials=20")
@@ -132,17 +136,11 @@ def tune(recipe_file: RecipeFile, overrides: Overrides = None, as_json: Json = F
     """
     with working():
         from cluster.errors import RecipeError
-        from training.fit import fit
-        from tuning.sweep import sweep
 
         recipe, document = load_recipe(recipe_file, overrides)
         if recipe.tune is None:
             raise RecipeError([document.problem((), "has no `tune` section; add one with `search`, or use train")])
-        found = sweep(recipe, recipe.tune, document.public)
-        best, document = load_recipe(recipe_file, [*(overrides or ()), *found.overrides])
-        result = fit(best, document.public).as_json()
-    chosen = ["", f"best: {' '.join(found.overrides)}", f"picture: {found.picture}", ""]
-    answer(result | found.as_json(), [found.text(), *chosen, *trained(result)], as_json)
+    run(recipe_file, overrides, as_json)
 
 
 @app.command(epilog="Example: headrace run recipe.yaml")
@@ -152,34 +150,37 @@ def run(recipe_file: RecipeFile, overrides: Overrides = None, as_json: Json = Fa
     Tunes where the recipe has a `tune` section. What is done already is skipped.
     """
     with working():
-        recipe, _ = load_recipe(recipe_file, overrides)
-    (tune if recipe.tune else train)(recipe_file, overrides, as_json)
+        model, found = made(recipe_file, overrides)
+        result = model.as_json() | (found.as_json() if found else {})
+    chosen = [found.text(), "", f"best: {' '.join(found.overrides)}", f"picture: {found.picture}", ""] if found else []
+    answer(result, [*chosen, *measured(result)], as_json)
 
 
 @app.command(epilog="Example: headrace evaluate support-intent --data new_tickets.csv")
 def evaluate(
     subject: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="What is measured.", show_default=False)],
     overrides: Overrides = None,
-    data: Annotated[Path | None, typer.Option(help="Labelled rows: csv, jsonl or parquet.")] = None,
+    data: Labelled = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
     as_json: Json = False,
 ) -> None:
     """Show or measure how good a model is.
 
-    A recipe is trained first where it has not been. With --data the model is measured on other labelled rows.
+    A recipe stands for the model that `run` makes or has made of it. --data has it measured on other labelled rows.
     """
     with working():
-        if is_recipe(subject) and data is None:
-            from training.fit import fit
+        from cluster.errors import UserError
+        from training.data.table import read_table
+        from training.evaluation.evaluate import evaluate as measure
 
-            recipe, document = load_recipe(Path(subject), overrides)
-            result = fit(recipe, document.public).as_json()
-        else:
-            from training.data.table import read_table
-            from training.evaluation.evaluate import evaluate as measure
-
-            name = load_recipe(Path(subject), overrides)[0].name if is_recipe(subject) else subject
-            result = measure(open_model(name), read_table(data) if data else None)
-    answer(result, trained(result), as_json)
+        if overrides and not is_recipe(subject):
+            raise UserError(f"{overrides[0]}: {subject} is a finished model; only a recipe can be changed")
+        run = made(Path(subject), overrides)[0] if is_recipe(subject) else None
+        bundle = open_model(str(run.bundle) if run else subject)
+        rows = read_table(data, bundle.info["signature"], encoding, delimiter) if data else None
+        result = (run.as_json() if run else {}) | measure(bundle, rows)
+    answer(result, measured(result), as_json)
 
 
 # --- model to answers -------------------------------------------------------------------------------------------------
@@ -190,6 +191,8 @@ def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name@alias, name/3 or a bundle folder.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows to answer: csv, jsonl or parquet.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write here instead of to stdout.")] = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
     top_k: Annotated[int | None, typer.Option(help="How many labels each answer holds.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
@@ -202,8 +205,9 @@ def predict(
         from serving.predictor import Predictor
         from training.data.table import read_table
 
-        rows = read_table(file).to_pylist()
-        answers = Predictor(open_model(model)).predict(rows, {"top_k": top_k} if top_k else {})
+        bundle = open_model(model)
+        rows = read_table(file, bundle.info["signature"], encoding, delimiter).to_pylist()
+        answers = Predictor(bundle).predict(rows, {"top_k": top_k} if top_k else {})
         lines = [json.dumps(one, ensure_ascii=False) for one in answers]
         if output:
             write_text(output, "".join(f"{line}\n" for line in lines))
@@ -251,7 +255,8 @@ def serve(
 ) -> None:
     """Host models until Ctrl-C or SIGTERM.
 
-    Prints the address when it answers. HEADRACE_API_KEYS names a file of hashed keys that requests must carry.
+    Prints the address when it answers. HEADRACE_API_KEYS names a file of hashed keys that requests must carry. The
+    `serve` section of the recipe holds; of one model by name, as it was in training; several share the defaults.
     """
     with working() as out:
         from serving.host import serve as host_models
@@ -278,14 +283,19 @@ def submit(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="A headrace command and its arguments.")],
     address: Address = None,
     wait: Annotated[bool, typer.Option(help="Follow the job and return its exit code.")] = True,
+    dependencies: Dependencies = "missing",
 ) -> None:
     """Run a command as a job on a Ray cluster.
 
-    The recipe and the files it names travel along; logs and the exit code come back.
+    The recipe, checked, and the files it names travel along; logs and the exit code come back.
     """
-    from cluster.jobs import submit as submit_job
+    with working():
+        from cluster.jobs import submit as submit_job
+        from cluster.parcel import recipe_of
 
-    raise typer.Exit(submit_job(address, command, wait=wait))
+        if recipe := recipe_of(command):
+            load_recipe(*recipe)
+    raise typer.Exit(submit_job(address, command, wait=wait, dependencies=dependencies))
 
 
 @app.command(epilog="Example: headrace jobs logs headrace-run-1a2b3c")
@@ -372,21 +382,36 @@ def load_recipe(path: Path, overrides: Sequence[str] | None = None) -> "tuple[Wh
     return recipe, document
 
 
+def made(recipe_file: Path, overrides: Sequence[str] | None, *, tuned: bool = True) -> "tuple[Run, Sweep | None]":
+    """Carries a recipe out: its model and, where it has a `tune` section and ``tuned`` is left on, the sweep."""
+    from training.fit import fit
+    from tuning.sweep import sweep
+
+    recipe, document = load_recipe(recipe_file, overrides)
+    found = None
+    if tuned and recipe.tune is not None:
+        found = sweep(recipe, recipe.tune, document.public)
+        recipe, document = load_recipe(recipe_file, [*(overrides or ()), *found.overrides])
+    return fit(recipe, document.public), found
+
+
 def served(subjects: Sequence[str]) -> "tuple[list[str], Serve]":
     """The models that are meant, and how their recipe wants them hosted."""
     from cluster.errors import UserError
+    from cluster.progress import say
     from serving.recipe import Serve
 
     overrides = [word for word in subjects if "=" in word]
     names = [word for word in subjects if "=" not in word]
-    recipes = [word for word in names if is_recipe(word)]
-    if len(recipes) == 1 == len(names):
+    if len(names) == 1 and is_recipe(names[0]):
         recipe, _ = load_recipe(Path(names[0]), overrides)
         return [recipe.name], recipe.serve
-    if recipes or overrides or not names:
+    if overrides or not names or any(map(is_recipe, names)):
         raise UserError("serve takes one recipe with its KEY=VALUE changes, or models by name")
-    written = open_model(names[0]).info["recipe"].get("serve") if len(names) == 1 else None
-    return names, Serve.model_validate(written or {})
+    if len(names) == 1:
+        return names, Serve.model_validate(open_model(names[0]).info["recipe"].get("serve") or {})
+    say(f"the models share one server, which takes no recipe's `serve` section but {json.dumps(Serve().model_dump())}")
+    return names, Serve()
 
 
 def is_recipe(subject: str) -> bool:
@@ -402,23 +427,10 @@ def open_model(model: str) -> "Bundle":
     return open_bundle(resolve(model).bundle)
 
 
-# --- the end ---------------------------------------------------------------------------------------------------------
-
-
-def trained(result: Mapping[str, Any]) -> list[str]:
-    """A trained model: its metrics next to its baselines, and where its parts lie."""
-    columns = {"model": result["metrics"], **result.get("baselines", {})}
-    rows = [
-        {"": metric} | {name: f"{values[metric]:.4f}" if metric in values else "" for name, values in columns.items()}
-        for metric in result["metrics"]
-    ]
-    places = {key: result[key] for key in ("model", "version", "bundle", "report") if result.get(key) is not None}
-    return [*table(rows), "", *outline(places)]
-
-
 def main() -> None:
     """Runs the command line; turns what went wrong into a plain message and an exit code."""
     from cluster.errors import HeadraceError
+    from cluster.printing import show_defect
 
     sys.excepthook = show_defect
     try:
@@ -432,15 +444,6 @@ def main() -> None:
         if end.code == 130:
             print("interrupted; the same command continues where it can", file=sys.stderr)
         raise
-
-
-def show_defect(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """The traceback of a defect of headrace itself, without secrets."""
-    import traceback
-
-    from cluster.settings import redact
-
-    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,17 @@ def outline(value: Any, indent: str = "") -> list[str]:
     return lines
 
 
+def measured(result: Mapping[str, Any]) -> list[str]:
+    """A model's metrics next to those of its baselines, and where its parts lie."""
+    columns = {"model": result["metrics"], **result.get("baselines", {})}
+    rows = [
+        {"": metric} | {name: f"{values[metric]:.4f}" if metric in values else "" for name, values in columns.items()}
+        for metric in result["metrics"]
+    ]
+    places = {key: result[key] for key in ("model", "version", "bundle", "report") if result.get(key) is not None}
+    return [*table(rows), "", *outline(places)]
+
+
 def short(value: Any) -> str:
     """One value as a person reads it; a list on one line."""
     if value is None or value in ([], {}):
@@ -71,3 +82,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show_defect(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """The traceback of a defect of headrace itself, without secrets; for ``sys.excepthook``."""
+    import traceback
+
+    from cluster.settings import redact
+
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import headrace
+from cluster import printing
 from cluster.errors import RecipeError, RunError, UserError
 
 TOPICS = {
@@ -86,17 +87,18 @@ def test_the_whole_way(recipe: Path, tmp_path: Path) -> None:
     assert one_object(again.stdout) == result
     assert "nothing to do" in again.stderr
 
-    measured = one_object(call("evaluate", "topics", "--data", tmp_path / "sentences.csv", "--json").stdout)
-    assert measured["data"] == {"rows": 150}
-    assert 0 <= measured["metrics"]["data/accuracy"] <= 1
-    assert measured["baselines"] == result["baselines"]
-
     answers = tmp_path / "answers.jsonl"
     told = call("predict", "topics", tmp_path / "sentences.csv", "--output", answers, "--top-k", "1")
     assert told.stdout == f"150 answers in {answers}\n"
     lines = answers.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 150
-    assert {one["label"] for line in lines for one in json.loads(line)} <= TOPICS.keys()
+    given = [one["label"] for line in lines for one in json.loads(line)]
+
+    measured = one_object(call("evaluate", "topics", "--data", tmp_path / "sentences.csv", "--json").stdout)
+    assert measured["data"] == {"rows": 150}
+    assert measured["metrics"]["data/accuracy"] == pytest.approx(share_right(given, tmp_path / "sentences.csv"))
+    assert measured["metrics"]["data/accuracy"] > result["baselines"]["majority"]["test/accuracy"]
+    assert measured["baselines"] == result["baselines"]
 
     listed = one_object(call("models", "--json").stdout)["models"]
     assert [(row["name"], row["version"], row["aliases"]) for row in listed] == [("topics", 1, ["production"])]
@@ -104,6 +106,53 @@ def test_the_whole_way(recipe: Path, tmp_path: Path) -> None:
     refused = call("models", "rollback", "topics")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("topics: no other version was in production before")
+
+
+def share_right(given: list[str], file: Path) -> float:
+    """How many of a model's answers are those of the file's last column."""
+    topics = [line.rpartition(",")[2] for line in file.read_text(encoding="utf-8").splitlines()[1:]]
+    return sum(one == topic for one, topic in zip(given, topics, strict=True)) / len(topics)
+
+
+def test_a_recipe_that_is_tuned_has_one_model(recipe: Path, tmp_path: Path) -> None:
+    """evaluate RECIPE measures the model that `run` made, with the values that the sweep chose."""
+    searched = "tune={algorithm: grid, scheduler: none, search: {train.epochs: {choice: [1, 2]}}}"
+    done = call("run", recipe, searched, "train.epochs=5", "--json")
+    assert done.returncode == 0, done.stderr
+    result = one_object(done.stdout)
+    asked = call("evaluate", recipe, searched, "train.epochs=5", "--data", tmp_path / "sentences.csv", "--json")
+    measured = one_object(asked.stdout)
+    assert (measured["version"], measured["bundle"]) == (result["version"], result["bundle"])
+    assert measured["metrics"].items() >= result["metrics"].items()
+    assert "data/accuracy" in measured["metrics"]
+    assert len(one_object(call("models", "topics", "--json").stdout)["models"]) == 1
+
+    refused = call("evaluate", "topics", "train.epochs=5")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "train.epochs=5: topics is a finished model; only a recipe can be changed\n"
+
+    assert headrace.served([str(recipe), "serve.max_queue=7"])[1].max_queue == 7
+    shared = call("serve", "topics", result["bundle"], "--port", "0")
+    assert shared.returncode == 2
+    assert shared.stderr.startswith("the models share one server, which takes no recipe's `serve` section but ")
+    assert '"max_queue": 2048' in shared.stderr
+    assert "a model named topics is served already" in shared.stderr
+
+
+def test_a_missing_base_is_said_before_the_data_is_read(recipe: Path) -> None:
+    (recipe.parent / "sentences.csv").unlink()
+    done = call("check", recipe, "model.base=./nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "model.base: there is no folder ./nowhere\n"
+
+
+def test_a_wrong_recipe_is_not_sent_to_a_cluster(recipe: Path) -> None:
+    nobody = ("--address", "http://127.0.0.1:9")  # a port that nothing listens on: asking it would exit 1
+    done = call("submit", *nobody, "train", recipe, "train.epohcs=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "command line train.epohcs: unknown key, did you mean 'epochs'?\n"
+    assert call("submit", *nobody, "--dependencies", "some", "train", recipe).returncode == 2
+    assert call("submit", *nobody, "--dependencies", "none", "train", recipe).returncode == 1
 
 
 def test_a_wrong_recipe_exits_2_with_the_problem_alone(recipe: Path) -> None:
@@ -173,7 +222,7 @@ def test_a_secret_is_masked_in_an_error_and_in_a_traceback(
     try:
         raise ValueError("connecting with hunter22 failed")
     except ValueError as error:
-        headrace.show_defect(ValueError, error, error.__traceback__)
+        printing.show_defect(ValueError, error, error.__traceback__)
     told = capfd.readouterr().err
     assert "connecting with *** failed" in told
     assert "hunter22" not in told

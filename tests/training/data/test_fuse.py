@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.errors import RunError
-from cluster.storage import only_one
 from training.data.fuse import fuse, inspect
 from training.data.split import SPLITS
 from training.recipe import Recipe
@@ -208,10 +207,11 @@ def test_one_source_needs_no_statement(tmp_path: Path, home: Path, make_recipe: 
     assert pq.read_table(rejected.folder / "rejected.parquet")["row"].to_pylist() == list(range(2, 51, 2))
 
 
-def test_another_run_at_work_is_named(shop: Callable[..., Recipe]) -> None:
-    done = fuse(shop())
-    with only_one(done.folder), pytest.raises(RunError, match="another process is already working on"):
-        fuse(shop())
+def test_runs_that_share_data_wait_for_the_one_that_makes_it(shop: Callable[..., Recipe]) -> None:
+    recipe = shop()
+    with ThreadPoolExecutor(3) as at_once:
+        first, *others = at_once.map(fuse, [recipe] * 3)
+    assert all(one.folder == first.folder and one.report == first.report for one in others)
 
 
 def test_what_a_killed_run_left_is_swept_up(shop: Callable[..., Recipe], home: Path) -> None:

@@ -15,8 +15,8 @@ from training.data.sources import identity, land
 from training.recipe import Source
 
 
-def read(folder: Path, url: str, query: str, **options: int) -> Landed:
-    return land("shop", Source(database=url, query=query), folder, folder, **options)
+def read(folder: Path, url: str, query: str, limit: int | None = None) -> Landed:
+    return land("shop", Source(database=url, query=query), folder, folder, limit)
 
 
 def rows(landed: Landed) -> list[dict[str, object]]:

@@ -289,12 +289,11 @@ def submit(
 
     The recipe, checked, and the files it names travel along; logs and the exit code come back.
     """
-    with working():
-        from cluster.jobs import submit as submit_job
-        from cluster.parcel import recipe_of
+    from cluster.jobs import submit as submit_job
+    from cluster.parcel import recipe_of
 
-        if recipe := recipe_of(command):
-            load_recipe(*recipe)
+    if recipe := recipe_of(command):  # not as work here: that would fill in the home, which the job must be told
+        load_recipe(*recipe)
     raise typer.Exit(submit_job(address, command, wait=wait, dependencies=dependencies))
 
 

@@ -24,7 +24,7 @@ def environment() -> dict[str, str]:
         # on the way it limits queues. Serve reads this when it is imported.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # A thread that waits for the others of a matrix product sleeps instead of spinning. Where anything else runs on
-        # these cores, spinning takes from it the time that the product is waiting for: five times slower was measured.
+        # these cores, spinning would take from it the very time that the product is waiting for.
         "OMP_WAIT_POLICY": "PASSIVE",
         # No usage report leaves the company's machines: Ray, Hugging Face, Daft and MLflow each send one unasked.
         "RAY_USAGE_STATS_ENABLED": "0",

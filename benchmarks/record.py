@@ -18,7 +18,10 @@ LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "datasets", "numpy")
 def keep(name: str, figures: dict[str, Any]) -> None:
     """Writes ``benchmarks/results/NAME.json`` and prints the figures."""
     RESULTS.mkdir(exist_ok=True)
-    record = {"command": " ".join(["python", *sys.argv]), "measured": measured(), **figures}
+    # The folder of the data is this machine's business.
+    words = ["FOLDER" if Path(word).is_dir() else word for word in sys.argv[1:]]
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+    record = {"command": command, "measured": measured(), **figures}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
 

@@ -107,28 +107,24 @@ def plain(path: Path) -> None:
     from training.encode import encode
     from training.journal import Journal
     from training.loop import as_record, make_trainee, train
-    from training.registry import start_run
-
-    def train_here(recipe: Any, encoded: Any, folder: Path, log: Any) -> None:
-        torch.set_num_threads(usable_cores())
-        trainee = make_trainee(encoded, recipe.train, recipe.model.adapt, torch.device("cpu"))
-        with Journal(folder / "metrics.jsonl") as journal:
-            for moment in train(trainee, encoded):
-                journal.write(as_record(moment))
-        worker.leave(trainee, encoded, folder)
 
     recipe, document = headrace.load_recipe(path)
     fused = fuse(recipe)
     encoded = encode(recipe, fused)
     key = fit.run_key(recipe, encoded)
-    folder = fit.home() / "runs" / key
-    folder.mkdir(parents=True)
-    log = start_run(document.public, recipe.name, key)
-    train_here(recipe, encoded, folder, log)
-    fit.finish(recipe, document.public, fused, encoded, folder, fit.home() / "models" / key, log)
-    bundle = fit.open_bundle(fit.home() / "models" / key)
-    version = fit.register(bundle, log.run_id)
-    fit.write_report(folder / "report.html", fit.report_data(bundle, version, recipe, fused, encoded, folder))
+    folder, bundle_folder = fit.home() / "runs" / f"{recipe.name}-{key}", fit.home() / "models" / recipe.name / key
+    with fit.logged(recipe, document.public, key, folder) as log:
+        torch.set_num_threads(usable_cores())
+        trainee = make_trainee(encoded, recipe.train, recipe.model.adapt, torch.device("cpu"))
+        with fit.followed(recipe, encoded, folder, log), Journal(folder / "metrics.jsonl") as journal:
+            for moment in train(trainee, encoded):
+                journal.write(as_record(moment))
+        worker.leave(trainee, encoded, folder)
+        log.finish("FINISHED", fit.finish(recipe, document.public, fused, encoded, folder, bundle_folder))
+    bundle = fit.open_bundle(bundle_folder)
+    version = fit.register(bundle, fit.run_id_of(folder))
+    data = fit.report_data(bundle, version, recipe, fused, encoded, folder)
+    fit.write_report(folder / "report.html", data, encoded.task.report_sections)
     print(json.dumps({"version": version}))
 
 

@@ -10,7 +10,7 @@ help:
 	@echo "make demo    from sample data to a model that answers over HTTP, in a few minutes"
 	@echo "make test    the tests (make slow: the proofs that take longer)"
 	@echo "make check   lint, types, import direction, docs"
-	@echo "make docs    writes docs/recipe.md and docs/commands.md anew"
+	@echo "make docs    writes the generated pages of docs/ anew"
 	@echo "make bench   the benchmarks"
 
 demo: $(READY)

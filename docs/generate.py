@@ -1,4 +1,4 @@
-"""Writes docs/recipe.md from the descriptions of the recipe's fields, and docs/commands.md from ``--help``.
+"""Writes docs/recipe.md and docs/tasks.md from the program's own descriptions, docs/commands.md from ``--help``.
 
 ``make docs`` runs it; a test fails where the pages are stale.
 """
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import headrace
+from training.tasks.task import Task, task_class, task_names
 
 DOCS = Path(__file__).parent
 
@@ -91,6 +92,27 @@ def default(field: FieldInfo) -> str:
     return "" if value in (None, "", [], {}) else f"`{value}`"
 
 
+def tasks_page() -> str:
+    """What each task takes, is told, measures and answers."""
+    parts = [
+        "# The tasks\n\nWhat a model can learn to do, made from the files of `training/tasks/` (`make docs`). `model.task` "
+        "names one, `model.inputs` fills its roles, `model.options` says the rest.\n"
+    ]
+    return "\n".join([*parts, *(task_section(task_class(name)) for name in task_names())])
+
+
+def task_section(task: type[Task]) -> str:
+    """One task's heading, purpose, roles, options and metrics."""
+    purpose = re.sub(r"\s+", " ", (task.__doc__ or "").split("Attributes:")[0].replace("``", "`")).strip()
+    roles = [f"| `{role}` | {what} |" for role, what in task.roles.items()]
+    roles += [f"| `{role}` (may be left out) | {what} |" for role, what in task.optional_roles.items()]
+    lines = [f"## `{task.name}`", "", purpose, "", "| role | what fills it |", "|---|---|", *roles, ""]
+    if task.options_known.model_fields:
+        lines.append(section("model.options", task.options_known).replace("## ", "### ", 1))
+    metrics = ", ".join(f"`{name}`" for name in task.metrics_known)
+    return "\n".join([*lines, f"Metrics: {metrics}.", ""])
+
+
 def commands_page() -> str:
     """The help of every command, as the program prints it."""
     parts = ["# The commands\n\nWhat `--help` says, made from the program itself (`make docs`).\n", block()]
@@ -147,7 +169,7 @@ def figures(result: Any, name: str = "") -> list[tuple[str, Any]]:
 
 def pages() -> dict[str, str]:
     """Every generated page: its file name and its text."""
-    return {"recipe.md": recipe_page(), "commands.md": commands_page(), "benchmarks.md": benchmarks_page()}
+    return {"recipe.md": recipe_page(), "tasks.md": tasks_page(), "commands.md": commands_page(), "benchmarks.md": benchmarks_page()}
 
 
 if __name__ == "__main__":

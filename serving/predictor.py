@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from cluster.errors import RunError
@@ -41,7 +40,8 @@ class Predictor:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.budget = GPU_BUDGET if self.device.type == "cuda" else CPU_BUDGET
         self._forward = torch_engine(self.task, bundle, self.device)
-        self._warm_outputs = self.forward(self.task.encode([self._blank_row()]))
+        self._warm = self.task.encode([self._blank_row()])
+        self._warm_outputs = self.forward(self._warm)
 
     # --- the two stages of the scheduler --------------------------------------------------------------------------
 
@@ -55,14 +55,16 @@ class Predictor:
 
     def answer(self, questions: Sequence[Question]) -> list[Any]:
         """Examples with parameters to answers, in one forward pass."""
-        outputs = self.forward([example for example, _ in questions])
+        examples = [example for example, _ in questions]
+        outputs = self.forward(examples)
         answers: list[Any] = [None] * len(questions)
         groups: dict[int, list[int]] = {}
         for index, (_, parameters) in enumerate(questions):
             groups.setdefault(id(parameters), []).append(index)
         for indices in groups.values():
             parameters = questions[indices[0]][1]
-            for index, one in zip(indices, self.task.decode(outputs[indices], parameters), strict=True):
+            own, asked = [outputs[index] for index in indices], [examples[index] for index in indices]
+            for index, one in zip(indices, self.task.decode(own, asked, parameters), strict=True):
                 answers[index] = one
         return answers
 
@@ -82,11 +84,11 @@ class Predictor:
         Raises:
             UserError: one is unknown or has a wrong value.
         """
-        self.task.decode(self._warm_outputs, parameters)
+        self.task.decode(self._warm_outputs, self._warm, parameters)
 
     def forward(self, examples: Sequence[Example]) -> Outputs:
         """The model's outputs for examples that fit one batch, in fp32 on the CPU."""
-        return self._forward(self.task.collate(examples))
+        return self.task.keep(self._forward(self.task.collate(examples)), examples)
 
     def predict(
         self,
@@ -107,8 +109,8 @@ class Predictor:
         lengths = [self.task.length(example) for example in examples]
         answers: list[Any] = [None] * len(examples)
         for indices in by_length(lengths, self.budget):
-            outputs = self.forward([examples[index] for index in indices])
-            for index, answer in zip(indices, self.task.decode(outputs, parameters), strict=True):
+            asked = [examples[index] for index in indices]
+            for index, answer in zip(indices, self.task.decode(self.forward(asked), asked, parameters), strict=True):
                 answers[index] = answer
             if progress:
                 progress(len(indices))
@@ -124,15 +126,15 @@ class Predictor:
         return next((dict.fromkeys(shape["properties"], "") for shape in shapes if shape.get("type") == "object"), {})
 
 
-def torch_engine(task: Task, bundle: Bundle, device: torch.device) -> Callable[[Batch], Outputs]:
+def torch_engine(task: Task, bundle: Bundle, device: torch.device) -> Callable[[Batch], torch.Tensor]:
     """PyTorch's own forward pass. Another engine is another such function: a batch in, outputs out."""
     model = task.open(bundle.folder).to(device).eval()
 
     @torch.inference_mode()
-    def forward(batch: Batch) -> Outputs:
+    def forward(batch: Batch) -> torch.Tensor:
         on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        outputs: Outputs = task.forward(model, on_device).float().cpu().numpy()
-        if not np.isfinite(outputs).all():
+        outputs = task.infer(model, on_device).float().cpu()
+        if not outputs.isfinite().all():
             raise RunError("the answer to one of the inputs is not a number")
         return outputs
 

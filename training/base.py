@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.storage import file_digest, fingerprint, read_json
+from cluster.storage import file_digest, fingerprint, home, read_json
 
 PACKAGE = "package:"
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # never pickled weights, never code
@@ -12,12 +12,18 @@ CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code", "
 """Keys of a ``config.json`` that have made libraries import or download code."""
 
 
-def resolve_base(base: str, folder: Path) -> Path:
+def resolve_base(base: str | None, folder: Path) -> Path:
     """The local folder of the weights that ``base`` names; relative folders are relative to ``folder``.
+
+    A task that needs no base gets an empty folder.
 
     Raises:
         UserError: there is nothing there, it is no safetensors model, or the hub cannot be reached.
     """
+    if base is None:
+        found = home() / "bases" / "none"
+        found.mkdir(parents=True, exist_ok=True)
+        return found
     if base.startswith(PACKAGE):
         found = _in_package(base.removeprefix(PACKAGE))
     elif (folder / Path(base).expanduser()).is_dir():

@@ -17,12 +17,12 @@ from cluster.progress import Progress, progress
 from cluster.storage import building, fingerprint, home, only_one, read_json, write_json
 from training.base import base_digest, resolve_base
 from training.recipe import Recipe
-from training.tasks.task import Example, Task, task_class
+from training.tasks.task import Example, Row, Task, task_class
 
 if TYPE_CHECKING:
     from training.data.fuse import Fused  # a worker opens what is encoded and needs nothing of the data stage
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same rows would be encoded differently: earlier results are then made again."""
 
 SPLITS = ("train", "validation", "test")
@@ -48,10 +48,10 @@ class EncodedSplit:
 
     @functools.cached_property
     def targets(self) -> list[Any]:
-        return list(self._dataset["target"])
+        return list(self._dataset["target"]) if "target" in self._dataset.column_names else [None] * len(self)
 
     def examples(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[Example]:
-        """The examples at ``indices``, in that order, with their ``target``."""
+        """The examples at ``indices``, in that order, with their ``target`` where the task has one."""
         columns = self._examples[[int(index) for index in indices]]
         names = list(columns)
         return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -86,7 +86,7 @@ def encode(recipe: Recipe, fused: "Fused") -> Encoded:
         UserError: the base cannot be had, or the target cannot be learned.
     """
     base = resolve_base(recipe.model.base, recipe.folder)
-    parts = recipe.model.model_dump(include={"task", "inputs", "target", "max_length"})
+    parts = recipe.model.model_dump(include={"task", "inputs", "target", "options", "max_length"})
     parts["unicode"] = recipe.data.clean.unicode
     key = fingerprint(FORMAT, fused.fingerprint, base_digest(base), parts)
     folder = home() / "encoded" / key
@@ -115,18 +115,21 @@ def _encode_into(folder: Path, recipe: Recipe, fused: "Fused", base: Path) -> No
     write_json(folder / "task.json", {"task": task.name, "settings": task.save(folder)})
 
 
+def labelled(task: Task, rows: Sequence[Row]) -> list[Example]:
+    """Rows as examples with their ``target``, where the task has one, and their ``length``."""
+    examples = task.encode(rows)
+    targets = ({"target": task.encode_target(row)} if task.target_needed else {} for row in rows)
+    return [
+        {**example, "length": task.length(example), **target} for example, target in zip(examples, targets, strict=True)
+    ]
+
+
 def _write_split(file: Path, task: Task, table: pa.Table, schema: pa.Schema | None, bar: Progress) -> pa.Schema:
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(pa.ipc.new_stream(str(file), schema)) if schema else None
         for batch in table.to_batches(max_chunksize=CHUNK):
             rows = batch.to_pylist()
-            encoded = pa.Table.from_pylist(
-                [
-                    {**example, "length": task.length(example), "target": task.encode_target(row)}
-                    for row, example in zip(rows, task.encode(rows), strict=True)
-                ],
-                schema=schema,
-            )
+            encoded = pa.Table.from_pylist(labelled(task, rows), schema=schema)
             if writer is None:
                 schema = encoded.schema
                 writer = stack.enter_context(pa.ipc.new_stream(str(file), schema))

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from cluster.errors import RunError, UserError
 from cluster.progress import progress, say
 from cluster.session import Resources, outside_main_thread, resources, session
 from cluster.storage import building, fingerprint, home, only_one, plain_disk_errors, read_json, write_json
+from training import outputs
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.data.fuse import Fused, fuse
 from training.encode import SPLITS, Encoded, encode
@@ -26,13 +26,14 @@ from training.journal import Follower, Record, entries
 from training.loop import check_early_stopping
 from training.recipe import Recipe, Train
 from training.registry import RunLog, register, start_run
+from training.tasks.task import Outputs
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
     from training.worker import Job
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same recipe and data would give another model or other measurements."""
 
 OPERATIONAL = {"workers", "strategy", "checkpoint_every", "max_failures"}
@@ -243,12 +244,11 @@ def finish(
 ) -> dict[str, float]:
     """Measures what was trained next to its baselines and writes the bundle; returns the metrics."""
     task = encoded.task
-    outputs = {name: np.load(folder / "outputs" / f"{name}.npy") for name in SPLITS[1:]}
     metrics = {
         f"{name}/{metric}": value
-        for name in outputs
+        for name in SPLITS[1:]
         if len(encoded.split(name))
-        for metric, value in task.metrics(outputs[name], encoded.split(name).targets).items()
+        for metric, value in task.metrics(said(folder, name), encoded.split(name).targets).items()
     }
     baselines = measured_baselines(fused, encoded)
     data = {
@@ -256,11 +256,12 @@ def finish(
         "splits": {name: len(encoded.split(name)) for name in SPLITS},
         "fingerprint": fused.fingerprint,
     }
+    model = task.open(folder / "model")
     with building(bundle_folder) as unfinished:
         write_bundle(
             unfinished,
-            model=task.open(folder / "model"),
-            task=task,
+            model=model,
+            task=task.settle(model),
             name=recipe.name,
             recipe=public,
             metrics=metrics,
@@ -268,6 +269,11 @@ def finish(
             data=data,
         )
     return metrics
+
+
+def said(folder: Path, split: str) -> Outputs:
+    """What the run's model said of a split's rows."""
+    return outputs.load(folder / "outputs" / f"{split}.safetensors")
 
 
 def tidy(folder: Path) -> None:
@@ -299,9 +305,10 @@ def report_data(
         baselines=bundle.info["baselines"],
         judged=judged,
         headline=encoded.task.headline,
+        direction=encoded.task.metrics_known[encoded.task.headline],
         titles={name: baseline.title for name, baseline in encoded.task.baselines.items()},
         labels=encoded.task.labels,
-        outputs=np.load(folder / "outputs" / f"{judged}.npy"),
+        outputs=said(folder, judged),
         targets=encoded.split(judged).targets,
         texts=[encoded.task.text(row) for row in fused.split(judged).to_pylist()],
         history=[record | {"validation": of_validation(record)} for record in history],

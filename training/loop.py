@@ -26,7 +26,7 @@ from cluster.errors import RunError, UserError
 from training.batches import Indices, by_length, plan, share
 from training.encode import Encoded, EncodedSplit
 from training.recipe import Train
-from training.tasks.task import Batch, Outputs, Task
+from training.tasks.task import Batch, Output, Outputs, Task
 
 READING_BATCH = 64
 """Rows at once when the model is only read; without gradients twice a training batch fits."""
@@ -225,6 +225,8 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, heat: float
     seed_step(trainee)
     with autocast(trainee):
         outputs = trainee.task.forward(trainee.wrapped, tensors)
+    if trainee.task.whole_batch and trainee.world > 1:
+        outputs, tensors, weight = gather_batch(trainee, outputs, tensors, len(batch))
     loss = trainee.task.loss(outputs.float(), tensors).sum() * weight
     loss.backward()  # type: ignore[no-untyped-call]
     mean_loss = loss.detach() / trainee.world
@@ -247,7 +249,12 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, heat: float
 
 def collate(trainee: Trainee, rows: EncodedSplit, indices: Indices) -> Batch:
     """The rows at ``indices`` as one padded batch, on the trainee's device."""
-    return {name: value.to(trainee.device) for name, value in trainee.task.collate(rows.examples(indices)).items()}
+    return on_device(trainee, trainee.task.collate(rows.examples(indices)))
+
+
+def on_device(trainee: Trainee, batch: Batch) -> Batch:
+    """A batch where the trainee computes."""
+    return {name: value.to(trainee.device) for name, value in batch.items()}
 
 
 def validate(trainee: Trainee, rows: EncodedSplit) -> dict[str, float]:
@@ -257,33 +264,55 @@ def validate(trainee: Trainee, rows: EncodedSplit) -> dict[str, float]:
     return trainee.task.metrics(predict(trainee, rows), rows.targets)
 
 
-def predict(trainee: Trainee, rows: EncodedSplit) -> Outputs:
-    """The model's outputs for every row, in row order, computed by all workers together and known to each."""
+def predict(trainee: Trainee, rows: EncodedSplit, *, final: bool = False) -> Outputs:
+    """The model's outputs for every row, in row order, computed by all workers together and known to each.
+
+    Args:
+        final: as an answer would be computed, which takes longer where a model generates.
+    """
     trainee.model.eval()
-    batches = by_length(rows.lengths, READING_BATCH)[trainee.rank :: trainee.world]
-    outputs: torch.Tensor | None = None
+    read = trainee.task.infer if final else trainee.task.forward
+    own: dict[int, Output] = {}
     with torch.inference_mode(), autocast(trainee):
-        for batch in batches:
-            tensors = collate(trainee, rows, batch)
-            answers = trainee.task.forward(trainee.model, tensors).float()
-            if outputs is None:
-                outputs = torch.zeros(len(rows), *answers.shape[1:], device=trainee.device)
-            outputs[torch.from_numpy(batch).to(trainee.device)] = answers
-    return exchange(trainee, outputs, len(rows))
-
-
-def exchange(trainee: Trainee, outputs: torch.Tensor | None, rows: int) -> Outputs:
-    """The sum of all workers' outputs: each row was computed by one of them and is zero at the others."""
+        for batch in by_length(rows.lengths, READING_BATCH)[trainee.rank :: trainee.world]:
+            examples = rows.examples(batch)
+            outputs = read(trainee.model, on_device(trainee, trainee.task.collate(examples)))
+            own |= zip(batch.tolist(), trainee.task.keep(outputs, examples), strict=True)
+    parts = [own]
     if trainee.world > 1:
-        shapes: list[Any] = [None] * trainee.world
-        dist.all_gather_object(shapes, None if outputs is None else tuple(outputs.shape))
-        if outputs is None:  # fewer batches than workers: this one had none
-            outputs = torch.zeros(next(shape for shape in shapes if shape), device=trainee.device)
-        outputs = outputs.clone()  # out of inference mode, so that it can be summed in place
-        dist.all_reduce(outputs)
-    if outputs is None:
-        return np.zeros((rows, 0), dtype=np.float32)
-    return outputs.cpu().numpy()
+        parts = [{}] * trainee.world
+        dist.all_gather_object(parts, own)
+    found = {row: output for part in parts for row, output in part.items()}
+    return [found[row] for row in range(len(rows))]
+
+
+def gather_batch(trainee: Trainee, outputs: torch.Tensor, batch: Batch, rows: int) -> tuple[torch.Tensor, Batch, float]:
+    """The outputs and tensors of all workers' shares of a batch, in the batch's own order, at every worker.
+
+    Gradients flow back to the worker that an output came from. Every worker then has the gradient of the same loss,
+    ``world`` times in all, which the exchange of gradients divides out again.
+
+    Returns:
+        Outputs and batch of ``rows`` rows, and what the sum of their losses is multiplied by.
+    """
+    order = torch.arange(rows)
+    shares = [order[rank :: trainee.world] for rank in range(trainee.world)]
+    place = torch.argsort(torch.cat(shares)).to(outputs.device)
+    counts = [len(one) for one in shares]
+    whole = gather_rows(trainee, outputs, counts)[place]
+    return whole, {name: gather_rows(trainee, value, counts)[place] for name, value in batch.items()}, 1 / rows
+
+
+def gather_rows(trainee: Trainee, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """The first ``counts[rank]`` rows of every worker's tensor, one after the other; other dimensions are padded."""
+    from torch.distributed.nn.functional import all_gather  # differentiable, unlike the one beside it
+
+    shape = torch.tensor(own.shape, device=own.device)
+    dist.all_reduce(shape, op=dist.ReduceOp.MAX)
+    missing = [int(most) - here for most, here in zip(shape, own.shape, strict=True)]
+    widths = [width for one in reversed(missing) for width in (0, one)]
+    gathered = all_gather(torch.nn.functional.pad(own, widths))  # type: ignore[no-untyped-call]
+    return torch.cat([one[:count] for one, count in zip(gathered, counts, strict=True)])
 
 
 def close_epoch(trainee: Trainee, validation: dict[str, float]) -> bool:
@@ -293,8 +322,9 @@ def close_epoch(trainee: Trainee, validation: dict[str, float]) -> bool:
     position.batch = 0
     if stopping is None:
         return True
-    value = validation[stopping.metric]
-    sign = 1 if trainee.task.metrics_known[stopping.metric] == "max" else -1
+    metric = stopping.metric or trainee.task.headline
+    value = validation[metric]
+    sign = 1 if trainee.task.metrics_known[metric] == "max" else -1
     if position.best is None or sign * value > sign * position.best:
         position.best, position.best_epoch = value, position.epoch - 1
         return True
@@ -307,7 +337,7 @@ def check_early_stopping(task: Task, options: Train, validation_rows: int) -> No
     stopping = options.early_stopping
     if stopping is None:
         return
-    if stopping.metric not in task.metrics_known:
+    if stopping.metric and stopping.metric not in task.metrics_known:
         known = ", ".join(task.metrics_known)
         raise UserError(f"train.early_stopping.metric: {task.name} has no '{stopping.metric}'; it has {known}")
     if not validation_rows:

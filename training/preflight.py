@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from cluster.errors import UserError
 from cluster.session import Resources, cluster_address, on_cluster, usable_cores
 from cluster.settings import Document, unknown_key
 from training.base import resolve_base
 from training.recipe import Recipe
-from training.tasks.task import task_class
+from training.tasks.task import Task, task_class
 
 METRICS = (("train", "early_stopping", "metric"), ("tune", "metric"))
 """Where a recipe names a metric of its task."""
@@ -35,17 +37,53 @@ def task_problems(document: Document) -> list[str]:
         return [document.problem(("model", "task"), str(error))]
     problems = []
     if isinstance(inputs := model.get("inputs"), dict):
-        for role in inputs.keys() - task.roles.keys():
-            problems.append(document.problem(("model", "inputs", role), unknown_key(role, list(task.roles))))
+        roles = task.roles | task.optional_roles
+        for role in inputs.keys() - roles.keys():
+            problems.append(document.problem(("model", "inputs", role), unknown_key(role, list(roles))))
         for role in task.roles.keys() - inputs.keys():
             message = f"{task.name} needs '{role}': {task.roles[role]}"
             problems.append(document.problem(("model", "inputs"), message))
+    problems += _missing(document, task, model) + _wrong_options(document, task, model.get("options"))
     for keys in METRICS:
         metric = _look_up(document.values, keys)
         if isinstance(metric, str) and metric not in task.metrics_known:
             known = ", ".join(task.metrics_known)
             problems.append(document.problem(keys, f"{task.name} has no metric '{metric}'; it has {known}"))
     return problems
+
+
+def _missing(document: Document, task: type[Task], model: Mapping[str, Any]) -> list[str]:
+    """Fields that some tasks need and others do not."""
+    needed = {
+        "target": (task.target_needed, "the column that holds what is to be learned"),
+        "base": (task.base_needed, "the pre-trained weights to start from"),
+    }
+    return [
+        document.problem(("model", field), f"missing; {task.name} needs {what}")
+        for field, (is_needed, what) in needed.items()
+        if is_needed and model.get(field) is None
+    ]
+
+
+def _wrong_options(document: Document, task: type[Task], options: Any) -> list[str]:
+    """What the task does not understand of ``model.options``."""
+    if not isinstance(options, dict):
+        return []
+    try:
+        task.options_known.model_validate(options)
+    except ValidationError as error:
+        return [_told(document, task.options_known, one) for one in error.errors()]
+    return []
+
+
+def _told(document: Document, options: type[BaseModel], error: Any) -> str:
+    keys = ("model", "options", *error["loc"])
+    if error["type"] == "extra_forbidden":
+        return document.problem(keys, unknown_key(str(error["loc"][-1]), list(options.model_fields)))
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return document.problem(keys, message)
+    return document.problem(keys, f"{message[:1].lower()}{message[1:]}, not {error['input']!r}")
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:

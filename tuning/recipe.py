@@ -41,7 +41,7 @@ class Tune(Strict):
     trials: int = Field(
         12, ge=1, description="How many combinations are tried. Raise it later and the sweep goes on from where it is."
     )
-    metric: str = Field("accuracy", description="A metric of the task, on validation.")
+    metric: str | None = Field(None, description="A metric of the task, on validation. Default: the task's headline.")
     search: dict[str, Range] = Field(min_length=1, description="Recipe field by its dotted name: its range.")
     scheduler: Literal["asha", "none"] = Field(
         "asha", description="asha stops the weaker half of the trials after 1, 2, 4, 8, … epochs."
@@ -50,6 +50,12 @@ class Tune(Strict):
         "optuna", description="How combinations are chosen: learning from earlier trials, blindly, or all of them."
     )
     seed: int = Field(7, ge=0, description="What the choices are drawn from.")
+
+    @property
+    def judge(self) -> str:
+        """The metric of a sweep, which names the task's headline where the recipe names none."""
+        assert self.metric is not None
+        return self.metric
 
     @field_validator("scheduler", mode="before")
     @classmethod

@@ -84,14 +84,14 @@ def draw(trials: Sequence[Trial], tune: Tune, mode: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     best = better(list(trials), mode)[0]
-    _draw_epochs(panels[0], trials, best, tune.metric)
+    _draw_epochs(panels[0], trials, best, tune.judge)
     for panel, field in zip(panels[1:], fields, strict=False):
         _draw_field(panel, trials, best, field)
     for panel in panels[len(fields) + 1 :]:
         panel.set_visible(False)
     for panel in panels[::columns]:
-        panel.set_ylabel(f"validation {tune.metric.replace('_', ' ')}", color=INK)
-    figure.suptitle(_title(trials, best, tune.metric), x=0.01, ha="left", fontsize=13, color=INK, fontweight="bold")
+        panel.set_ylabel(f"validation {tune.judge.replace('_', ' ')}", color=INK)
+    figure.suptitle(_title(trials, best, tune.judge), x=0.01, ha="left", fontsize=13, color=INK, fontweight="bold")
     _draw_legend(figure, trials)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}")

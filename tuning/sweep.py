@@ -27,7 +27,7 @@ from training.encode import Encoded, encode
 from training.fit import OPERATIONAL
 from training.loop import check_early_stopping
 from training.recipe import Recipe
-from training.tasks.task import Task, task_class
+from training.tasks.task import Task
 from tuning.ledger import Ledger, Trial, better
 from tuning.recipe import Tune
 from tuning.results import best_yaml, draw, overrides, table, text
@@ -149,12 +149,14 @@ def sweep(recipe: Recipe, tune: Tune, public: dict[str, Any]) -> Sweep:
         UserError: the recipe or the data is at fault.
         RunError: every trial failed, or the machine or the store did.
     """
-    mode = check_metric(recipe, tune)
     space = Space.of(tune)
     fused = fuse(recipe)
     encoded = {encoding_key(params): encode(apply(recipe, params), fused) for params in space.encodings()}
     for one in encoded.values():
         check_rows(recipe, one)
+    task = next(iter(encoded.values())).task
+    tune = judged(tune, task)
+    mode = task.metrics_known[tune.judge]
     folder = home() / "sweeps" / f"{recipe.name}-{sweep_key(recipe, tune, list(encoded.values()))}"
     with only_one(folder):
         with plain_disk_errors(folder):
@@ -166,17 +168,17 @@ def sweep(recipe: Recipe, tune: Tune, public: dict[str, Any]) -> Sweep:
         return conclude(setup)
 
 
-def check_metric(recipe: Recipe, tune: Tune) -> str:
-    """Whether more (``max``) or less (``min``) of the sweep's metric is better.
+def judged(tune: Tune, task: Task) -> Tune:
+    """The sweep's settings with its metric named.
 
     Raises:
         UserError: the task does not have it.
     """
-    task: type[Task] = task_class(recipe.model.task)
-    if tune.metric not in task.metrics_known:
+    metric = tune.metric or task.headline
+    if metric not in task.metrics_known:
         known = ", ".join(task.metrics_known)
-        raise UserError(f"tune.metric: {task.name} has no '{tune.metric}'; it has {known}")
-    return task.metrics_known[tune.metric]
+        raise UserError(f"tune.metric: {task.name} has no '{metric}'; it has {known}")
+    return tune.model_copy(update={"metric": metric})
 
 
 def check_rows(recipe: Recipe, encoded: Encoded) -> None:
@@ -235,10 +237,10 @@ def conclude(setup: Setup) -> Sweep:
             f"The full errors lie in {folder / 'trials'}/*/error.txt; remove {folder} to try again."
         )
     best = ranked[0]
-    write_text(folder / "best.yaml", best_yaml(best, tune.metric))
+    write_text(folder / "best.yaml", best_yaml(best, tune.judge))
     picture = folder / "sweep.png"
     draw(trials, tune, setup.mode, picture)
-    return Sweep(folder, tune.metric, setup.mode, trials, best.params, picture)
+    return Sweep(folder, tune.judge, setup.mode, trials, best.params, picture)
 
 
 @dataclass(frozen=True)
@@ -306,7 +308,7 @@ def run_on_ray_tune(setup: Setup, plan: Plan, bar: Progress) -> None:
         run_config=RunConfig(
             name=name,
             storage_path=str(ledger.folder),
-            callbacks=[Observer(ledger, tune.metric, mode, bar)],
+            callbacks=[Observer(ledger, tune.judge, mode, bar)],
             failure_config=FailureConfig(max_failures=setup.recipe.train.max_failures),
             verbose=0,
         ),
@@ -327,7 +329,7 @@ def assignment(setup: Setup, plan: Plan, trial: Trial) -> dict[str, Any]:
     job = Job.of(own, setup.encoded[encoding_key(trial.params)], setup.ledger.place(trial.number))
     job = replace(job, options=job.options | {"workers": plan.workers}, threads=plan.share.cpus)
     share = asdict(plan.share)
-    return Assignment(trial.number, job.as_config(), setup.tune.metric, trial.seconds, share).as_config()
+    return Assignment(trial.number, job.as_config(), setup.tune.judge, trial.seconds, share).as_config()
 
 
 @contextlib.contextmanager

@@ -41,7 +41,23 @@ BROKEN = {
         "recipe.yaml:11 train.epochs: input should be a valid integer, unable to parse string as an integer, "
         "not 'many'",
     ),
-    "a key is missing": ("  target: intent\n", "", "recipe.yaml:5 model.target: missing"),
+    "a key is missing": ("  task: text-classification\n", "", "recipe.yaml:5 model.task: missing"),
+    "a key that the task needs is missing": (
+        "  target: intent\n",
+        "",
+        "recipe.yaml:5 model.target: missing; text-classification needs the column that holds what is to be learned",
+    ),
+    "an option that the task does not know": (
+        "target: intent",
+        "target: intent\n  options: {problm: regression}",
+        "recipe.yaml:10 model.options.problm: unknown key, did you mean 'problem'?",
+    ),
+    "a value that an option cannot have": (
+        "target: intent",
+        "target: intent\n  options: {problem: guess}",
+        "recipe.yaml:10 model.options.problem: input should be 'single-label', 'multi-label', 'ordinal' or "
+        "'regression', not 'guess'",
+    ),
     "it is a list": (GOOD, "- tickets\n", "recipe.yaml:1: a recipe is a mapping of keys to values"),
     "a part that comes later": (
         "epochs: 3",
@@ -110,7 +126,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as raised:
         load_recipe(path)
     assert set(raised.value.problems) == {
-        "recipe.yaml:5 model.target: missing",
+        "recipe.yaml:5 model.target: missing; text-classification needs the column that holds what is to be learned",
         "recipe.yaml:9 model.tagret: unknown key, did you mean 'target'?",
         "recipe.yaml:11 train.epochs: input should be greater than or equal to 1, not 0",
         "recipe.yaml:12 train.batchsize: unknown key, did you mean 'batch_size'?",

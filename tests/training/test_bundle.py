@@ -48,8 +48,8 @@ def test_transformers_opens_it_without_us_and_answers_the_same(bundle: Bundle) -
     pipeline = transformers.pipeline("text-classification", str(bundle.folder), top_k=None)
     task, model = bundle.task(), bundle.model()
     with torch.inference_mode():
-        outputs = task.forward(model, task.collate(task.encode(task.rows(texts)))).numpy()
-    for ours, theirs in zip(task.decode(outputs, {"top_k": 3}), pipeline(texts, truncation=True), strict=True):
+        outputs = list(task.forward(model, task.collate(task.encode(task.rows(texts)))).numpy())
+    for ours, theirs in zip(task.decode(outputs, [], {"top_k": 3}), pipeline(texts, truncation=True), strict=True):
         assert [answer["label"] for answer in ours] == [answer["label"] for answer in theirs]
         assert [a["score"] for a in ours] == pytest.approx([a["score"] for a in theirs], abs=1e-6)
 

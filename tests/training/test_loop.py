@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -189,6 +190,6 @@ def _one_worker(rank: int, world: int, folder: Path, base: Path, options: Train,
     moments: list[Moment] = list(train(trainee, encoded))
     outputs = predict(trainee, encoded.split("test"))
     if rank == 0:
-        kept = {"losses": [moment.loss for moment in moments], "outputs": torch.from_numpy(outputs)}
+        kept = {"losses": [moment.loss for moment in moments], "outputs": torch.from_numpy(np.stack(outputs))}
         torch.save(kept, f"{out}/{world}.pt")
     dist.destroy_process_group()

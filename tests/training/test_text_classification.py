@@ -13,8 +13,9 @@ import pytest
 
 from cluster.errors import UserError
 from training.recipe import Model
+from training.targets import label_text
 from training.tasks.task import task_class, task_names
-from training.tasks.text_classification import TextClassification, label_text
+from training.tasks.text_classification import TextClassification
 
 
 def learned(
@@ -48,7 +49,7 @@ def test_missing_targets_and_a_single_label_are_told(tiny_base: Path) -> None:
 def test_columns_are_joined_and_missing_values_read_as_nothing(tiny_base: Path) -> None:
     task = learned(tiny_base, ["a", "b"], ["title", "body"])
     assert task.text({"title": "a", "body": None}) == "a [SEP] "
-    separator = task.tokenizer.sep_token_id
+    separator = task.reader.tokenizer.sep_token_id
     assert task.encode([{"title": "a", "body": "the"}])[0]["input_ids"].count(separator) == 2
 
 
@@ -96,8 +97,8 @@ def test_what_the_report_compares_by_is_among_its_metrics() -> None:
 def test_long_texts_are_cut_with_their_last_token_kept(tiny_base: Path) -> None:
     task = learned(tiny_base, ["a", "b"])
     (example,) = task.encode([{"text": "the " * 500}])
-    assert task.length(example) == task.max_length == 64
-    assert example["input_ids"][-1] == task.tokenizer.sep_token_id
+    assert task.length(example) == task.reader.max_length == 64
+    assert example["input_ids"][-1] == task.reader.tokenizer.sep_token_id
 
 
 @pytest.mark.parametrize(
@@ -115,8 +116,8 @@ def test_wrong_inputs_are_named_by_place_and_never_quoted(tiny_base: Path, input
 
 def test_answers_are_softmax_sorted_and_cut(tiny_base: Path) -> None:
     task = learned(tiny_base, ["a", "b", "c"])
-    outputs = np.array([[0.0, np.log(2), np.log(5)]], dtype=np.float32)
-    (answer,) = task.decode(outputs, {"top_k": 2})
+    outputs = [np.array([0.0, np.log(2), np.log(5)], dtype=np.float32)]
+    (answer,) = task.decode(outputs, [], {"top_k": 2})
     assert [entry["label"] for entry in answer] == ["c", "b"]
     assert [entry["score"] for entry in answer] == pytest.approx([5 / 8, 2 / 8])
     wrong: list[tuple[dict[str, Any], str]] = [
@@ -126,7 +127,7 @@ def test_answers_are_softmax_sorted_and_cut(tiny_base: Path) -> None:
     ]
     for parameters, message in wrong:
         with pytest.raises(UserError, match=rf"parameters\.{message}"):
-            task.decode(outputs, parameters)
+            task.decode(outputs, [], parameters)
 
 
 def test_a_task_is_found_by_its_file(tmp_path: Path) -> None:

@@ -21,15 +21,15 @@ class TextScoring(Task):
 
     name: ClassVar[str] = "text-scoring"
     roles: ClassVar[dict[str, str]] = {"text": "the column that is read"}
-    metrics_known: ClassVar[dict[str, str]] = {"within_one": "max", "loss": "min"}
-    headline: ClassVar[str] = "within_one"
+    metrics_known = {"within_one": "max", "loss": "min"}
+    headline = "within_one"
 
     def __init__(self, column: str, target: str, tokenizer: PreTrainedTokenizerFast) -> None:
         self.column, self.target, self.tokenizer = column, target, tokenizer
 
     @classmethod
     def learn(cls, model: Model, base: Path, splits: Mapping[str, pa.Table], *, unicode: str = "none") -> Self:
-        return cls(model.inputs["text"][0], model.target, AutoTokenizer.from_pretrained(base))
+        return cls(model.inputs["text"][0], model.named_target, AutoTokenizer.from_pretrained(base))
 
     @classmethod
     def load(cls, settings: dict[str, Any], folder: Path) -> Self:
@@ -76,11 +76,11 @@ class TextScoring(Task):
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         return (outputs - batch["targets"]) ** 2
 
-    def decode(self, outputs: Outputs, parameters: Mapping[str, Any]) -> list[Any]:
+    def decode(self, outputs: Outputs, examples: Sequence[Example], parameters: Mapping[str, Any]) -> list[Any]:
         return [{"score": float(value)} for value in outputs]
 
     def metrics(self, outputs: Outputs, targets: Sequence[Any]) -> dict[str, float]:
-        away = np.abs(outputs - np.asarray(targets))
+        away = np.abs(np.asarray(outputs) - np.asarray(targets))
         return {"within_one": float(np.mean(away <= 1)), "loss": float(np.mean(away**2))}
 
     @property
@@ -101,4 +101,4 @@ class TextScoring(Task):
 
 def _mean(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -> list[Outputs]:
     mean = np.mean([task.encode_target(row) for row in train.to_pylist()])
-    return [np.full(table.num_rows, mean, dtype=np.float32) for table in others]
+    return [list(np.full(table.num_rows, mean, dtype=np.float32)) for table in others]

@@ -19,12 +19,15 @@ from training.base import resolve_base
 from training.encode import open_encoded
 from training.journal import parse
 from training.recipe import Recipe, Train
+from training.targets import OneLabel
+from training.tasks.text_classification import TextClassification
+from training.text import Reader
 from training.worker import Job
 from tuning.ledger import Ledger, Trial
 from tuning.recipe import Tune
 from tuning.search import propose
 from tuning.space import Space, apply
-from tuning.sweep import Sweep, check_metric, plan_for, sweep
+from tuning.sweep import Sweep, judged, plan_for, sweep
 from tuning.trials import Assignment, epochs
 
 WriteRecipe = Callable[..., Path]
@@ -192,8 +195,10 @@ def test_more_workers_than_there_are() -> None:
         plan_for(recipe_of(workers=4), Resources(2, 0, 1), 8)
 
 
-def test_a_metric_that_the_task_does_not_have() -> None:
+def test_the_metric_is_the_tasks_headline_or_one_that_it_has(tiny_base: Path) -> None:
+    task = TextClassification(Reader.learn(["text"], tiny_base), OneLabel("topic", ["a", "b"]))
     search = {"train.warmup": {"uniform": [0, 0.1]}}
     with pytest.raises(UserError, match=r"^tune\.metric: text-classification has no 'f1'; it has .*macro_f1"):
-        check_metric(recipe_of(), Tune.model_validate({"metric": "f1", "search": search}))
-    assert check_metric(recipe_of(), Tune.model_validate({"metric": "loss", "search": search})) == "min"
+        judged(Tune.model_validate({"metric": "f1", "search": search}), task)
+    assert judged(Tune.model_validate({"metric": "loss", "search": search}), task).judge == "loss"
+    assert judged(Tune.model_validate({"search": search}), task).judge == "accuracy"

@@ -104,7 +104,8 @@ def _check_columns(recipe: Recipe, rows: Rows, held_out: str | None) -> None:
 
 def _named_columns(recipe: Recipe, held_out: bool) -> list[tuple[str, str]]:
     named = [(f"model.inputs.{role}", column) for role, columns in recipe.model.inputs.items() for column in columns]
-    named.append(("model.target", recipe.model.target))
+    if recipe.model.target:
+        named.append(("model.target", recipe.model.target))
     options: Clean = recipe.data.clean
     named += [("data.clean.types", column) for column in options.types]
     named += [("data.clean.allowed", column) for column in options.allowed]

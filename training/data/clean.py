@@ -184,7 +184,8 @@ def _shown(values: list[Any]) -> str:
 
 def _unusable(done: Cleaned, model: Model) -> None:
     """Nothing can be learned from a row without its target, nor from one with nothing to read."""
-    done.drop("without_target", empty(done.rows.table[model.target]), column=model.target)
+    if model.target:
+        done.drop("without_target", empty(done.rows.table[model.target]), column=model.target)
     inputs = input_columns(model)
     nothing = np.ones(len(done.rows), dtype=bool)
     for column in inputs:
@@ -197,18 +198,20 @@ def input_columns(model: Model) -> list[str]:
     return list(dict.fromkeys(column for columns in model.inputs.values() for column in columns))
 
 
-def _duplicates(done: Cleaned, columns: list[str], target: str) -> None:
+def _duplicates(done: Cleaned, columns: list[str], target: str | None) -> None:
     table = done.rows.table
     keys = np.stack([ranks(table[column]) for column in columns], axis=1) if len(table) else np.zeros((0, 1))
     _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     _copies(done, "drop_duplicates", first[group.reshape(-1)], columns, target)
 
 
-def _copies(done: Cleaned, step: str, first: Any, columns: list[str], target: str) -> None:
+def _copies(done: Cleaned, step: str, first: Any, columns: list[str], target: str | None) -> None:
     """Drops rows that copy an earlier one; ``conflicting`` counts those whose target is another than the kept row's."""
     gone = first != np.arange(len(first))
-    targets = ranks(done.rows.table[target])
-    conflicting = int((targets[gone] != targets[first[gone]]).sum())
+    conflicting = 0
+    if target:
+        targets = ranks(done.rows.table[target])
+        conflicting = int((targets[gone] != targets[first[gone]]).sum())
     done.drop(step, gone, columns=columns, conflicting=conflicting)
 
 

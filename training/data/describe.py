@@ -21,11 +21,19 @@ def columns(table: pa.Table) -> dict[str, dict[str, Any]]:
     return {field.name: _column(table[field.name], field.type) for field in table.schema}
 
 
-def labels(table: pa.Table, column: str) -> dict[str, int]:
-    """The rows of each value of a column, the commonest first."""
+def labels(table: pa.Table, column: str | None) -> dict[str, int]:
+    """The rows of each value of a label column, the commonest first; nothing for one of measurements or lists."""
+    if column is None or not _holds_labels(table[column]):
+        return {}
     counted = pc.value_counts(table[column].combine_chunks()).to_pylist()
     pairs = [(as_text(one["values"]), one["counts"]) for one in counted if one["values"] is not None]
     return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:MOST_VALUES])
+
+
+def _holds_labels(column: pa.ChunkedArray) -> bool:
+    if pa.types.is_nested(column.type) or pa.types.is_floating(column.type) or pa.types.is_temporal(column.type):
+        return False
+    return not pa.types.is_integer(column.type) or pc.count_distinct(column).as_py() <= MOST_VALUES
 
 
 def _column(column: pa.ChunkedArray, kind: pa.DataType) -> dict[str, Any]:

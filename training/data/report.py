@@ -188,6 +188,8 @@ def _on_copies(report: dict[str, Any]) -> list[str]:
 
 def _on_labels(report: dict[str, Any]) -> list[str]:
     train = report["labels"]["train"]
+    if not train:
+        return []
     total, kinds = sum(train.values()), report["columns"][report["target"]].get("distinct", 0)
     said = []
     if total and max(train.values()) > LOPSIDED * total:

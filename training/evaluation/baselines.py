@@ -4,7 +4,7 @@ Each is what a ``Baseline`` of ``training/tasks/task.py`` calls for its outputs,
 task's own metrics judge both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -13,31 +13,43 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline, make_union
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_union
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from transformers import AutoModel
-from transformers.utils import logging as transformers_logging
 
-from training.tasks.task import Example, Outputs, Row, Task
+from training.evaluation import metrics
+from training.targets import ManyLabels, Number, Target
+from training.tasks.task import Example, Output, Outputs, Row, Task
+from training.text import from_pretrained
 
 SEED = 7
 TOKENS_PER_BATCH = 4096
 TERMS = 200_000  # of each kind, so that long texts do not fill the memory; beyond it accuracy no longer rises
 
 
-class TextClassifier(Protocol):
-    """What the baselines of text classification ask of a task besides what every task can do."""
+CONSTANTS: dict[str, str] = {
+    "single-label": "Most frequent label",
+    "ordinal": "Most frequent label",
+    "multi-label": "Each label as often as in training",
+    "regression": "Always the mean",
+}
+"""What :func:`majority` is called for each problem."""
 
-    labels: list[str]
+
+class TextPredictor(Protocol):
+    """What the baselines of text tasks ask of a task besides what every task can do."""
+
+    target: Target
 
     def text(self, row: Row) -> str:
         """The text of a row, of one column or of several."""
         ...
 
-    def encode_target(self, row: Row) -> int:
-        """The index of a row's label."""
+    def encode_target(self, row: Row) -> Any:
+        """A row's target, encoded."""
         ...
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
@@ -62,7 +74,10 @@ def measure(task: Task, base: Path, splits: Mapping[str, pa.Table]) -> dict[str,
         ``{"tfidf": {"validation/accuracy": …, "test/accuracy": …, …}, …}``.
     """
     others = {name: table for name, table in splits.items() if name != "train" and table.num_rows}
-    targets = {name: [task.encode_target(row) for row in table.to_pylist()] for name, table in others.items()}
+    targets = {
+        name: [task.encode_target(row) if task.target_needed else None for row in table.to_pylist()]
+        for name, table in others.items()
+    }
     measured: dict[str, dict[str, float]] = {}
     for baseline_name, baseline in task.baselines.items():
         outputs = baseline.outputs(task, base, splits["train"], list(others.values()))
@@ -76,69 +91,106 @@ def measure(task: Task, base: Path, splits: Mapping[str, pa.Table]) -> dict[str,
 
 
 def majority(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -> list[Outputs]:
-    """Always the most frequent label; its probabilities are the labels' shares, with one row added to each."""
-    classifier = _classifier(task)
-    targets = [classifier.encode_target(row) for row in train.to_pylist()]
-    counts = np.bincount(targets, minlength=len(classifier.labels)) + 1
-    logits = np.log(counts / counts.sum()).astype(np.float32)
-    return [np.tile(logits, (table.num_rows, 1)) for table in others]
+    """The same for every row: the labels' shares with one row added to each, or the mean of a number."""
+    predictor = _predictor(task)
+    constant = _constant(predictor.target, _targets(predictor, train))
+    return [[constant] * table.num_rows for table in others]
+
+
+def _constant(target: Target, targets: Sequence[Any]) -> Output:
+    if isinstance(target, Number):
+        return np.zeros(1, dtype=np.float32)  # standardised
+    if isinstance(target, ManyLabels):
+        shares = (metrics.indicators(targets, target.width).sum(axis=0) + 1) / (len(targets) + 2)
+        return np.asarray(np.log(shares / (1 - shares)), dtype=np.float32)
+    counts = np.bincount(targets, minlength=target.width) + 1
+    return np.asarray(np.log(counts / counts.sum()), dtype=np.float32)
 
 
 def tfidf(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -> list[Outputs]:
-    """A linear SVM on TF-IDF of words, word pairs and character n-grams; the latter carry unspaced scripts.
+    """A linear model on TF-IDF of words, word pairs and character n-grams; the latter carry unspaced scripts.
 
-    Its outputs are margins: they rank labels and are no probabilities.
+    A support vector machine, whose margins rank labels and are no probabilities; for an ordered label, whose median
+    needs them, logistic regression; for a number ridge regression.
     """
-    classifier = _classifier(task)
-    texts, targets = _texts_and_targets(classifier, train)
+    predictor = _predictor(task)
     features = make_union(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=TERMS, token_pattern=r"(?u)\b\w+\b"),
         TfidfVectorizer(ngram_range=(1, 5), sublinear_tf=True, max_features=TERMS, analyzer="char"),
     )
-    svm = LinearSVC(random_state=SEED)
-    svm.fit(features.fit_transform(texts), targets)
-    return [
-        _by_label(svm.decision_function(features.transform(unseen)), svm.classes_, classifier)
-        for unseen in ([classifier.text(row) for row in table.to_pylist()] for table in others)
-    ]
+    seen, *unseen = [[predictor.text(row) for row in table.to_pylist()] for table in (train, *others)]
+    kinds = {"regression": Ridge(), "ordinal": LogisticRegression(C=10, max_iter=300, random_state=SEED)}
+    model = kinds.get(predictor.target.problem, LinearSVC(random_state=SEED))
+    return linear(predictor.target, model, features.fit_transform(seen), _targets(predictor, train))(
+        [features.transform(texts) for texts in unseen]
+    )
 
 
 def frozen(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -> list[Outputs]:
-    """Logistic regression on the untouched base model's mean-pooled last hidden states."""
-    classifier = _classifier(task)
+    """Logistic (or ridge) regression on the untouched base model's mean-pooled last hidden states."""
+    predictor = _predictor(task)
     tables = [table.to_pylist() for table in (train, *others)]
-    embeddings = _embeddings(classifier, base, [row for rows in tables for row in rows])
-    parts = np.split(embeddings, np.cumsum([len(rows) for rows in tables])[:-1])
-    head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300, random_state=SEED))
-    head.fit(parts[0], [classifier.encode_target(row) for row in tables[0]])
-    return [_by_label(head.predict_log_proba(part), head.classes_, classifier) for part in parts[1:]]
+    embeddings = _embeddings(predictor, base, [row for rows in tables for row in rows])
+    scaler = StandardScaler().fit(embeddings[: len(tables[0])])
+    seen, *unseen = np.split(scaler.transform(embeddings), np.cumsum([len(rows) for rows in tables])[:-1])
+    number = isinstance(predictor.target, Number)
+    model = Ridge(alpha=10.0) if number else LogisticRegression(C=0.1, max_iter=300, random_state=SEED)
+    return linear(predictor.target, model, seen, _targets(predictor, train))(unseen)
 
 
-def _classifier(task: Task) -> TextClassifier:
-    return cast(TextClassifier, task)
+def linear(
+    target: Target, model: Any, features: Any, targets: Sequence[Any]
+) -> Callable[[Sequence[Any]], list[Outputs]]:
+    """Fits a linear model of scikit-learn to encoded targets; returns what makes outputs of further features.
+
+    Args:
+        model: a regressor for a :class:`Number`, else a classifier with a ``decision_function`` or, where it has them,
+            log-probabilities.
+    """
+    if isinstance(target, Number):
+        model.fit(features, (np.asarray(targets) - target.mean) / target.spread)
+        return lambda others: [list(model.predict(one).astype(np.float32)[:, None]) for one in others]
+    if isinstance(target, ManyLabels):
+        several = OneVsRestClassifier(model).fit(features, metrics.indicators(targets, target.width))
+        return lambda others: [list(_logits(several.estimators_, one)) for one in others]
+    model.fit(features, targets)
+    says = getattr(model, "predict_log_proba", model.decision_function)
+    return lambda others: [_by_label(says(one), model.classes_, target.width) for one in others]
 
 
-def _texts_and_targets(task: TextClassifier, table: pa.Table) -> tuple[list[str], list[int]]:
-    rows = table.to_pylist()
-    return [task.text(row) for row in rows], [task.encode_target(row) for row in rows]
+def _logits(estimators: Sequence[Any], features: Any) -> npt.NDArray[np.float32]:
+    """What each label's own classifier says: margins, or the log-odds that a logistic regression's margins are."""
+    sides = [
+        np.full(features.shape[0], 20.0 * one.predict(features) - 10.0)  # the label is everywhere, or nowhere
+        if not hasattr(one, "coef_")
+        else one.decision_function(features)
+        for one in estimators
+    ]
+    return np.stack(sides, axis=1).astype(np.float32)
 
 
-def _by_label(scores: npt.NDArray[Any], classes: Sequence[int], task: TextClassifier) -> Outputs:
+def _predictor(task: Task) -> TextPredictor:
+    return cast(TextPredictor, task)
+
+
+def _targets(predictor: TextPredictor, table: pa.Table) -> list[Any]:
+    return [predictor.encode_target(row) for row in table.to_pylist()]
+
+
+def _by_label(scores: npt.NDArray[Any], classes: Sequence[int], width: int) -> Outputs:
     """Scores of the classes that were learned as outputs of all labels; what was never seen ranks last."""
     if scores.ndim == 1:  # scikit-learn gives the second class's margin alone where there are two
         scores = np.stack([-scores, scores], axis=1)
-    outputs = np.full((len(scores), len(task.labels)), scores.min(initial=0.0) - 1.0, dtype=np.float32)
+    outputs = np.full((len(scores), width), scores.min(initial=0.0) - 1.0, dtype=np.float32)
     outputs[:, list(classes)] = scores
-    return outputs
+    return list(outputs)
 
 
 @torch.inference_mode()
-def _embeddings(task: TextClassifier, base: Path, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
+def _embeddings(task: TextPredictor, base: Path, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
     """The mean of each row's last hidden states, of shape ``[rows, hidden]``; equal texts are computed once."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    transformers_logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(base, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-    model = model.to(device).eval()
+    model = from_pretrained(AutoModel, base).to(device).eval()
     first: dict[str, int] = {}
     same = np.array([first.setdefault(task.text(row), len(first)) for row in rows], dtype=np.int64)
     _, distinct = np.unique(same, return_index=True)

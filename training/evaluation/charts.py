@@ -60,7 +60,8 @@ STYLE = {
 
 
 def bars(rows: Sequence[Mapping[str, Any]], alt: str) -> Markup:
-    """Horizontal bars of shares with their intervals; each row has ``name``, ``value``, ``low``, ``high``, ``ours``."""
+    """Horizontal bars; each row has ``name``, ``value``, how it is ``said``, its interval ``low``-``high``, ``ours``."""
+    top = max(1.0 if all(row["value"] <= 1 for row in rows) else 0.0, *(row["high"] for row in rows))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 0.62 * len(rows) + 0.1), layout="constrained")
         axes = figure.subplots()
@@ -69,8 +70,8 @@ def bars(rows: Sequence[Mapping[str, Any]], alt: str) -> Markup:
             axes.barh(place, row["value"], height=0.34, color=ACCENT if row["ours"] else SOFT)
             axes.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
             axes.text(0, place - 0.26, clipped(row["name"], 48), va="bottom", fontweight=weight)
-            axes.text(row["high"] + 0.015, place, f"{row['value']:.1%}", va="center", fontweight=weight)
-        axes.set(xlim=(0, 1.12), ylim=(len(rows) - 0.75, -0.68), yticks=[], xticks=[])
+            axes.text(row["high"] + 0.015 * top, place, row["said"], va="center", fontweight=weight)
+        axes.set(xlim=(0, 1.12 * top), ylim=(len(rows) - 0.75, -0.68), yticks=[], xticks=[])
         for spine in axes.spines.values():
             spine.set_visible(False)
         return svg(figure, alt, grow=1.12)
@@ -83,6 +84,7 @@ def curve(
     *,
     dots: bool = False,
     best: bool = False,
+    percent: bool = False,
     smooth: bool = True,
 ) -> Markup:
     """One measure over the steps. Many noisy points are drawn faint, with their running mean over them."""
@@ -107,7 +109,7 @@ def curve(
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-        if best:
+        if percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
         return svg(figure, alt)
 

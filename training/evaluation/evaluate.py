@@ -73,8 +73,8 @@ def _outputs(bundle: Bundle, task: Task, rows: list[Row]) -> Outputs:
     with torch.inference_mode(), progress("evaluating", total=len(rows), unit="rows") as bar:
         for batch in batches:
             tensors = task.collate([examples[index] for index in batch])
-            answers = task.forward(model, {name: tensor.to(device) for name, tensor in tensors.items()})
-            for index, one in zip(batch, answers.float().cpu().numpy(), strict=True):
+            answers = task.infer(model, {name: tensor.to(device) for name, tensor in tensors.items()})
+            for index, one in zip(batch, task.keep(answers, [examples[index] for index in batch]), strict=True):
                 outputs[index] = one
             bar.advance(len(batch))
-    return np.stack(outputs)
+    return outputs

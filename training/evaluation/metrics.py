@@ -1,7 +1,7 @@
-"""What is measured of a classifier. NumPy and scikit-learn; every formula names its source.
+"""What is measured of a model. NumPy and scikit-learn; every formula names its source.
 
-Everywhere ``outputs`` are unnormalised log-probabilities (logits) of shape ``[n, labels]``, ``targets`` label indices
-of shape ``[n]`` and ``labels`` the names that both index.
+Of a classifier ``outputs`` are unnormalised log-probabilities (logits) of shape ``[n, labels]``, ``targets`` label
+indices of shape ``[n]`` and ``labels`` the names that both index.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,29 @@ CLASSIFICATION = {
 }
 """The metrics of :func:`classification`, and whether more or less is better."""
 
+ORDINAL = {**CLASSIFICATION, "mae": "min", "quadratic_kappa": "max"}
+"""The metrics of :func:`ordinal`."""
+
+MULTILABEL = {
+    "micro_f1": "max",
+    "macro_f1": "max",
+    "micro_precision": "max",
+    "micro_recall": "max",
+    "average_precision": "max",
+    "exact_match": "max",
+    "loss": "min",
+}
+"""The metrics of :func:`multilabel`."""
+
+REGRESSION = {"mae": "min", "rmse": "min", "r2": "max", "loss": "min"}
+"""The metrics of :func:`regression`."""
+
+OF_ROWS = frozenset({"accuracy", "exact_match"})
+"""Metrics that are a share of the rows, whose interval follows from their number."""
+
+NUMBERS = frozenset({"loss", "mae", "rmse", "r2", "quadratic_kappa"})
+"""Metrics that are read as a number; every other one lies between 0 and 1 and is read in percent."""
+
 
 def classification(outputs: Floats, targets: Targets, labels: Sequence[str]) -> dict[str, float]:
     """Accuracy, macro and weighted precision, recall and F1, calibration error, and the mean cross-entropy.
@@ -55,6 +78,112 @@ def classification(outputs: Floats, targets: Targets, labels: Sequence[str]) -> 
     metrics["calibration_error"] = calibration_error(outputs, truth)
     metrics["loss"] = float(-np.mean(log_probabilities(outputs)[np.arange(len(truth)), truth]))
     return metrics
+
+
+def ordinal(outputs: Floats, targets: Targets, labels: Sequence[str]) -> dict[str, float]:
+    """As :func:`classification`, and how far the median of each distribution lies from the target.
+
+    ``mae`` counts in labels where they are no numbers, else in their own unit. ``quadratic_kappa`` is Cohen's weighted
+    kappa ("Weighted kappa", 1968) of the medians, with squared distances as weights; 0 where it is not defined.
+
+    Returns:
+        One number for each name of ``ORDINAL``; nothing where there are no rows.
+    """
+    from sklearn.metrics import cohen_kappa_score  # as above
+
+    outputs, truth = _checked(outputs, targets, labels)
+    if len(truth) == 0:
+        return {}
+    predicted = medians(outputs)
+    values = _places(labels)
+    kappa = cohen_kappa_score(truth, predicted, weights="quadratic", labels=range(len(labels)))
+    return {
+        **classification(outputs, truth, labels),
+        "mae": float(np.abs(values[predicted] - values[truth]).mean()),
+        "quadratic_kappa": float(np.nan_to_num(kappa)),
+    }
+
+
+def medians(outputs: Floats) -> Integers:
+    """The label at which half of each row's probability is reached: the one of least expected distance."""
+    return np.asarray((np.exp(log_probabilities(outputs)).cumsum(axis=1) < 0.5).sum(axis=1), dtype=np.int64)
+
+
+def _places(labels: Sequence[str]) -> npt.NDArray[np.float64]:
+    try:
+        return np.array([float(label) for label in labels])
+    except ValueError:
+        return np.arange(len(labels), dtype=np.float64)
+
+
+def multilabel(outputs: Floats, targets: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Precision, recall and F1 over all pairs of row and label, average precision, rows that are right altogether.
+
+    A label is predicted from a probability of one half. ``macro_f1`` is the mean over labels, 0/0 counting as 0;
+    ``average_precision`` the mean over the labels that occur; ``loss`` the mean binary cross-entropy in nats.
+
+    Args:
+        outputs: logits of shape ``[n, labels]``.
+        targets: of the same shape.
+
+    Returns:
+        One number for each name of ``MULTILABEL``; nothing where there are no rows.
+    """
+    from sklearn.metrics import average_precision_score, precision_recall_fscore_support  # as above
+
+    if len(targets) == 0:
+        return {}
+    logits = np.asarray(outputs, dtype=np.float64)
+    predicted = logits >= 0
+    micro = precision_recall_fscore_support(targets, predicted, average="micro", zero_division=0)
+    macro = precision_recall_fscore_support(targets, predicted, average="macro", zero_division=0)
+    occur = targets.any(axis=0)
+    ranked = average_precision_score(targets[:, occur], logits[:, occur], average="macro") if occur.any() else 0.0
+    return {
+        "micro_f1": float(micro[2]),
+        "macro_f1": float(macro[2]),
+        "micro_precision": float(micro[0]),
+        "micro_recall": float(micro[1]),
+        "average_precision": float(ranked),
+        "exact_match": float((predicted == targets).all(axis=1).mean()),
+        "loss": float((np.logaddexp(0, logits) - targets * logits).mean()),
+    }
+
+
+def regression(predicted: Floats, truth: Floats, spread: float) -> dict[str, float]:
+    """Mean absolute error, root mean squared error, the coefficient of determination, and the loss.
+
+    Args:
+        predicted: of shape ``[n]``, in the unit of ``truth``.
+        spread: the standard deviation of the training rows; ``loss`` is the mean squared error in units of it.
+
+    Returns:
+        One number for each name of ``REGRESSION``; nothing where there are no rows. ``r2`` is 0 where all of ``truth``
+        is equal.
+    """
+    if len(truth) == 0:
+        return {}
+    squared = float(np.mean((predicted - truth) ** 2))
+    variance = float(np.var(truth))
+    return {
+        "mae": float(np.abs(predicted - truth).mean()),
+        "rmse": squared**0.5,
+        "r2": 1 - squared / variance if variance else 0.0,
+        "loss": squared / spread**2,
+    }
+
+
+def sigmoid(outputs: Floats) -> npt.NDArray[np.float64]:
+    """The logistic function, in double precision and without overflow."""
+    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(outputs, dtype=np.float64))))
+
+
+def indicators(targets: Sequence[Sequence[int]], labels: int) -> npt.NDArray[np.bool_]:
+    """Lists of label indices as a table of shape ``[n, labels]``."""
+    table = np.zeros((len(targets), labels), dtype=bool)
+    for row, chosen in enumerate(targets):
+        table[row, list(chosen)] = True
+    return table
 
 
 def log_probabilities(outputs: Floats) -> npt.NDArray[np.float64]:
@@ -105,19 +234,21 @@ def per_class(outputs: Floats, targets: Targets, labels: Sequence[str]) -> list[
     ``None``, not 0.
     """
     outputs, truth = _checked(outputs, targets, labels)
-    matrix = confusion(outputs, truth, labels)
-    rows, predicted, right = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
-    return [
-        {
-            "label": label,
-            "rows": int(rows[index]),
-            "predicted": int(predicted[index]),
-            "precision": float(right[index] / predicted[index]) if predicted[index] else None,
-            "recall": float(right[index] / rows[index]) if rows[index] else None,
-            "f1": float(2 * right[index] / (rows[index] + predicted[index])) if rows[index] else None,
-        }
-        for index, label in enumerate(labels)
-    ]
+    predicted = outputs.argmax(axis=1)
+    return [of_label(label, truth == index, predicted == index) for index, label in enumerate(labels)]
+
+
+def of_label(label: str, truth: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """One line of :func:`per_class`: whether each row has the label, and whether it was said to."""
+    rows, said, right = int(truth.sum()), int(predicted.sum()), int((truth & predicted).sum())
+    return {
+        "label": label,
+        "rows": rows,
+        "predicted": said,
+        "precision": right / said if said else None,
+        "recall": right / rows if rows else None,
+        "f1": 2 * right / (rows + said) if rows else None,
+    }
 
 
 def confusion(outputs: Floats, targets: Targets, labels: Sequence[str]) -> Integers:

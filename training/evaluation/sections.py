@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from training.evaluation import charts, metrics
-from training.evaluation.metrics import Floats
+from training.tasks.task import Outputs
 
 STEPS = {
     "types": "values of another type",
@@ -32,7 +32,7 @@ WAYS = {
     "group": "Split so that no {} stands in two parts.",
     "time": "Split by {}: the oldest rows train, the newest test.",
 }
-IN_SHORT = ("accuracy", "macro_f1", "weighted_f1", "calibration_error", "loss")
+IN_SHORT = ("accuracy", "micro_f1", "macro_f1", "weighted_f1", "mae", "rmse", "r2", "calibration_error", "loss")
 MOST_PAIRS, MOST_IN_MAP, MOST_ERRORS, MOST_CHARACTERS = 12, 10, 12, 400
 
 
@@ -46,13 +46,13 @@ class ReportData:
         metrics: ``{"test/accuracy": 0.92, …}``.
         baselines: the same for each baseline.
         judged: the split that the verdict is about and that ``outputs``, ``targets`` and ``texts`` belong to.
-        outputs: the model's outputs there, of shape ``[rows, labels]``.
-        targets: label indices of shape ``[rows]``.
+        outputs: what the model said of each row; of a classifier, logits of shape ``[labels]``.
+        targets: the encoded target of each row; of a classifier, label indices.
         history: a mapping for each step, with ``step``, ``loss``, ``learning_rate`` and, at an epoch's end,
             ``validation``: metrics by name.
         data: the content of ``fuse.json``.
-        headline: the metric of the verdict, where more is better; :func:`verdict` and :func:`comparison` take it for a
-            share of rows.
+        headline: the metric of the verdict.
+        direction: whether more (``max``) or less (``min``) of it is better.
         titles: what the baselines are called; one that is not among them is called by its name.
         recipe: the recipe as it may be shown, as YAML.
         seconds: the time that training took.
@@ -67,10 +67,11 @@ class ReportData:
     created: str = ""
     judged: str = "test"
     headline: str = ""
+    direction: str = "max"
     titles: Mapping[str, str] = field(default_factory=dict)
     labels: Sequence[str] = ()
-    outputs: Floats | None = None
-    targets: Sequence[int] = ()
+    outputs: Outputs | None = None
+    targets: Sequence[Any] = ()
     texts: Sequence[str] = ()
     history: Sequence[Mapping[str, Any]] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -90,6 +91,11 @@ class ReportData:
     def title(self, baseline: str) -> str:
         """What a baseline is called."""
         return self.titles.get(baseline, baseline)
+
+    @property
+    def sign(self) -> int:
+        """1 where more of the headline is better, else -1."""
+        return 1 if self.direction == "max" else -1
 
     @property
     def measures(self) -> list[str]:
@@ -119,8 +125,10 @@ def verdict(data: ReportData) -> Fragment | None:
     if value is None or not data.rows:
         return _fragment("", "verdict", lead="Nothing was held out", rest="so nothing was measured.", facts=[])
     rivals = {name: one[f"{data.judged}/{data.headline}"] for name, one in data.baselines.items() if _has(one, data)}
-    best = max(rivals, key=lambda name: rivals[name], default=None)
+    best = max(rivals, key=lambda name: data.sign * rivals[name], default=None)
     facts = [(name, data.measured(name)) for name in data.in_short if data.measured(name) is not None]
+    if data.headline not in metrics.OF_ROWS:
+        return _plain_verdict(data, value, best, rivals, facts)
     low, high = metrics.share_interval(value, data.rows)
     known: dict[str, Any] = {"data": data, "value": value, "low": low, "high": high, "facts": facts}
     if best is None:
@@ -129,6 +137,21 @@ def verdict(data: ReportData) -> Fragment | None:
     gain = value - rivals[best]
     lead = "It earns its keep" if least > 0 else "It does not earn its keep" if most < 0 else "No clear gain"
     return _fragment("", "verdict", lead=lead, best=data.title(best), gain=gain, least=least, most=most, **known)
+
+
+def _plain_verdict(
+    data: ReportData, value: float, best: str | None, rivals: Mapping[str, float], facts: list[Any]
+) -> Fragment:
+    """The same for a metric that is no share of rows, and whose interval does not follow from their number."""
+    said = f"{metric_title(data.headline)} of {measure(value, data.headline)} on {data.rows:,} {data.judged} rows"
+    if best is None:
+        return _fragment("", "verdict", data=data, lead=said, rest="and no baseline to beat.", facts=facts)
+    rival = measure(rivals[best], data.headline)
+    gain = data.sign * (value - rivals[best])
+    lead = "It earns its keep" if gain > 0 else "It does not earn its keep" if gain < 0 else "No gain"
+    way = "more" if data.direction == "max" else "less"
+    rest = f"{said}, against {rival} of {data.title(best)}; {way} is better."
+    return _fragment("", "verdict", data=data, lead=f"{lead}:", rest=rest, facts=facts)
 
 
 def comparison(data: ReportData) -> Fragment | None:
@@ -141,11 +164,13 @@ def comparison(data: ReportData) -> Fragment | None:
     ]
     if not rows:
         return None
-    rows.sort(key=lambda row: -row["value"])
+    rows.sort(key=lambda row: -data.sign * row["value"])
+    share = data.headline in metrics.OF_ROWS
     for row in rows:
-        row["low"], row["high"] = metrics.share_interval(row["value"], data.rows)
+        row["said"] = measure(row["value"], data.headline)
+        row["low"], row["high"] = metrics.share_interval(row["value"], data.rows) if share else (row["value"],) * 2
     alt = f"{metric_title(data.headline)} on {data.judged}: " + ", ".join(
-        f"{row['name']} {row['value']:.1%}" for row in rows
+        f"{row['name']} {row['said']}" for row in rows
     )
     splits = [split for split in ("test", "validation") if any(key.startswith(f"{split}/") for key in data.metrics)]
     return _fragment(
@@ -153,7 +178,8 @@ def comparison(data: ReportData) -> Fragment | None:
         "comparison",
         data=data,
         chart=charts.bars(rows, alt),
-        models=sorted(models.items(), key=lambda item: -item[1].get(f"{data.judged}/{data.headline}", -1)),
+        models=sorted(models.items(), key=lambda item: _rank(item[1], data)),
+        share=share,
         splits=splits,
     )
 
@@ -172,13 +198,20 @@ def learning(data: ReportData) -> Fragment | None:
         drawn.append(charts.curve(losses, "training loss", alt))
     if judged:
         name = metric_title(data.headline).lower()
-        told = ", ".join(f"{value:.1%}" for _, value in judged)
+        told = ", ".join(measure(value, data.headline) for _, value in judged)
+        percent_axis = data.headline not in metrics.NUMBERS
+        alt = f"Validation {name} after each epoch: {told}."
         drawn.append(
             charts.curve(
-                judged, f"validation {name}", f"Validation {name} after each epoch: {told}.", dots=True, best=True
+                judged,
+                f"validation {name}",
+                alt,
+                dots=True,
+                best=percent_axis and data.direction == "max",
+                percent=percent_axis,
             )
         )
-    if unsure:
+    if unsure and data.headline != "loss":
         told = ", ".join(f"{value:.3g}" for _, value in unsure)
         drawn.append(charts.curve(unsure, "validation loss", f"Validation loss after each epoch: {told}.", dots=True))
     if rates:
@@ -191,10 +224,10 @@ def confusion(data: ReportData) -> Fragment | None:
     """The pairs of labels that are confused most, and a map of the labels in them."""
     if data.outputs is None or not data.rows:
         return None
-    pairs = metrics.confused_pairs(data.outputs, data.targets, data.labels)
+    pairs = metrics.confused_pairs(np.asarray(data.outputs), data.targets, data.labels)
     if not pairs:
         return None
-    matrix = metrics.confusion(data.outputs, data.targets, data.labels)
+    matrix = metrics.confusion(np.asarray(data.outputs), data.targets, data.labels)
     chosen = _in_map(pairs, data.labels)
     shown = matrix[np.ix_(chosen, chosen)]
     names = [data.labels[place] for place in chosen]
@@ -219,9 +252,9 @@ def confidence(data: ReportData) -> Fragment | None:
     """Whether its confidence is worth believing."""
     if data.outputs is None or not data.rows:
         return None
-    bins = metrics.reliability(data.outputs, data.targets)
-    error = metrics.calibration_error(data.outputs, data.targets)
-    sure = float(metrics.confidences(data.outputs).mean())
+    bins = metrics.reliability(np.asarray(data.outputs), data.targets)
+    error = metrics.calibration_error(np.asarray(data.outputs), data.targets)
+    sure = float(metrics.confidences(np.asarray(data.outputs)).mean())
     right = float(np.mean(np.asarray(data.outputs).argmax(axis=1) == np.asarray(data.targets)))
     alt = f"Reliability diagram: mean confidence {sure:.1%}, accuracy {right:.1%}, calibration error {error:.1%}."
     chart = charts.reliability_diagram(bins, alt)
@@ -232,10 +265,10 @@ def errors(data: ReportData) -> Fragment | None:
     """The rows it got wrong while being most certain: where it is blind, or where a label is wrong."""
     if data.outputs is None or not data.rows or not data.texts:
         return None
-    places = metrics.confident_errors(data.outputs, data.targets, MOST_ERRORS)
+    places = metrics.confident_errors(np.asarray(data.outputs), data.targets, MOST_ERRORS)
     if not len(places):
         return None
-    sure = metrics.confidences(data.outputs)
+    sure = metrics.confidences(np.asarray(data.outputs))
     predicted = np.asarray(data.outputs).argmax(axis=1)
     shown = [
         {
@@ -253,7 +286,7 @@ def labels(data: ReportData) -> Fragment | None:
     """Every label's precision, recall and F1; the weakest first."""
     if data.outputs is None or not data.rows:
         return None
-    rows = metrics.per_class(data.outputs, data.targets, data.labels)
+    rows = metrics.per_class(np.asarray(data.outputs), data.targets, data.labels)
     rows.sort(key=lambda row: (row["f1"] is None, row["f1"]))
     return _fragment("Label by label", "labels", rows=rows)
 
@@ -283,6 +316,17 @@ def making(data: ReportData) -> Fragment | None:
     return _fragment("How it was made", "making", data=data)
 
 
+def many_labels(data: ReportData) -> Fragment | None:
+    """Of each label of several: how many rows have it, how many it is said of, and how well."""
+    if data.outputs is None or not data.rows:
+        return None
+    targets = metrics.indicators(data.targets, len(data.labels))
+    predicted = np.asarray(data.outputs) >= 0
+    rows = [metrics.of_label(label, targets[:, place], predicted[:, place]) for place, label in enumerate(data.labels)]
+    rows.sort(key=lambda row: (row["f1"] is None, row["f1"]))
+    return _fragment("Label by label", "labels", rows=rows)
+
+
 CLASSIFICATION: tuple[Section, ...] = (
     verdict,
     comparison,
@@ -296,6 +340,13 @@ CLASSIFICATION: tuple[Section, ...] = (
     making,
 )
 """The sections of a classifier's report, in their order."""
+
+
+MULTILABEL: tuple[Section, ...] = (verdict, comparison, learning, many_labels, sources, recipe, making)
+"""The sections of a model that gives a row any number of labels."""
+
+REGRESSION: tuple[Section, ...] = (verdict, comparison, learning, sources, recipe, making)
+"""The sections of a model that says a number."""
 
 
 def environment() -> jinja2.Environment:
@@ -330,15 +381,19 @@ def points(difference: float) -> str:
 
 
 def measure(value: float | None, name: str) -> str:
-    """A metric as it is read: shares in percent, a loss in nats."""
+    """A metric as it is read: shares in percent, a loss or a distance as a number."""
     if value is None:
         return "–"
-    return f"{value:.3f}" if name == "loss" else f"{value:.1%}"
+    if name not in metrics.NUMBERS:
+        return f"{value:.1%}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 def metric_title(name: str) -> str:
     """``macro_f1`` as ``Macro F1``."""
-    return name.replace("_", " ").capitalize().replace("f1", "F1")
+    if name in ("mae", "rmse"):
+        return name.upper()
+    return name.replace("_", " ").capitalize().replace("f1", "F1").replace("R2", "R²")
 
 
 def breakable(name: str) -> Markup:
@@ -366,6 +421,12 @@ def duration(seconds: float) -> str:
 
 def _fragment(title: str, template: str, **values: Any) -> Fragment:
     return Fragment(title, Markup(environment().get_template(f"{template}.html").render(values)))
+
+
+def _rank(measured: Mapping[str, float], data: ReportData) -> float:
+    """Better ones first, what was not measured last."""
+    value = measured.get(f"{data.judged}/{data.headline}")
+    return float("inf") if value is None else -data.sign * value
 
 
 def _has(measured: Mapping[str, float], data: ReportData) -> bool:

@@ -3,11 +3,12 @@
 A task is a file in this folder, named like its Hugging Face pipeline with ``_`` for ``-``, that defines one
 subclass of :class:`Task`. Nothing else is registered anywhere. Data walks through its methods in this order:
 
-    row -> encode -> example -> collate -> batch -> forward -> outputs -> decode -> answer
-                                                          \\-> loss, metrics (training only)
+    row -> encode -> example -> collate -> batch -> forward -> keep -> outputs -> decode -> answer
+                                                       \\-> loss          \\-> metrics (training only)
 
-Training and serving call the same ``encode``, ``collate``, ``forward`` and ``decode``: what was learned is what
-is served.
+Training and serving call the same ``encode``, ``collate``, ``forward``, ``keep`` and ``decode``: what was learned is
+what is served. What several tasks share is not a task: ``training/text.py`` reads text columns, ``training/targets.py``
+predicts a label or a number.
 """
 
 import importlib
@@ -17,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
 from cluster.errors import UserError
-from training.recipe import Model
+from training.recipe import Model, Strict
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section  # it draws, and a replica does not
@@ -33,13 +33,20 @@ Row = Mapping[str, Any]
 """One row of business data: column name to value."""
 
 Example = dict[str, Any]
-"""One encoded row: plain lists and numbers, one key for each tensor, e.g. ``{"input_ids": [101, …], "label": 3}``."""
+"""One encoded row: plain lists, numbers and texts, e.g. ``{"input_ids": [101, …], "target": 3}``."""
 
 Batch = dict[str, torch.Tensor]
 """Collated examples: tensors whose first dimension is the number of examples."""
 
-Outputs = npt.NDArray[np.float32]
-"""What the model says of n rows, first dimension n; e.g. logits of shape ``[n, labels]``."""
+Output = npt.NDArray[Any]
+"""What the model says of one row, of any shape: logits of shape ``[labels]``, say, or one line for each entity."""
+
+Outputs = Sequence[Output]
+"""What the model says of some rows; ``list(array)`` where all are of one shape."""
+
+
+class NoOptions(Strict):
+    """Nothing more to say than the recipe's other fields do."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +75,28 @@ class Task(ABC):
     roles: ClassVar[dict[str, str]]
     """What the recipe's ``model.inputs`` must fill: role to a description."""
 
-    metrics_known: ClassVar[dict[str, str]]
+    optional_roles: ClassVar[dict[str, str]] = {}
+    """What it may fill besides."""
+
+    options_known: ClassVar[type[Strict]] = NoOptions
+    """What the recipe's ``model.options`` may say."""
+
+    target_needed: ClassVar[bool] = True
+    """Whether the recipe must name a ``model.target``; a task that learns from its inputs alone has none."""
+
+    base_needed: ClassVar[bool] = True
+    """Whether the recipe must name a ``model.base``."""
+
+    whole_batch: ClassVar[bool] = False
+    """Whether the loss of a row depends on the other rows of its batch, which are then gathered from all workers."""
+
+    metrics_known: dict[str, str]
     """The metrics that early stopping and a sweep may name: metric to ``max`` or ``min``."""
 
-    headline: ClassVar[str]
+    headline: str
     """The metric that the report compares the model with its baselines by; one of ``metrics_known``."""
 
-    of_probabilities: ClassVar[frozenset[str]] = frozenset()
+    of_probabilities: frozenset[str] = frozenset()
     """The metrics that mean nothing for a :class:`Baseline` without ``probabilities``."""
 
     labels: Sequence[str] = ()
@@ -121,7 +143,7 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> list[Example]:
-        """Rows as examples, without their targets."""
+        """Rows as examples, without their targets; every example has the same keys."""
 
     @abstractmethod
     def encode_target(self, row: Row) -> Any:
@@ -147,21 +169,36 @@ class Task(ABC):
 
     @abstractmethod
     def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
-        """The modules that ``adapt: head`` trains."""
+        """The modules that are new, which ``adapt: head`` trains alone."""
+
+    def settle(self, model: PreTrainedModel) -> "Task":
+        """Brings into the weights what only training needed to know; returns the task that goes with them."""
+        return self
 
     @abstractmethod
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The model's outputs for a batch, e.g. logits of shape ``[batch, labels]``."""
 
+    def infer(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """The same where an answer is wanted; another thing than :meth:`forward` for a model that generates."""
+        return self.forward(model, batch)
+
+    def keep(self, outputs: torch.Tensor, examples: Sequence[Example]) -> list[Output]:
+        """What of a batch's outputs is kept for each of its examples, padding removed."""
+        return list(outputs.float().cpu().numpy())
+
     @abstractmethod
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The loss of each example, of shape ``[batch]``; the loop sums and scales it."""
+        """The loss of each example, of shape ``[batch]``; the loop sums and scales it.
+
+        With ``whole_batch`` both are those of all workers, padded to one shape.
+        """
 
     # --- outputs to answers ---------------------------------------------------------------------------------------
 
     @abstractmethod
-    def decode(self, outputs: Outputs, parameters: Mapping[str, Any]) -> list[Any]:
-        """One answer for each row of ``outputs``, shaped as the Hugging Face Inference API's for this task.
+    def decode(self, outputs: Outputs, examples: Sequence[Example], parameters: Mapping[str, Any]) -> list[Any]:
+        """One answer for each of ``outputs``, shaped as the Hugging Face Inference API's for this task.
 
         Raises:
             UserError: a parameter is unknown or has a wrong value.

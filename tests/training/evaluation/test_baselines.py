@@ -70,7 +70,7 @@ def test_the_majority_gives_the_shares_of_the_labels(tiny_base: Path, splits: di
     task = a_task(tiny_base, splits)
     (outputs,) = baselines.majority(task, tiny_base, splits["train"], [splits["test"]])
     assert task.labels == ["account", "billing", "delivery"]
-    assert outputs.shape == (4, 3)
+    assert np.shape(outputs) == (4, 3)
     assert np.exp(outputs[0]) == pytest.approx([9 / 31, 13 / 31, 9 / 31])
 
 
@@ -80,9 +80,9 @@ def test_two_labels_have_two_outputs(tiny_base: Path) -> None:
     task = a_task(tiny_base, {"train": train, "test": test})
     for baseline in task.baselines.values():
         (outputs,) = baseline.outputs(task, tiny_base, train, [test])
-        assert outputs.shape == (2, 2)
-        assert outputs.dtype == np.float32
-    assert baselines.tfidf(task, tiny_base, train, [test])[0].argmax(axis=1).tolist() == [1, 0]
+        assert np.shape(outputs) == (2, 2)
+        assert outputs[0].dtype == np.float32
+    assert np.argmax(baselines.tfidf(task, tiny_base, train, [test])[0], axis=1).tolist() == [1, 0]
 
 
 def test_a_label_that_only_the_test_knows_ranks_last(tiny_base: Path, splits: dict[str, pa.Table]) -> None:
@@ -92,7 +92,7 @@ def test_a_label_that_only_the_test_knows_ranks_last(tiny_base: Path, splits: di
     for baseline in (baselines.tfidf, baselines.frozen):
         (outputs,) = baseline(task, tiny_base, splits["train"], [splits["test"]])
         assert np.isfinite(outputs).all()
-        assert (outputs.argmin(axis=1) == unheard).all()
+        assert (np.argmin(outputs, axis=1) == unheard).all()
 
 
 def test_chinese_is_told_apart_by_its_characters(tiny_base: Path) -> None:

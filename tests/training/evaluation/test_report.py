@@ -113,7 +113,7 @@ def data(fused: dict[str, Any]) -> ReportData:
         headline="accuracy",
         titles={"majority": "Most frequent label", "tfidf": "TF-IDF + linear SVM"},
         labels=LABELS,
-        outputs=outputs,
+        outputs=list(outputs),
         targets=targets.tolist(),
         texts=[f"ticket number {place}" for place in range(200)],
         history=[
@@ -258,7 +258,7 @@ def test_the_validation_split_is_judged_where_there_is_no_test(tmp_path: Path, d
 
 
 def test_a_model_without_errors_has_no_part_on_them(tmp_path: Path, data: ReportData) -> None:
-    perfect = replace(data, outputs=np.eye(3)[data.targets] * 9)
+    perfect = replace(data, outputs=list(np.eye(3)[data.targets] * 9))
     write_report(tmp_path / "report.html", perfect, CLASSIFICATION)
     assert "What it mixes up" not in read(tmp_path / "report.html").said
 

@@ -1,0 +1,181 @@
+"""Text to tokens: what a task that reads text columns has in common with every other one.
+
+A :class:`Reader` is made once from the recipe and the base, kept beside the encoded data and in the bundle, and then
+reads rows the same way wherever they come from.
+"""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Self, cast
+from unicodedata import normalize
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from cluster.errors import UserError
+
+LONGEST = 512
+"""Tokens kept where neither the recipe nor the base sets a limit."""
+
+READABLE = (str, int, float, Decimal, dt.date, dt.time)
+"""Types of a value that is read as its ``str``; a ``datetime`` is a ``date``."""
+
+Tokens = list[int]
+
+
+class Reader:
+    """Reads one or several text columns as tokens.
+
+    Attributes:
+        columns: the text columns, joined in this order by the tokenizer's separator token.
+        tokenizer: the base's own.
+        max_length: tokens kept of one input, special tokens included.
+        unicode: the form that texts are brought to: NFC, NFKC, NFD, NFKD or none.
+    """
+
+    def __init__(
+        self, columns: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_length: int, unicode: str = "none"
+    ) -> None:
+        self.columns = list(columns)
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.unicode = unicode
+        tokenizer.model_max_length = max_length  # so that transformers.pipeline cuts where we cut
+        tokenizer.backend_tokenizer.enable_truncation(max_length)
+        tokenizer.backend_tokenizer.no_padding()
+
+    # --- made from a base, kept in a folder ---------------------------------------------------------------------
+
+    @classmethod
+    def learn(cls, columns: Sequence[str], base: Path, max_length: int | None = None, unicode: str = "none") -> Self:
+        """The reader of a base: as many tokens as the recipe, its tokenizer and its positions all allow.
+
+        Raises:
+            UserError: the base has no fast tokenizer.
+        """
+        tokenizer = open_tokenizer(base)
+        limits = [max_length, tokenizer.model_max_length, _positions(base)]
+        return cls(columns, tokenizer, min(limit for limit in limits if limit), unicode)
+
+    @classmethod
+    def load(cls, settings: Mapping[str, Any], folder: Path) -> Self:
+        """The reader that :meth:`save` kept in ``folder`` and ``settings``."""
+        return cls(tokenizer=open_tokenizer(folder), **settings)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes the tokenizer to ``folder`` and returns the rest as JSON."""
+        self.tokenizer.save_pretrained(folder)
+        return {"columns": self.columns, "max_length": self.max_length, "unicode": self.unicode}
+
+    # --- rows to tokens -----------------------------------------------------------------------------------------
+
+    def row(self, index: int, value: Any) -> Mapping[str, Any]:
+        """The input of a request at ``index``, a string or an object with the columns, as a row.
+
+        Raises:
+            UserError: the input has the wrong type or lacks a column; says which, never its content.
+        """
+        if isinstance(value, str):
+            if len(self.columns) > 1:
+                raise UserError(f"inputs[{index}]: this model reads an object with {', '.join(self.columns)}")
+            return {self.columns[0]: value}
+        if not isinstance(value, Mapping):
+            raise UserError(f"inputs[{index}]: a string or an object is needed, not {type(value).__name__}")
+        for column in self.columns:
+            if column not in value:
+                raise UserError(f"inputs[{index}].{column}: missing")
+            if value[column] is not None and not isinstance(value[column], READABLE):
+                raise UserError(f"inputs[{index}].{column}: a string is needed, not {type(value[column]).__name__}")
+        return value
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """What is read of a row, in the Unicode form of the training rows; a missing value is nothing."""
+        values = [row[column] for column in self.columns]
+        texts = ["" if value is None else in_form(str(value), self.unicode) for value in values]
+        return f" {self.tokenizer.sep_token or ''} ".join(texts)
+
+    def read(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokens]:
+        """The tokens of each row, cut to ``max_length``, the special ones kept."""
+        return self.tokens([self.text(row) for row in rows])
+
+    def tokens(self, texts: Sequence[str]) -> list[Tokens]:
+        """The tokens of each text, cut to ``max_length``, the special ones kept."""
+        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts))
+        return [encoding.ids for encoding in encodings]
+
+    def pad(self, tokens: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """``input_ids`` and ``attention_mask``, both of shape ``[texts, longest]``."""
+        input_ids, attention_mask = padded(tokens, self.tokenizer.pad_token_id)
+        return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of one input."""
+        columns = {column: {"type": "string"} for column in self.columns}
+        row = {"type": "object", "properties": columns, "required": self.columns}
+        return {"anyOf": [{"type": "string"}, row]} if len(self.columns) == 1 else row
+
+    def from_pretrained(self, model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:
+        """The model of ``folder`` in fp32, which knows our padding token: decoders find their last token by it."""
+        model = from_pretrained(model_class, folder, **settings)
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+        return model
+
+
+def padded(tokens: Sequence[Sequence[int]], fill: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Sequences side by side, padded with ``fill``, and a mask of what they hold; both ``[sequences, longest]``."""
+    longest = max(map(len, tokens), default=0)
+    values = np.full((len(tokens), longest), fill, dtype=np.int64)
+    mask = np.zeros_like(values)
+    for row, one in enumerate(tokens):
+        values[row, : len(one)] = one
+        mask[row, : len(one)] = 1
+    return values, mask
+
+
+def in_form(text: str, form: str) -> str:
+    """``text`` in a Unicode form; in the form that it has for ``none``."""
+    return text if form == "none" else normalize(cast(Any, form), text)
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a base or a bundle, with a padding token.
+
+    Raises:
+        UserError: it is none that can be had as a ``tokenizer.json``.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise UserError("model.base: its tokenizer has no tokenizer.json; convert it with transformers first")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def from_pretrained(model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:
+    """The model of ``folder`` in fp32, opened without a word: a new head is what we ask for.
+
+    Args:
+        model_class: one of transformers' ``Auto`` classes, or a class of its own.
+        settings: of the configuration, such as ``num_labels``.
+    """
+    transformers_logging.disable_progress_bar()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model: PreTrainedModel = model_class.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **settings
+        )
+    finally:
+        transformers_logging.set_verbosity(level)
+    return model
+
+
+def _positions(base: Path) -> int:
+    """How many tokens the base has positions for."""
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    return min(getattr(config, "max_position_embeddings", None) or LONGEST, LONGEST)

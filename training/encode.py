@@ -15,7 +15,8 @@ from datasets import Dataset
 from cluster.errors import UserError
 from cluster.progress import Progress, progress
 from cluster.storage import building, fingerprint, home, only_one, read_json, write_json
-from training.base import base_digest, resolve_base
+from training.base import base_digest
+from training.new_base import find_base
 from training.recipe import Recipe
 from training.tasks.task import Example, Row, Task, task_class
 
@@ -85,7 +86,7 @@ def encode(recipe: Recipe, fused: "Fused") -> Encoded:
     Raises:
         UserError: the base cannot be had, or the target cannot be learned.
     """
-    base = resolve_base(recipe.model.base, recipe.folder)
+    base = find_base(recipe, fused)
     parts = recipe.model.model_dump(include={"task", "inputs", "target", "options", "max_length"})
     parts["unicode"] = recipe.data.clean.unicode
     key = fingerprint(FORMAT, fused.fingerprint, base_digest(base), parts)

@@ -110,7 +110,7 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
 def run_key(recipe: Recipe, encoded: Encoded) -> str:
     """The fingerprint of a training run: equal for equal results."""
     options = recipe.train.model_dump(exclude=OPERATIONAL)
-    return fingerprint(FORMAT, encoded.fingerprint, recipe.name, recipe.model.adapt, options)
+    return fingerprint(FORMAT, encoded.fingerprint, recipe.name, recipe.model.model_dump()["adapt"], options)
 
 
 @contextmanager

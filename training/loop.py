@@ -23,9 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from cluster.errors import RunError, UserError
+from training.adapt import adapt_model, depth_of
 from training.batches import Indices, by_length, plan, share
 from training.encode import Encoded, EncodedSplit
-from training.recipe import Train
+from training.recipe import Adapt, Train
 from training.tasks.task import Batch, Output, Outputs, Task
 
 READING_BATCH = 64
@@ -100,7 +101,7 @@ class Trainee:
     position: Position = field(default_factory=Position)
 
 
-def make_trainee(encoded: Encoded, options: Train, adapt: str, device: torch.device) -> Trainee:
+def make_trainee(encoded: Encoded, options: Train, adapt: Adapt, device: torch.device) -> Trainee:
     """The base with a new head, an optimizer over the weights that learn, at step 0.
 
     Every worker draws the same new weights, from ``options.seed``.
@@ -109,10 +110,7 @@ def make_trainee(encoded: Encoded, options: Train, adapt: str, device: torch.dev
     torch.manual_seed(options.seed)
     task = encoded.task
     model = task.build(encoded.base).to(device)
-    if adapt == "head":
-        model.requires_grad_(False)
-        for module in task.head(model):
-            module.requires_grad_(True)
+    adapt_model(model, task.head(model), adapt)
     wrapped: torch.nn.Module = model
     if world > 1:
         wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
@@ -132,16 +130,22 @@ def make_trainee(encoded: Encoded, options: Train, adapt: str, device: torch.dev
 def make_optimizer(model: PreTrainedModel, head: Sequence[torch.nn.Module], options: Train) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, 2019) that decays weight matrices, not biases and normalisation scales.
 
-    The new head has a step size of its own. Every group keeps its highest as ``peak``; the schedule scales it.
+    The new head has a step size of its own, and so has each layer where ``layer_decay`` says so. Every group keeps
+    its highest as ``peak``; the schedule scales it.
     """
     new = {id(weight) for module in head for weight in module.parameters()}
-    groups = []
-    for peak, is_new in ((options.learning_rate, False), (options.head_learning_rate, True)):
-        weights = [weight for weight in model.parameters() if weight.requires_grad and (id(weight) in new) == is_new]
-        matrices, rest = [one for one in weights if one.ndim > 1], [one for one in weights if one.ndim <= 1]
-        groups.append({"params": matrices, "peak": peak, "weight_decay": options.weight_decay})
-        groups.append({"params": rest, "peak": peak, "weight_decay": 0.0})
-    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+    deepest = max(depth_of(name) for name, _ in model.named_parameters())
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            peak = options.learning_rate * options.layer_decay ** (deepest - depth_of(name))
+            if id(weight) in new:
+                peak = options.head_learning_rate
+            groups.setdefault((peak, options.weight_decay if weight.ndim > 1 else 0.0), []).append(weight)
+    return torch.optim.AdamW(
+        [{"params": weights, "peak": peak, "weight_decay": decay} for (peak, decay), weights in groups.items()],
+        fused=True,
+    )
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:

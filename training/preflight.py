@@ -11,14 +11,14 @@ from cluster.errors import UserError
 from cluster.session import Resources, cluster_address, on_cluster, usable_cores
 from cluster.settings import Document, unknown_key
 from training.base import resolve_base
-from training.recipe import Recipe
+from training.recipe import Adapt, Freeze, NewBase, Recipe
 from training.tasks.task import Task, task_class
 
 METRICS = (("train", "early_stopping", "metric"), ("tune", "metric"))
 """Where a recipe names a metric of its task."""
 
-BYTES_PER_WEIGHT = {"full": 16, "head": 4}
-"""fp32: the weight itself; where it learns, also its gradient and AdamW's two moments (4 bytes each)."""
+HELD, LEARNING = 4, 16
+"""Bytes of a weight in fp32: the weight itself; where it learns, also its gradient and AdamW's two moments."""
 
 MIB = 1024**2
 
@@ -93,13 +93,17 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     Raises:
         UserError: the base is not there or is damaged, or the recipe asks for more workers than this machine has.
     """
-    base = resolve_base(recipe.model.base, recipe.folder)
-    weights = sum(count_weights(path) for path in base.glob("*.safetensors"))
+    base = recipe.model.base
+    if isinstance(base, NewBase):
+        named, weights = f"a new {base.new['type']}", _weights_of_new(base)
+    else:
+        folder = resolve_base(base, recipe.folder)
+        named, weights = str(folder), sum(count_weights(path) for path in folder.glob("*.safetensors"))
     return {
         **(_on_cluster(recipe) if on_cluster() else _on_this_machine(recipe)),
-        "base": str(base),
+        "base": named,
         "weights": weights,
-        "memory of a worker (MiB)": round(weights * BYTES_PER_WEIGHT[recipe.model.adapt] / MIB),
+        "memory of a worker (MiB)": round(weights * _bytes_per_weight(recipe.model.adapt) / MIB),
         "epochs": recipe.train.epochs,
         "batch_size": recipe.train.batch_size,
     }
@@ -119,6 +123,23 @@ def count_weights(file: Path) -> int:
             return sum(math.prod(part.get_shape()) for part in parts if "F" in part.get_dtype())
     except SafetensorError as error:
         raise UserError(f"model.base: {file} cannot be read ({error}); fetch it again") from None
+
+
+def _weights_of_new(base: NewBase) -> int:
+    """The weights that a new base will have; none is made. A tokenizer may learn fewer tokens than it is allowed."""
+    import torch
+    from transformers import AutoModel
+
+    from training.new_base import new_config
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(new_config(base, **({"vocab_size": base.vocabulary} if base.tokenizer else {})))
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def _bytes_per_weight(adapt: Adapt) -> int:
+    """Of the base's weights; those of a new head or of LoRA are few beside them."""
+    return LEARNING if adapt == "full" or isinstance(adapt, Freeze) else HELD
 
 
 def _on_cluster(recipe: Recipe) -> dict[str, Any]:

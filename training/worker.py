@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save_file
 from cluster.errors import HeadraceError, RunError, UserError
 from cluster.storage import building, plain_disk_errors
 from training import checkpoint, outputs
+from training.adapt import merge, read_adapt
 from training.base import resolve_base
 from training.encode import Encoded, open_encoded
 from training.journal import Journal
 from training.loop import Moment, Trainee, as_record, make_trainee, predict, train
-from training.recipe import Recipe, Train
+from training.recipe import NewBase, Recipe, Train
 
 Result = TypeVar("Result")
 
@@ -43,7 +44,7 @@ class Job:
         encoded: the folder of the encoded data.
         base: the recipe's base, which every node finds for itself, and the folder that it is relative to.
         run: the run's folder.
-        adapt: which weights learn.
+        adapt: which weights learn, as the recipe says it.
         options: the recipe's ``train`` section.
         threads: that this worker may compute with.
     """
@@ -51,15 +52,17 @@ class Job:
     encoded: str
     base: tuple[str | None, str]
     run: str
-    adapt: str
+    adapt: Any
     options: dict[str, Any]
     threads: int = 1
 
     @classmethod
     def of(cls, recipe: Recipe, encoded: Encoded, run: Path) -> "Job":
         """The job of a recipe."""
-        base = (recipe.model.base, str(recipe.folder))
-        return cls(str(encoded.folder), base, str(run), recipe.model.adapt, recipe.train.model_dump())
+        made = isinstance(recipe.model.base, NewBase)  # it lies in the home, which every node sees
+        base = (str(encoded.base) if made else recipe.model.base, str(recipe.folder))
+        adapt = recipe.model.model_dump()["adapt"]
+        return cls(str(encoded.folder), base, str(run), adapt, recipe.train.model_dump())
 
     def as_config(self) -> dict[str, Any]:
         """For ``train_loop_config``."""
@@ -83,7 +86,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job.threads)
     try:
         encoded = together(job.open)
-        trainee = make_trainee(encoded, Train(**job.options), job.adapt, get_device())
+        trainee = make_trainee(encoded, Train(**job.options), read_adapt(job.adapt), get_device())
         newest = checkpoint.newest(checkpoints(folder))
         if newest:
             checkpoint.load(newest, trainee)
@@ -137,6 +140,7 @@ def leave(trainee: Trainee, encoded: Encoded, folder: Path) -> None:
             for name, values in said.items():
                 outputs.save(unfinished / f"{name}.safetensors", values)
         with building(folder / "model") as unfinished:
+            merge(trainee.model)
             trainee.model.save_pretrained(unfinished)
 
     on_rank_0(write)

@@ -193,7 +193,7 @@ def sweep_key(recipe: Recipe, tune: Tune, encoded: list[Encoded]) -> str:
     """The fingerprint of a sweep. How many trials it has is left out: a sweep with more trials is the same one."""
     options = recipe.train.model_dump(exclude=OPERATIONAL)
     prints = [one.fingerprint for one in encoded]
-    return fingerprint(prints, recipe.model.adapt, options, tune.model_dump(exclude={"trials"}))
+    return fingerprint(prints, recipe.model.model_dump()["adapt"], options, tune.model_dump(exclude={"trials"}))
 
 
 def encoding_key(params: dict[str, Any]) -> str:

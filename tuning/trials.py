@@ -19,6 +19,7 @@ from cluster.errors import HeadraceError
 from cluster.session import Resources
 from cluster.storage import building
 from training import checkpoint
+from training.adapt import read_adapt
 from training.journal import Follower, Journal, Record, entries
 from training.loop import Trainee, as_record, make_trainee, train
 from training.recipe import Train
@@ -87,7 +88,7 @@ def epochs(assignment: Assignment) -> Iterator[Epoch]:
     torch.set_num_threads(job.threads)
     encoded = job.open()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainee = make_trainee(encoded, Train(**job.options), job.adapt, device)
+    trainee = make_trainee(encoded, Train(**job.options), read_adapt(job.adapt), device)
     newest = checkpoint.newest(checkpoints(Path(job.run)))
     if newest:
         checkpoint.load(newest, trainee)

@@ -50,9 +50,9 @@ def problems_of(folder: Path, search: str, more: str = "") -> list[str]:
             "choice reaches 'cosin', and the field does not take it: input should be 'linear', 'cosine' or 'constant'",
         ),
         (
-            "model.adapt: {choice: [full, {lora: {r: 8}}]}",
-            "choice reaches {'lora': {'r': 8}}, and the field does not take it: "
-            "{'lora': {'r': 8}} is not available in this version; use full or head",
+            "model.adapt: {choice: [full, {lorra: {r: 8}}]}",
+            "choice reaches {'lorra': {'r': 8}}, and the field does not take it: "
+            "full, head, {lora: …} or {freeze: …}, not {'lorra': {'r': 8}}",
         ),
         (
             "model.max_length: {int_uniform: [16, 64]}",

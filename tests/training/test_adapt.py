@@ -1,0 +1,104 @@
+"""Which weights learn, and that what was learned beside the base ends up in it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.errors import UserError
+from training import checkpoint
+from training.adapt import depth_of, merge, read_adapt
+from training.data.fuse import fuse
+from training.encode import Encoded, encode
+from training.loop import Trainee, make_trainee, predict, train, validate
+from training.recipe import Recipe
+
+CPU = torch.device("cpu")
+MakeRecipe = Callable[..., Recipe]
+
+
+def started(make_recipe: MakeRecipe, adapt: Any, **options: Any) -> tuple[Encoded, Trainee]:
+    recipe = make_recipe(rows=200, model={"adapt": adapt}, train={"epochs": 4, "learning_rate": 1e-2, **options})
+    encoded = encode(recipe, fuse(recipe))
+    return encoded, make_trainee(encoded, recipe.train, recipe.model.adapt, CPU)
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+def test_lora_learns_beside_the_base_and_is_merged_into_it(
+    make_recipe: MakeRecipe, tmp_path: Path, variant: str
+) -> None:
+    encoded, trainee = started(make_recipe, {"lora": {"r": 4, "alpha": 8, "dropout": 0.1, "variant": variant}})
+    base = load_file(encoded.base / "model.safetensors")
+    kinds = {name.split(".")[-3 if "lora_" in name else -2] for name in checkpoint.learning(trainee)}
+    assert kinds <= {"lora_A", "lora_B", "lora_magnitude_vector", "classifier"}
+    list(train(trainee, encoded))
+    assert validate(trainee, encoded.split("test"))["accuracy"] > 0.9
+    for name, weight in trainee.model.bert.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(weight, base[name.replace(".base_layer", "")]), name
+
+    before = predict(trainee, encoded.split("test"))
+    merge(trainee.model)
+    assert not any("lora" in name for name, _ in trainee.model.named_parameters())
+    np.testing.assert_allclose(predict(trainee, encoded.split("test")), before, atol=1e-5)
+    trainee.model.save_pretrained(tmp_path / "model")
+    trainee.model = encoded.task.open(tmp_path / "model")
+    np.testing.assert_allclose(predict(trainee, encoded.split("test")), before, atol=1e-5)
+
+
+def test_a_continued_lora_run_equals_an_undisturbed_one_bit_for_bit(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    adapt = {"lora": {"dropout": 0.1}}
+    encoded, undisturbed = started(make_recipe, adapt)
+    losses = [moment.loss for moment in train(undisturbed, encoded)]
+    _, interrupted = started(make_recipe, adapt)
+    for moment in train(interrupted, encoded):
+        if moment.step == 7:
+            checkpoint.save(tmp_path / "kept", interrupted)
+            break
+    _, continued = started(make_recipe, adapt)
+    checkpoint.load(tmp_path / "kept", continued)
+    assert [moment.loss for moment in train(continued, encoded)] == losses[7:]
+
+
+def test_frozen_weights_stay(make_recipe: MakeRecipe) -> None:
+    encoded, trainee = started(make_recipe, {"freeze": ["embeddings", "layer.0"]})
+    before = {name: weight.clone() for name, weight in trainee.model.named_parameters()}
+    list(train(trainee, encoded))
+    for name, weight in trainee.model.named_parameters():
+        frozen = "embeddings" in name or "layer.0." in name
+        assert torch.equal(weight, before[name]) == frozen or "pooler" in name, name
+
+
+@pytest.mark.parametrize(
+    ("adapt", "message"),
+    [
+        ({"freeze": "layers.9"}, r"^model\.adapt\.freeze: 'layers\.9' is found in no weight of the model; they are"),
+        ({"lora": {"targets": "q_proj"}}, r"^model\.adapt\.lora\.targets: 'q_proj' is found in no linear layer of"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_told(make_recipe: MakeRecipe, adapt: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        started(make_recipe, adapt)
+
+
+def test_each_layer_has_a_step_size_of_its_own(make_recipe: MakeRecipe) -> None:
+    _, trainee = started(make_recipe, "full", layer_decay=0.5)
+    names = {id(weight): name for name, weight in trainee.model.named_parameters()}
+    peaks = {names[id(one)]: group["peak"] for group in trainee.optimizer.param_groups for one in group["params"]}
+    assert peaks["classifier.weight"] == trainee.options.head_learning_rate
+    for name, peak in peaks.items():
+        if name.startswith("bert."):
+            assert peak == pytest.approx(1e-2 * 0.5 ** (2 - depth_of(name))), name
+    assert depth_of("bert.encoder.layer.1.output.dense.weight") == 2
+    assert depth_of("transformer.h.11.mlp.c_fc.weight") == 12
+    assert depth_of("bert.embeddings.word_embeddings.weight") == 0
+
+
+def test_the_recipe_says_it_in_four_ways() -> None:
+    for value in ("full", "head", {"lora": {"r": 2, "targets": "query"}}, {"freeze": "embeddings"}):
+        adapt = read_adapt(value)
+        assert read_adapt(adapt if isinstance(adapt, str) else adapt.model_dump()) == adapt

@@ -1,0 +1,118 @@
+"""Which weights learn: all, the head alone, all but some, or small matrices beside those of the base (LoRA).
+
+Whatever is chosen, a run ends with one plain model: what was learned beside the base is added to it by :func:`merge`.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from cluster.errors import UserError
+from training.recipe import Adapt, Freeze, Lora, LoraOptions
+
+ADAPTER = "default"
+"""PEFT's name for the one adapter that there is."""
+
+LAYER = re.compile(r"\.(?:layers?|blocks?|h)\.(\d+)\.")
+"""How transformers' models name their numbered layers in the names of weights."""
+
+
+def read_adapt(value: Any) -> Adapt:
+    """``model.adapt`` from plain values."""
+    adapt: Adapt = TypeAdapter(Adapt).validate_python(value)
+    return adapt
+
+
+def adapt_model(model: PreTrainedModel, head: Sequence[torch.nn.Module], adapt: Adapt) -> None:
+    """Leaves only the weights that learn with a gradient; with LoRA puts its matrices beside the base's.
+
+    Args:
+        head: the modules that are new, which always learn.
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
+    if adapt == "full":
+        return
+    if isinstance(adapt, Freeze):
+        for name, weight in _matching(model, adapt.freeze, "model.adapt.freeze"):
+            weight.requires_grad_(False)
+        return
+    model.requires_grad_(False)
+    if isinstance(adapt, Lora):
+        _add_lora(model, head, adapt.lora)
+    for module in head:
+        module.requires_grad_(True)
+
+
+def _add_lora(model: PreTrainedModel, head: Sequence[torch.nn.Module], options: LoraOptions) -> None:
+    """Low-rank matrices beside linear layers: Hu et al. (2021); with magnitudes of their own: Liu et al. (2024)."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=_linear_layers(model, head, options.targets),
+        use_dora=options.variant == "dora",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    inject_adapter_in_model(config, model, ADAPTER)
+
+
+def _linear_layers(model: PreTrainedModel, head: Sequence[torch.nn.Module], targets: Sequence[str]) -> list[str]:
+    """The names of the base's linear layers, or of those that one of the patterns is found in."""
+    new = {id(module) for part in head for module in part.modules()}
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and id(module) not in new
+    ]
+    if not targets:
+        return names
+    for pattern in targets:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(
+                f"model.adapt.lora.targets: '{pattern}' is found in no linear layer of the base; they are named like "
+                f"{', '.join(names[:3])}"
+            )
+    return [name for name in names if any(re.search(pattern, name) for pattern in targets)]
+
+
+def _matching(
+    model: PreTrainedModel, patterns: Sequence[str], field: str
+) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    weights = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [name for name in weights if re.search(pattern, name)]
+        if not found:
+            raise UserError(
+                f"{field}: '{pattern}' is found in no weight of the model; they are named like "
+                f"{', '.join(list(weights)[:3])}"
+            )
+        yield from ((name, weights[name]) for name in found)
+
+
+def merge(model: PreTrainedModel) -> None:
+    """Adds what LoRA learned to the base's own matrices and takes its layers out, in place."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            place, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(place), attribute, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+        model._hf_peft_config_loaded = False
+
+
+def depth_of(name: str) -> int:
+    """The number of the layer that a weight belongs to, from 1; 0 for the embeddings before the first."""
+    found = LAYER.search(f".{name}")
+    return int(found.group(1)) + 1 if found else 0

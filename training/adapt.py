@@ -40,7 +40,7 @@ def adapt_model(model: PreTrainedModel, head: Sequence[torch.nn.Module], adapt: 
     if adapt == "full":
         return
     if isinstance(adapt, Freeze):
-        for name, weight in _matching(model, adapt.freeze, "model.adapt.freeze"):
+        for weight in _matching(model, adapt.freeze, "model.adapt.freeze"):
             weight.requires_grad_(False)
         return
     model.requires_grad_(False)
@@ -84,9 +84,7 @@ def _linear_layers(model: PreTrainedModel, head: Sequence[torch.nn.Module], targ
     return [name for name in names if any(re.search(pattern, name) for pattern in targets)]
 
 
-def _matching(
-    model: PreTrainedModel, patterns: Sequence[str], field: str
-) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def _matching(model: PreTrainedModel, patterns: Sequence[str], field: str) -> Iterator[torch.nn.Parameter]:
     weights = dict(model.named_parameters())
     for pattern in patterns:
         found = [name for name in weights if re.search(pattern, name)]
@@ -95,7 +93,7 @@ def _matching(
                 f"{field}: '{pattern}' is found in no weight of the model; they are named like "
                 f"{', '.join(list(weights)[:3])}"
             )
-        yield from ((name, weights[name]) for name in found)
+        yield from (weights[name] for name in found)
 
 
 def merge(model: PreTrainedModel) -> None:

@@ -59,8 +59,10 @@ class Job:
     @classmethod
     def of(cls, recipe: Recipe, encoded: Encoded, run: Path) -> "Job":
         """The job of a recipe."""
-        made = isinstance(recipe.model.base, NewBase)  # it lies in the home, which every node sees
-        base = (str(encoded.base) if made else recipe.model.base, str(recipe.folder))
+        name = recipe.model.base
+        if isinstance(name, NewBase):  # it was made in the home, which every node sees
+            name = str(encoded.base)
+        base = (name, str(recipe.folder))
         adapt = recipe.model.model_dump()["adapt"]
         return cls(str(encoded.folder), base, str(run), adapt, recipe.train.model_dump())
 

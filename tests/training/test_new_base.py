@@ -17,10 +17,10 @@ from training.recipe import Recipe
 from training.text import open_tokenizer
 
 MakeRecipe = Callable[..., Recipe]
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
-def with_new(make_recipe: MakeRecipe, kind: str, tokenizer: str | None = "train", **fields: Any) -> Recipe:
+def with_new(make_recipe: MakeRecipe, kind: str, tokenizer: str | None = "train", **fields: int) -> Recipe:
     base = {"new": {"type": kind, **fields}, "tokenizer": tokenizer, "vocabulary": 400}
     return make_recipe(model={"base": base})
 

@@ -138,6 +138,7 @@ def assignment_of(trial: Trial, recipe: Full, home: Path, folder: Path) -> Assig
     """The trial as one worker of one thread would be given it, in a folder of its own."""
     (encoded,) = home.glob("encoded/*/task.json")
     own = apply(recipe, trial.params)
+    assert isinstance(own.model.base, str)
     base = resolve_base(own.model.base, own.folder)
     job = Job.of(own, open_encoded(encoded.parent, base), folder / str(trial.number))
     return Assignment(trial.number, job.as_config(), "accuracy", 0.0, {})

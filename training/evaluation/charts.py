@@ -60,7 +60,7 @@ STYLE = {
 
 
 def bars(rows: Sequence[Mapping[str, Any]], alt: str) -> Markup:
-    """Horizontal bars; each row has ``name``, ``value``, how it is ``said``, its interval ``low``-``high``, ``ours``."""
+    """Horizontal bars; of each row ``name``, ``value``, how it is ``said``, interval ``low`` to ``high``, ``ours``."""
     top = max(1.0 if all(row["value"] <= 1 for row in rows) else 0.0, *(row["high"] for row in rows))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 0.62 * len(rows) + 0.1), layout="constrained")

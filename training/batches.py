@@ -51,6 +51,22 @@ def share(batch: Indices, rank: int, world: int) -> tuple[Indices, float]:
     return batch[:1], 0.0
 
 
+def parts(batch: Indices, lengths: Indices, budget: int | None) -> list[Indices]:
+    """The rows of a batch, longest first, in consecutive parts of at most ``budget`` padded tokens; a row at least.
+
+    Args:
+        lengths: tokens of each row of the split.
+        budget: None for all in one.
+    """
+    if budget is None:
+        return [batch]
+    cut = [0]
+    for place in range(1, len(batch)):
+        if (place - cut[-1] + 1) * lengths[batch[cut[-1]]] > budget:
+            cut.append(place)
+    return np.split(batch, cut[1:])
+
+
 def by_length(lengths: Indices, batch_size: int) -> list[Indices]:
     """Batches for reading only: all rows, longest first, so that memory peaks at once and padding is least."""
     ordered = np.argsort(-lengths, kind="stable")

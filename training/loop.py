@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from cluster.errors import RunError, UserError
 from training.adapt import adapt_model, depth_of
-from training.batches import Indices, by_length, plan, share
+from training.batches import Indices, by_length, parts, plan, share
 from training.encode import Encoded, EncodedSplit
 from training.recipe import Adapt, Train
+from training.strategy import is_parted, part_again, spread, whole, without_exchange
 from training.tasks.task import Batch, Output, Outputs, Task
 
 READING_BATCH = 64
@@ -98,6 +98,7 @@ class Trainee:
     precision: torch.dtype
     rank: int = 0
     world: int = 1
+    adapt: Adapt = "full"
     position: Position = field(default_factory=Position)
 
 
@@ -105,15 +106,19 @@ def make_trainee(encoded: Encoded, options: Train, adapt: Adapt, device: torch.d
     """The base with a new head, an optimizer over the weights that learn, at step 0.
 
     Every worker draws the same new weights, from ``options.seed``.
+
+    Raises:
+        UserError: the task and the options do not go together.
     """
+    check_parts(encoded.task, options)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(options.seed)
     task = encoded.task
-    model = task.build(encoded.base).to(device)
+    model = task.build(encoded.base)
     adapt_model(model, task.head(model), adapt)
-    wrapped: torch.nn.Module = model
-    if world > 1:
-        wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    if options.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    wrapped = spread(model, options.strategy, device)
     return Trainee(
         task=task,
         model=model,
@@ -124,6 +129,7 @@ def make_trainee(encoded: Encoded, options: Train, adapt: Adapt, device: torch.d
         precision=choose_precision(options.precision, device),
         rank=rank,
         world=world,
+        adapt=adapt,
     )
 
 
@@ -223,20 +229,18 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, heat: float
     Raises:
         RunError: the loss or the gradient is not finite; no weight has changed.
     """
-    own, weight = share(batch, trainee.rank, trainee.world)
-    tensors = collate(trainee, rows, own)
     trainee.wrapped.train()
     seed_step(trainee)
-    with autocast(trainee):
-        outputs = trainee.task.forward(trainee.wrapped, tensors)
-    if trainee.task.whole_batch and trainee.world > 1:
-        outputs, tensors, weight = gather_batch(trainee, outputs, tensors, len(batch))
-    loss = trainee.task.loss(outputs.float(), tensors).sum() * weight
-    loss.backward()  # type: ignore[no-untyped-call]
-    mean_loss = loss.detach() / trainee.world
+    mean_loss = torch.zeros((), device=trainee.device)
+    *earlier, last = own_parts(trainee, rows, batch)
+    with without_exchange(trainee.wrapped):
+        for part, weight in earlier:
+            mean_loss += learn_from(trainee, rows, part, weight, len(batch))
+    mean_loss += learn_from(trainee, rows, *last, len(batch))
+    mean_loss /= trainee.world
     if trainee.world > 1:
         dist.all_reduce(mean_loss)
-    norm = torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.options.clip_norm)
+    norm = whole(torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.options.clip_norm))
     if not (torch.isfinite(mean_loss) and torch.isfinite(norm)):
         rate = heat * trainee.options.learning_rate
         raise RunError(
@@ -249,6 +253,37 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, heat: float
     trainee.optimizer.step()
     trainee.optimizer.zero_grad()
     return mean_loss.item(), norm.item()
+
+
+def own_parts(trainee: Trainee, rows: EncodedSplit, batch: Indices) -> list[tuple[Indices, float]]:
+    """What this worker computes of a batch, in parts that fit its memory, each with the weight of its losses.
+
+    A parted model is gathered in every forward pass, by all workers together: one with fewer parts than another goes
+    through its last one again, with weight 0.
+    """
+    budget = trainee.options.tokens_per_device
+
+    def of(rank: int) -> list[tuple[Indices, float]]:
+        own, weight = share(batch, rank, trainee.world)
+        return [(part, weight) for part in parts(own, rows.lengths, budget)]
+
+    own = of(trainee.rank)
+    if is_parted(trainee.model):
+        most = max(len(of(rank)) for rank in range(trainee.world))
+        own += [(own[-1][0], 0.0)] * (most - len(own))
+    return own
+
+
+def learn_from(trainee: Trainee, rows: EncodedSplit, part: Indices, weight: float, whole_rows: int) -> torch.Tensor:
+    """Adds the gradient of a part's loss, times ``weight``; returns that loss."""
+    tensors = collate(trainee, rows, part)
+    with autocast(trainee):
+        outputs = trainee.task.forward(trainee.wrapped, tensors)
+    if trainee.task.whole_batch and trainee.world > 1:
+        outputs, tensors, weight = gather_batch(trainee, outputs, tensors, whole_rows)
+    loss = trainee.task.loss(outputs.float(), tensors).sum() * weight
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
 
 
 def collate(trainee: Trainee, rows: EncodedSplit, indices: Indices) -> Batch:
@@ -277,11 +312,15 @@ def predict(trainee: Trainee, rows: EncodedSplit, *, final: bool = False) -> Out
     trainee.model.eval()
     read = trainee.task.infer if final else trainee.task.forward
     own: dict[int, Output] = {}
-    with torch.inference_mode(), autocast(trainee):
-        for batch in by_length(rows.lengths, READING_BATCH)[trainee.rank :: trainee.world]:
+    batches = by_length(rows.lengths, READING_BATCH)
+    if is_parted(trainee.model):  # all workers gather it together, so none may read a batch fewer than another
+        batches += batches[:1] * (-len(batches) % trainee.world)
+    with torch.no_grad(), autocast(trainee):
+        for batch in batches[trainee.rank :: trainee.world]:
             examples = rows.examples(batch)
             outputs = read(trainee.model, on_device(trainee, trainee.task.collate(examples)))
             own |= zip(batch.tolist(), trainee.task.keep(outputs, examples), strict=True)
+    part_again(trainee.model)
     parts = [own]
     if trainee.world > 1:
         parts = [{}] * trainee.world
@@ -334,6 +373,15 @@ def close_epoch(trainee: Trainee, validation: dict[str, float]) -> bool:
         return True
     position.stopped = position.epoch - 1 - position.best_epoch >= stopping.patience
     return False
+
+
+def check_parts(task: Task, options: Train) -> None:
+    """Raises a UserError where a batch cannot be computed in parts."""
+    if task.whole_batch and options.tokens_per_device is not None:
+        raise UserError(
+            f"train.tokens_per_device: {task.name} compares all rows of a batch with each other, which cannot be "
+            "computed in parts; lower train.batch_size, or set train.activation_checkpointing"
+        )
 
 
 def check_early_stopping(task: Task, options: Train, validation_rows: int) -> None:

@@ -17,8 +17,8 @@ from training.tasks.task import Task, task_class
 METRICS = (("train", "early_stopping", "metric"), ("tune", "metric"))
 """Where a recipe names a metric of its task."""
 
-HELD, LEARNING = 4, 16
-"""Bytes of a weight in fp32: the weight itself; where it learns, also its gradient and AdamW's two moments."""
+HELD = 4
+"""Bytes of a weight that does not learn, in fp32."""
 
 MIB = 1024**2
 
@@ -43,6 +43,11 @@ def task_problems(document: Document) -> list[str]:
         for role in task.roles.keys() - inputs.keys():
             message = f"{task.name} needs '{role}': {task.roles[role]}"
             problems.append(document.problem(("model", "inputs"), message))
+    if _look_up(document.values, ("data", "corpus")) is not None and not task.corpus_read:
+        problems.append(document.problem(("data", "corpus"), f"{task.name} searches nothing and reads no corpus"))
+    if model.get("adapt") == "head" and not task.new_head:
+        message = f"{task.name} puts no new weights on its base; use full, {{lora: …}} or {{freeze: …}}"
+        problems.append(document.problem(("model", "adapt"), message))
     problems += _missing(document, task, model) + _wrong_options(document, task, model.get("options"))
     for keys in METRICS:
         metric = _look_up(document.values, keys)
@@ -139,7 +144,9 @@ def _weights_of_new(base: NewBase) -> int:
 
 def _bytes_per_weight(adapt: Adapt) -> int:
     """Of the base's weights; those of a new head or of LoRA are few beside them."""
-    return LEARNING if adapt == "full" or isinstance(adapt, Freeze) else HELD
+    from training.strategy import BYTES_WHILE_LEARNING  # torch.distributed, which takes a second to import
+
+    return BYTES_WHILE_LEARNING if adapt == "full" or isinstance(adapt, Freeze) else HELD
 
 
 def _on_cluster(recipe: Recipe) -> dict[str, Any]:

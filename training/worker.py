@@ -8,6 +8,7 @@ Rank 0 writes. What it writes to lies in the run's folder, which every node sees
     model/ outputs/              what the run leaves: the fine-tuned model, and its outputs on each held-out split
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,16 +20,18 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from cluster.errors import HeadraceError, RunError, UserError
 from cluster.storage import building, plain_disk_errors
 from training import checkpoint, outputs
-from training.adapt import merge, read_adapt
+from training.adapt import adapt_model, merge, read_adapt
 from training.base import resolve_base
 from training.encode import Encoded, open_encoded
 from training.journal import Journal
 from training.loop import Moment, Trainee, as_record, make_trainee, predict, train
 from training.recipe import NewBase, Recipe, Train
+from training.strategy import is_parted, put
 
 Result = TypeVar("Result")
 
@@ -97,7 +100,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
                 if trainee.rank == 0:
                     journal.write(as_record(moment))
                 if moment.best and trainee.options.early_stopping:
-                    on_rank_0(lambda: keep_best(trainee, folder))
+                    keep_best(trainee, folder)
                 if moment.checkpoint_due:
                     keep(trainee, folder, moment)
         leave(trainee, encoded, folder)
@@ -109,43 +112,65 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 def keep(trainee: Trainee, folder: Path, moment: Moment) -> None:
     """Saves a checkpoint and reports it to Ray Train, which sees progress by it and removes the old ones."""
     place = checkpoints(folder) / f"step-{moment.step:08d}"
-
-    def save() -> None:
-        with building(place) as unfinished:
-            checkpoint.save(unfinished, trainee)
-
-    on_rank_0(save)
+    beside = place.with_name(f".{place.name}")
+    on_rank_0(lambda: shutil.rmtree(beside, ignore_errors=True))  # what a killed worker began
+    try:
+        together(lambda: checkpoint.save(beside, trainee))
+        on_rank_0(lambda: appear(beside, place))
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     reported = Checkpoint(str(place)) if trainee.rank == 0 else None
     record = {"step": moment.step, "loss": moment.loss} | (moment.validation or {})
     ray.train.report(record, checkpoint=reported, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
+def appear(beside: Path, place: Path) -> None:
+    """Gives a finished checkpoint its name, unless the same step was kept before."""
+    with plain_disk_errors(place):
+        if not place.exists():
+            beside.rename(place)
+
+
 def keep_best(trainee: Trainee, folder: Path) -> None:
     """The weights of the best epoch, beside the checkpoints, for the end of the run."""
-    beside = folder / ".best.safetensors"
-    with plain_disk_errors(folder):
-        save_file(checkpoint.learning(trainee), beside)
-        beside.replace(folder / "best.safetensors")
+    weights, beside = checkpoint.gather(trainee), folder / ".best.safetensors"
+
+    def write() -> None:
+        with plain_disk_errors(folder):
+            save_file(weights, beside)
+            beside.replace(folder / "best.safetensors")
+
+    on_rank_0(write)
 
 
 def leave(trainee: Trainee, encoded: Encoded, folder: Path) -> None:
     """The run's yield: the fine-tuned model, and what it says of every held-out row."""
     best = folder / "best.safetensors"
     if trainee.options.early_stopping and best.exists():
-        own = checkpoint.learning(trainee)
-        for name, value in load_file(best, device=str(trainee.device)).items():
-            own[name].copy_(value)
+        checkpoint.scatter(trainee, load_file(best, device=str(trainee.device)))
     said = {name: predict(trainee, encoded.split(name), final=True) for name in ("validation", "test")}
+    weights = checkpoint.gather(trainee) if is_parted(trainee.model) else None
 
     def write() -> None:
         with building(folder / "outputs") as unfinished:
             for name, values in said.items():
                 outputs.save(unfinished / f"{name}.safetensors", values)
         with building(folder / "model") as unfinished:
-            merge(trainee.model)
-            trainee.model.save_pretrained(unfinished)
+            model = trainee.model if weights is None else put_together(trainee, encoded, weights)
+            merge(model)
+            model.save_pretrained(unfinished)
 
     on_rank_0(write)
+
+
+def put_together(trainee: Trainee, encoded: Encoded, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """A model of the same shape that lies whole on this worker, with what was learned."""
+    model = encoded.task.build(encoded.base)
+    adapt_model(model, encoded.task.head(model), trainee.adapt)
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, value in weights.items():
+        put(own[name], value)
+    return model
 
 
 def checkpoints(folder: Path) -> Path:

@@ -61,8 +61,8 @@ BROKEN = {
     "it is a list": (GOOD, "- tickets\n", "recipe.yaml:1: a recipe is a mapping of keys to values"),
     "a part that comes later": (
         "epochs: 3",
-        "strategy: fsdp",
-        "recipe.yaml:11 train.strategy: fsdp is not available in this version; use ddp, or auto",
+        "epochs: 3\ntune:\n  search: {train.warmup: {uniform: [0, 0.1]}}\n  scheduler: pbt",
+        "recipe.yaml:14 tune.scheduler: pbt is not available in this version; use asha or none",
     ),
     "a source of two kinds": (
         "{read: data/tickets.jsonl}",

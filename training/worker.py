@@ -26,7 +26,7 @@ from cluster.errors import HeadraceError, RunError, UserError
 from cluster.storage import building, plain_disk_errors
 from training import checkpoint, outputs
 from training.adapt import adapt_model, merge, read_adapt
-from training.base import resolve_base
+from training.base import EARLIER, resolve_base
 from training.encode import Encoded, open_encoded
 from training.journal import Journal
 from training.loop import Moment, Trainee, as_record, make_trainee, predict, train
@@ -63,8 +63,8 @@ class Job:
     def of(cls, recipe: Recipe, encoded: Encoded, run: Path) -> "Job":
         """The job of a recipe."""
         name = recipe.model.base
-        if isinstance(name, NewBase):  # it was made in the home, which every node sees
-            name = str(encoded.base)
+        if isinstance(name, NewBase) or (name or "").startswith(EARLIER):
+            name = str(encoded.base)  # it lies in the home, which every node sees, and whatever an alias says by then
         base = (name, str(recipe.folder))
         adapt = recipe.model.model_dump()["adapt"]
         return cls(str(encoded.folder), base, str(run), adapt, recipe.train.model_dump())
@@ -98,7 +98,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         with Journal(folder / "metrics.jsonl") as journal:
             for moment in train(trainee, encoded):
                 if trainee.rank == 0:
-                    journal.write(as_record(moment))
+                    journal.write(as_record(moment) | {"workers": trainee.world})
                 if moment.best and trainee.options.early_stopping:
                     keep_best(trainee, folder)
                 if moment.checkpoint_due:

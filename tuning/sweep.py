@@ -263,12 +263,12 @@ class Plan:
 def plan_for(recipe: Recipe, available: Resources, remaining: int) -> Plan:
     """As many trials at once as there are GPUs, else cores; each with its share of the cores.
 
-    `workers: auto` means one worker for each trial.
+    `workers` that are no fixed number mean one for each trial.
 
     Raises:
         UserError: one trial wants more workers than there are.
     """
-    workers = 1 if recipe.train.workers == "auto" else recipe.train.workers
+    workers = recipe.train.workers if isinstance(recipe.train.workers, int) else 1
     most = available.gpus or available.cpus
     if workers > most:
         kind = "GPUs" if available.gpus else "cores"

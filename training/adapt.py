@@ -68,6 +68,7 @@ def _add_lora(model: PreTrainedModel, head: Sequence[torch.nn.Module], options: 
 def _linear_layers(model: PreTrainedModel, head: Sequence[torch.nn.Module], targets: Sequence[str]) -> list[str]:
     """The names of the base's linear layers, or of those that one of the patterns is found in."""
     new = {id(module) for part in head for module in part.modules()}
+    new.add(id(model.get_output_embeddings()))  # often tied to the input's, which merging would change as well
     names = [
         name
         for name, module in model.named_modules()

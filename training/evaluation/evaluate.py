@@ -1,17 +1,19 @@
 """How good a finished model is: what was measured when it was trained, and what it does on other rows."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from transformers import PreTrainedModel
 
 from cluster.errors import UserError
 from cluster.progress import progress
 from cluster.storage import home
 from training.batches import by_length
 from training.bundle import Bundle
-from training.tasks.task import Outputs, Row, Task
+from training.tasks.task import Example, Outputs, Row, Task
 
 BATCH = 32
 
@@ -39,9 +41,10 @@ def evaluate(bundle: Bundle, table: pa.Table | None) -> dict[str, Any]:
         "data": bundle.info["data"],
     }
     if table is not None:
-        measured = measure(bundle, table.to_pylist())
+        rows = bundle.task().questions({"data": table})["data"].to_pylist()
+        measured = measure(bundle, rows)
         result["metrics"] = {f"data/{name}": value for name, value in measured.items()} | result["metrics"]
-        result["data"] = {"rows": table.num_rows}
+        result["data"] = {"rows": len(rows)}
     return result
 
 
@@ -50,8 +53,12 @@ def measure(bundle: Bundle, rows: list[Row]) -> dict[str, float]:
     if not rows:
         raise UserError("there are no rows to measure the model on")
     task = bundle.task()
-    targets = [_target(task, number, row) for number, row in enumerate(rows, 1)]
-    return task.metrics(_outputs(bundle, task, task.rows(rows)), targets)
+    targets = [_target(task, number, row) if task.has_targets else None for number, row in enumerate(rows, 1)]
+    examples = task.encode(task.rows(rows))
+    if task.has_targets:
+        examples = [{**example, "target": target} for example, target in zip(examples, targets, strict=True)]
+    model = task.open(bundle.folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    return task.metrics(outputs_of(task, model, examples), targets)
 
 
 def _target(task: Task, number: int, row: Row) -> Any:
@@ -64,17 +71,15 @@ def _target(task: Task, number: int, row: Row) -> Any:
         ) from None
 
 
-def _outputs(bundle: Bundle, task: Task, rows: list[Row]) -> Outputs:
-    examples = task.encode(rows)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = task.open(bundle.folder).to(device)
-    batches = by_length(np.array([task.length(example) for example in examples]), BATCH)
-    outputs: list[Any] = [None] * len(rows)
-    with torch.inference_mode(), progress("evaluating", total=len(rows), unit="rows") as bar:
+def outputs_of(task: Task, model: PreTrainedModel, examples: Sequence[Example]) -> Outputs:
+    """What a model says of each example, as it would be computed for an answer."""
+    batches = by_length(np.array([task.length(example) for example in examples], dtype=np.int64), BATCH)
+    outputs: list[Any] = [None] * len(examples)
+    with torch.inference_mode(), progress("evaluating", total=len(examples), unit="rows") as bar:
         for batch in batches:
-            tensors = task.collate([examples[index] for index in batch])
-            answers = task.infer(model, {name: tensor.to(device) for name, tensor in tensors.items()})
-            for index, one in zip(batch, task.keep(answers, [examples[index] for index in batch]), strict=True):
+            own = [examples[index] for index in batch]
+            tensors = {name: tensor.to(model.device) for name, tensor in task.collate(own).items()}
+            for index, one in zip(batch, task.keep(task.infer(model, tensors), own), strict=True):
                 outputs[index] = one
             bar.advance(len(batch))
     return outputs

@@ -30,6 +30,9 @@ CLASSIFICATION = {
 }
 """The metrics of :func:`classification`, and whether more or less is better."""
 
+RANKED = {"auc": "max", "average_precision": "max", **CLASSIFICATION, "brier": "min"}
+"""The metrics of :func:`ranked`."""
+
 ORDINAL = {**CLASSIFICATION, "mae": "min", "quadratic_kappa": "max"}
 """The metrics of :func:`ordinal`."""
 
@@ -47,10 +50,13 @@ MULTILABEL = {
 REGRESSION = {"mae": "min", "rmse": "min", "r2": "max", "loss": "min"}
 """The metrics of :func:`regression`."""
 
+FORECAST = {"mae": "min", "mase": "min", "pinball": "min", "coverage_error": "min", "loss": "min"}
+"""The metrics of :func:`forecast`."""
+
 OF_ROWS = frozenset({"accuracy", "exact_match"})
 """Metrics that are a share of the rows, whose interval follows from their number."""
 
-NUMBERS = frozenset({"loss", "mae", "rmse", "r2", "quadratic_kappa"})
+NUMBERS = frozenset({"loss", "perplexity", "mae", "rmse", "r2", "quadratic_kappa", "brier", "mase", "pinball"})
 """Metrics that are read as a number; every other one lies between 0 and 1 and is read in percent."""
 
 
@@ -101,6 +107,38 @@ def ordinal(outputs: Floats, targets: Targets, labels: Sequence[str]) -> dict[st
         **classification(outputs, truth, labels),
         "mae": float(np.abs(values[predicted] - values[truth]).mean()),
         "quadratic_kappa": float(np.nan_to_num(kappa)),
+    }
+
+
+def ranked(outputs: Floats, targets: Targets, labels: Sequence[str]) -> dict[str, float]:
+    """As :func:`classification`, and how well rows are ranked by the probability of a label.
+
+    Of two labels the last is the one that is looked for. Of more, each is ranked against all others, and the mean is
+    taken over those that can be. ``auc`` is the area under the receiver operating characteristic: the
+    share of pairs of a row that has the label and one that has it not in which the former is ranked first; one half
+    where there is no such pair. ``brier`` is the mean squared distance of the probabilities from the truth, summed over
+    labels and halved, which of two labels is the square of one probability's error.
+
+    Returns:
+        One number for each name of ``RANKED``; nothing where there are no rows.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # as above
+
+    outputs, truth = _checked(outputs, targets, labels)
+    if len(truth) == 0:
+        return {}
+    has = np.eye(len(labels), dtype=bool)[truth]
+    shares = np.exp(log_probabilities(outputs))
+    looked_for = [1] if len(labels) == 2 else range(len(labels))
+    pairs = [label for label in looked_for if has[:, label].any() and not has[:, label].all()]
+    areas = [roc_auc_score(has[:, label], shares[:, label]) for label in pairs]
+    occur = [label for label in looked_for if has[:, label].any()]
+    precisions = [average_precision_score(has[:, label], shares[:, label]) for label in occur]
+    return {
+        "auc": float(np.mean(areas)) if areas else 0.5,
+        "average_precision": float(np.mean(precisions)) if precisions else 0.0,
+        **classification(outputs, truth, labels),
+        "brier": float(np.square(shares - has).sum(axis=1).mean() / 2),
     }
 
 
@@ -170,6 +208,42 @@ def regression(predicted: Floats, truth: Floats, spread: float) -> dict[str, flo
         "rmse": squared**0.5,
         "r2": 1 - squared / variance if variance else 0.0,
         "loss": squared / spread**2,
+    }
+
+
+def forecast(said: Floats, truth: Floats, scales: Floats, quantiles: Sequence[float]) -> dict[str, float]:
+    """How far forecasts lie from what came, each mean taken over all steps whose truth is known.
+
+    ``mae`` is of the median, ``mase`` the same in units of each series' seasonal-naive error on the training rows
+    (Hyndman and Koehler, "Another look at measures of forecast accuracy", 2006): below 1 it beats that. ``pinball`` is
+    the mean over the quantiles (Koenker and Bassett, "Regression Quantiles", 1978), ``loss`` the same in those units.
+    ``coverage`` is the share of the truth between the outermost quantiles, ``coverage_error`` how far it lies from what
+    they promise.
+
+    Args:
+        said: of shape ``[windows, horizon, quantiles]``.
+        truth: of shape ``[windows, horizon]``; not a number where it is not known.
+        scales: of shape ``[windows, 1]``.
+
+    Returns:
+        One number for each name of ``FORECAST``, and ``coverage``; nothing where there are no windows.
+    """
+    if len(truth) == 0:
+        return {}
+    known = ~np.isnan(truth)
+    off = truth[:, :, None] - said
+    wanted = np.asarray(quantiles)
+    pinball = np.maximum(wanted * off, (wanted - 1) * off).mean(axis=2)
+    error = np.abs(off[:, :, list(quantiles).index(0.5)])
+    inside = (truth >= said[:, :, 0]) & (truth <= said[:, :, -1])
+    coverage = float(inside[known].mean())
+    return {
+        "mae": float(error[known].mean()),
+        "mase": float((error / scales)[known].mean()),
+        "pinball": float(pinball[known].mean()),
+        "coverage": coverage,
+        "coverage_error": abs(coverage - (wanted[-1] - wanted[0])),
+        "loss": float((pinball / scales)[known].mean()),
     }
 
 

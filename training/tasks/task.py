@@ -3,6 +3,7 @@
 A task is a file in this folder, named like its Hugging Face pipeline with ``_`` for ``-``, that defines one
 subclass of :class:`Task`. Nothing else is registered anywhere. Data walks through its methods in this order:
 
+    rows -> questions (for most tasks the rows themselves)
     row -> encode -> example -> collate -> batch -> forward -> keep -> outputs -> decode -> answer
                                                        \\-> loss          \\-> metrics (training only)
 
@@ -78,14 +79,30 @@ class Task(ABC):
     optional_roles: ClassVar[dict[str, str]] = {}
     """What it may fill besides."""
 
+    compared_roles: ClassVar[frozenset[str] | None] = None
+    """The roles whose texts tell which rows are near copies, that no two splits may share; None: all of them."""
+
+    file_roles: ClassVar[frozenset[str]] = frozenset()
+    """The roles whose columns may name files. In the rows of training such names are full paths; relative ones in the
+    data start from the recipe's folder, or from ``model.options.folder`` below it."""
+
     options_known: ClassVar[type[Strict]] = NoOptions
     """What the recipe's ``model.options`` may say."""
 
     target_needed: ClassVar[bool] = True
     """Whether the recipe must name a ``model.target``; a task that learns from its inputs alone has none."""
 
+    corpus_read: ClassVar[bool] = False
+    """Whether it finds things among the rows of ``data.corpus``, which the splits then hold as ``corpus``."""
+
     base_needed: ClassVar[bool] = True
     """Whether the recipe must name a ``model.base``."""
+
+    lone_answer: ClassVar[bool] = False
+    """Whether the Inference API answers an input that stands in no list with an answer that stands in none."""
+
+    new_head: ClassVar[bool] = True
+    """Whether the model gets new weights on top, which ``adapt: head`` trains alone."""
 
     whole_batch: ClassVar[bool] = False
     """Whether the loss of a row depends on the other rows of its batch, which are then gathered from all workers."""
@@ -99,8 +116,19 @@ class Task(ABC):
     of_probabilities: frozenset[str] = frozenset()
     """The metrics that mean nothing for a :class:`Baseline` without ``probabilities``."""
 
+    metrics_of_answers: dict[str, str] = {}
+    """The metrics that :meth:`metrics` gives besides of what :meth:`infer` says, and so of a finished model only."""
+
+    final_headline: str = ""
+    """The metric that the report compares by where it is another than ``headline``; one of ``metrics_of_answers``."""
+
     labels: Sequence[str] = ()
     """The names that outputs and targets index, where the task has such a set."""
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether examples have a ``target``: where the recipe names none, a task may make one of its inputs."""
+        return self.target_needed
 
     # --- made from data, kept in a folder -----------------------------------------------------------------------
 
@@ -126,6 +154,14 @@ class Task(ABC):
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes what has a file format of its own (the tokenizer) to ``folder`` and returns the rest as JSON."""
 
+    def questions(self, splits: Mapping[str, pa.Table]) -> Mapping[str, pa.Table]:
+        """What is asked about the fused rows of each split: for most tasks one question a row, the row itself.
+
+        A task whose question spans many rows makes its tables here. It sees all splits, since what is asked of the
+        test rows may rest on what was known before them; a row of a question belongs to the split of its target.
+        """
+        return splits
+
     # --- rows to tensors: shared by training and serving ----------------------------------------------------------
 
     @abstractmethod
@@ -143,7 +179,11 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> list[Example]:
-        """Rows as examples, without their targets; every example has the same keys."""
+        """Rows as examples, without their targets; every example has the same keys.
+
+        Raises:
+            UnreadableError: of ``training/media.py``: a file that a row names or holds cannot be read.
+        """
 
     @abstractmethod
     def encode_target(self, row: Row) -> Any:
@@ -151,11 +191,15 @@ class Task(ABC):
 
     @abstractmethod
     def length(self, example: Example) -> int:
-        """Tokens of an example, for batches of equal lengths."""
+        """Tokens of an example, for batches of equal lengths; of its target too where that is read beside it."""
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Examples as one padded batch; with a ``targets`` tensor where the examples have a ``target``."""
+
+    def shown(self, example: Example) -> dict[str, str]:
+        """What a person looks at or hears instead of reading: ``image`` and ``sound`` as ``data:`` addresses."""
+        return {}
 
     # --- the model ------------------------------------------------------------------------------------------------
 
@@ -169,7 +213,7 @@ class Task(ABC):
 
     @abstractmethod
     def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
-        """The modules that are new, which ``adapt: head`` trains alone."""
+        """The modules that are new, which ``adapt: head`` trains alone; none without a ``new_head``."""
 
     def settle(self, model: PreTrainedModel) -> "Task":
         """Brings into the weights what only training needed to know; returns the task that goes with them."""
@@ -185,7 +229,7 @@ class Task(ABC):
 
     def keep(self, outputs: torch.Tensor, examples: Sequence[Example]) -> list[Output]:
         """What of a batch's outputs is kept for each of its examples, padding removed."""
-        return list(outputs.float().cpu().numpy())
+        return list(outputs.detach().float().cpu().numpy())
 
     @abstractmethod
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:

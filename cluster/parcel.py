@@ -155,8 +155,14 @@ def _places(values: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
         for key in ("read", "database", "hub"):
             if isinstance(source, dict) and isinstance(source.get(key), str):
                 yield ("data", "sources", name, key), source[key]
+        globs = source.get("files") if isinstance(source, dict) else None
+        for address in [globs] if isinstance(globs, str) else globs if isinstance(globs, list) else ():
+            yield ("data", "sources", name, "files"), str(address)
     if isinstance(model, dict) and isinstance(model.get("base"), str):
         yield ("model", "base"), model["base"]
+    options = model.get("options") if isinstance(model, dict) else None
+    if isinstance(options, dict) and isinstance(options.get("folder"), str):
+        yield ("model", "options", "folder"), options["folder"]
 
 
 def _is_hub_id(keys: Keys, value: str) -> bool:

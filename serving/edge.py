@@ -39,6 +39,7 @@ OPEN_PATHS = {"/", "/docs", "/v2/health/live", "/v2/health/ready"}  # two pages 
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MODEL_READY = re.compile(r"/v2/models/([^/]+)/ready")
 JSON = "application/json"
+BYTES = "application/octet-stream"
 HTML = "text/html; charset=utf-8"
 # The pages bring their script and style along and talk to this server alone.
 PAGE_POLICY = (
@@ -147,9 +148,10 @@ class Edge:
         with _Counted(self._metrics) as counted:
             self._admit(request)
             name = request.path.removeprefix(MODELS)
-            counted.answers(self._find(name))
-            _check_content(request)
-            question = _question(await self._body(request), self._options.max_items)
+            media = huggingface.media(counted.answers(self._find(name)).predictor.bundle.info["signature"])
+            raw = _check_content(request, media)
+            body = await self._body(request)
+            question = huggingface.raw(body) if raw else _question(body, self._options.max_items)
             deadline = counted.started + self._options.timeout_seconds
             while True:
                 served = counted.answers(self._find(name))
@@ -167,7 +169,8 @@ class Edge:
                     raise _refusal(error) from None
                 else:
                     version = (("x-headrace-version", served.version),)
-                    return Response(200, _json(huggingface.answer(answers)), headers=version)
+                    alone = question.alone and served.predictor.task.lone_answer
+                    return Response(200, _json(huggingface.answer(answers, alone)), headers=version)
 
     def show(self, request: Request) -> Response:
         """Everything that is read: pages, health, metrics, what the models are.
@@ -312,13 +315,21 @@ def _refusal(error: Exception) -> RefusalError:
 _PAGE_HEADERS: Headers = (("content-security-policy", PAGE_POLICY), ("referrer-policy", "no-referrer"))
 
 
-def _check_content(request: Request) -> None:
-    """JSON only. A browser cannot be talked into sending that type to us from a foreign page."""
+def _check_content(request: Request, media: str | None) -> bool:
+    """JSON, or the bytes of a picture or sound where the model takes such; whether it is the latter.
+
+    A browser cannot be talked into sending any of these types to us from a foreign page. Bytes without a type are taken
+    from a client that does not say which page asks, as every browser does.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != JSON:
-        raise RefusalError(415, "unsupported_media_type", f"the body must be sent as content-type: {JSON}")
+    untyped = not kind and "origin" not in request.headers
+    raw = media is not None and (kind == BYTES or kind.startswith(f"{media}/") or untyped)
+    if kind != JSON and not raw:
+        taken = f"{JSON}, {media}/… or {BYTES}" if media else JSON
+        raise RefusalError(415, "unsupported_media_type", f"the body must be sent as content-type: {taken}")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RefusalError(415, "unsupported_encoding", "the body must be sent uncompressed")
+    return raw
 
 
 def _question(body: bytes, max_items: int) -> huggingface.Question:

@@ -13,7 +13,7 @@ ERRORS = {
     404: "There is no such model.",
     408: "The body arrived too slowly.",
     413: "The body or the list of inputs is too large.",
-    415: "The body is not sent as application/json.",
+    415: "The body is not sent as application/json, or as a type that the model reads.",
     422: "A field is missing or wrong; the message names it.",
     429: "Too many requests are waiting; Retry-After tells when to come back.",
     500: "Something failed inside the server.",
@@ -66,11 +66,14 @@ def document(models: Mapping[str, Served], options: Serve, keys: bool) -> dict[s
 
 def _question(served: Served, options: Serve) -> dict[str, Any]:
     info = served.predictor.bundle.info
-    schema = huggingface.schema(info["signature"], options.max_items)
+    schema = huggingface.schema(info["signature"], options.max_items, served.predictor.task.lone_answer)
+    bodies: dict[str, Any] = {"application/json": {"schema": schema["body"]}}
+    if media := huggingface.media(info["signature"]):
+        bodies |= {kind: {"schema": {}} for kind in (f"{media}/*", "application/octet-stream")}
     return {
         "summary": info["recipe"].get("description") or f"Ask {served.name}.",
         "description": f"Hugging Face inference, {info['task']}, version {served.version}.",
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema["body"]}}},
+        "requestBody": {"required": True, "content": bodies},
         "responses": {"200": _content("The answers, one for each input.", schema["answer"]), **_errors()},
     }
 

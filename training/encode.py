@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset
 
 from cluster.errors import UserError
-from cluster.progress import Progress, progress
+from cluster.progress import Progress, progress, say
 from cluster.storage import building, fingerprint, home, only_one, read_json, write_json
+from training import media
 from training.base import base_digest
 from training.new_base import find_base
 from training.recipe import Recipe
@@ -29,6 +31,12 @@ FORMAT = 2
 SPLITS = ("train", "validation", "test")
 CHUNK = 2_000
 """Rows encoded at once: enough to keep a tokenizer's threads busy, few enough to stay small in memory."""
+
+FILES_CHUNK = 128
+"""The same where rows name files, whose pictures or sounds are much larger than texts."""
+
+REJECTED = "rejected.parquet"
+SHOWN = 3
 
 
 class EncodedSplit:
@@ -79,6 +87,16 @@ class Encoded:
         """``train``, ``validation`` or ``test``; the last two may be empty."""
         return EncodedSplit(self.folder / f"{name}.arrow")
 
+    def kept(self, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+        """The rows of each split that there are examples of: without those whose files could not be read."""
+        if not (self.folder / REJECTED).exists():
+            return dict(tables)
+        lost = pq.read_table(self.folder / REJECTED, columns=["source", "row"]).to_pylist()
+        masks = {name: np.ones(table.num_rows, dtype=bool) for name, table in tables.items()}
+        for one in lost:
+            masks[one["source"]][one["row"] - 1] = False
+        return {name: table.filter(pa.array(masks[name])) for name, table in tables.items()}
+
 
 def encode(recipe: Recipe, fused: "Fused") -> Encoded:
     """Encodes every split of ``fused`` for the recipe's task, or finds it done.
@@ -89,6 +107,8 @@ def encode(recipe: Recipe, fused: "Fused") -> Encoded:
     base = find_base(recipe, fused)
     parts = recipe.model.model_dump(include={"task", "inputs", "target", "options", "max_length"})
     parts["unicode"] = recipe.data.clean.unicode
+    if columns := file_columns(recipe):
+        parts["files"] = media.digest(located_rows(recipe, fused), columns)
     key = fingerprint(FORMAT, fused.fingerprint, base_digest(base), parts)
     folder = home() / "encoded" / key
     with only_one(folder, wait=True):
@@ -104,37 +124,94 @@ def open_encoded(folder: Path, base: Path) -> Encoded:
     return Encoded(folder, folder.name, task_class(kept["task"]).load(kept["settings"], folder), base)
 
 
+def file_columns(recipe: Recipe) -> list[str]:
+    """The columns that may name files."""
+    task, inputs = task_class(recipe.model.task), recipe.model.inputs
+    return [column for role in inputs if role in task.file_roles for column in inputs[role]]
+
+
+def located_rows(recipe: Recipe, fused: "Fused") -> dict[str, pa.Table]:
+    """The fused rows of each split; files that they name, by their full paths."""
+    folder = recipe.folder / Path(recipe.model.options.get("folder", ".")).expanduser()
+    return {name: media.located(table, file_columns(recipe), folder) for name, table in fused.tables().items()}
+
+
 def _encode_into(folder: Path, recipe: Recipe, fused: "Fused", base: Path) -> None:
-    tables = {name: fused.split(name) for name in SPLITS}
+    tables = located_rows(recipe, fused)
     if not tables["train"].num_rows:
         raise UserError("data: no row is left to train on; see the fuse report for where they went")
     task = task_class(recipe.model.task).learn(recipe.model, base, tables, unicode=recipe.data.clean.unicode)
+    tables = dict(task.questions(tables))
+    if not tables["train"].num_rows:
+        raise UserError(f"data: the training rows are too few for {task.name} to learn from")
     schema: pa.Schema | None = None
-    with progress("encoding", total=sum(table.num_rows for table in tables.values()), unit="rows") as bar:
+    lost: list[dict[str, Any]] = []
+    rows = sum(table.num_rows for table in tables.values())
+    with progress("encoding", total=rows, unit="rows") as bar:
         for name, table in tables.items():  # train comes first, so that an empty split has its columns too
-            schema = _write_split(folder / f"{name}.arrow", task, table, schema, bar)
+            schema, reasons = _write_split(folder / f"{name}.arrow", task, table, schema, bar)
+            lost += [{"source": name, "row": index + 1, "reason": reason} for index, reason in reasons.items()]
+    if lost:
+        _put_aside(folder, lost, rows, recipe.data.max_rejected)
     write_json(folder / "task.json", {"task": task.name, "settings": task.save(folder)})
 
 
 def labelled(task: Task, rows: Sequence[Row]) -> list[Example]:
     """Rows as examples with their ``target``, where the task has one, and their ``length``."""
     examples = task.encode(rows)
-    targets = ({"target": task.encode_target(row)} if task.target_needed else {} for row in rows)
-    return [
-        {**example, "length": task.length(example), **target} for example, target in zip(examples, targets, strict=True)
-    ]
+    if task.has_targets:
+        examples = [{**example, "target": task.encode_target(row)} for example, row in zip(examples, rows, strict=True)]
+    return [{**example, "length": task.length(example)} for example in examples]
 
 
-def _write_split(file: Path, task: Task, table: pa.Table, schema: pa.Schema | None, bar: Progress) -> pa.Schema:
+def readable(task: Task, rows: Sequence[Row]) -> tuple[list[Example], dict[int, str]]:
+    """:func:`labelled`, and why which rows are not among them: their files cannot be read."""
+    try:
+        return labelled(task, rows), {}
+    except media.UnreadableError as error:
+        if len(rows) == 1:
+            return [], {0: str(error)}
+    examples: list[Example] = []
+    reasons: dict[int, str] = {}
+    for index, row in enumerate(rows):
+        found, reason = readable(task, [row])
+        examples += found
+        reasons |= dict.fromkeys([index] if reason else [], reason.get(0, ""))
+    return examples, reasons
+
+
+def _put_aside(folder: Path, lost: list[dict[str, Any]], rows: int, limit: float) -> None:
+    """Keeps the rows whose files could not be read, with their reasons, where there are not too many."""
+    told = "; ".join(f"{one['source']} row {one['row']}: {one['reason']}" for one in lost[:SHOWN])
+    if len(lost) > limit * rows:
+        raise UserError(
+            f"model.inputs: {len(lost):,} of {rows:,} rows have files that cannot be used, more than "
+            f"data.max_rejected: {limit:g} allows. {told}. Names are relative to the recipe's folder, or to "
+            "model.options.folder"
+        )
+    pq.write_table(pa.Table.from_pylist(lost), folder / REJECTED)
+    say(f"{len(lost):,} of {rows:,} rows have files that cannot be used and were left out. {told}")
+
+
+def _write_split(
+    file: Path, task: Task, table: pa.Table, schema: pa.Schema | None, bar: Progress
+) -> tuple[pa.Schema | None, dict[int, str]]:
+    """Writes the examples of a split; returns their columns, and why which rows have none."""
+    lost: dict[int, str] = {}
+    done = 0
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(pa.ipc.new_stream(str(file), schema)) if schema else None
-        for batch in table.to_batches(max_chunksize=CHUNK):
+        for batch in table.to_batches(max_chunksize=FILES_CHUNK if task.file_roles else CHUNK):
             rows = batch.to_pylist()
-            encoded = pa.Table.from_pylist(labelled(task, rows), schema=schema)
+            examples, reasons = readable(task, rows)
+            lost |= {done + index: reason for index, reason in reasons.items()}
+            done += len(rows)
+            bar.advance(len(rows))
+            if not examples and rows:
+                continue
+            encoded = pa.Table.from_pylist(examples, schema=schema)
             if writer is None:
                 schema = encoded.schema
                 writer = stack.enter_context(pa.ipc.new_stream(str(file), schema))
             writer.write_table(encoded)
-            bar.advance(len(rows))
-    assert schema is not None
-    return schema
+    return schema, lost

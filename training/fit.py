@@ -4,12 +4,13 @@ fuse -> encode -> train on Ray -> measure -> bundle -> register
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import yaml
 
 from cluster.errors import RunError, UserError
@@ -19,12 +20,12 @@ from cluster.storage import building, fingerprint, home, only_one, plain_disk_er
 from training import outputs
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.data.fuse import Fused, fuse
-from training.encode import SPLITS, Encoded, encode
+from training.encode import SPLITS, Encoded, encode, located_rows
 from training.evaluation.baselines import measure
 from training.evaluation.report import ReportData, write_report
 from training.journal import Follower, Record, entries
 from training.loop import check_early_stopping
-from training.recipe import Recipe, Train
+from training.recipe import Elastic, Recipe, Train
 from training.registry import RunLog, register, start_run
 from training.tasks.task import Outputs
 
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Raised whenever the same recipe and data would give another model or other measurements."""
 
-OPERATIONAL = {"workers", "strategy", "checkpoint_every", "max_failures"}
+OPERATIONAL = {
+    *("workers", "strategy", "tokens_per_device", "activation_checkpointing", "checkpoint_every", "max_failures"),
+}
 """Fields of ``train`` that change how a run is carried out and not what comes of it."""
 
 LEAST_SHARE = 8
@@ -196,7 +199,7 @@ def torch_trainer(job: "Job", options: Train, available: Resources) -> "TorchTra
         worker.run,
         train_loop_config=replace(job, threads=threads).as_config(),
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=(elastic.min, elastic.max) if isinstance(elastic := options.workers, Elastic) else workers,
             use_gpu=available.gpus > 0,
             resources_per_worker={"CPU": threads} | ({"GPU": 1} if available.gpus else {}),
         ),
@@ -220,6 +223,8 @@ def spread(options: Train, available: Resources) -> tuple[int, int]:
     kind = "GPUs" if available.gpus else "cores"
     if options.workers == "auto":
         workers = max(1, min(most, options.batch_size // LEAST_SHARE))
+    elif isinstance(options.workers, Elastic):
+        workers = max(options.workers.min, min(most, options.workers.max))
     else:
         workers = options.workers
     if workers > most:
@@ -250,7 +255,7 @@ def finish(
         if len(encoded.split(name))
         for metric, value in task.metrics(said(folder, name), encoded.split(name).targets).items()
     }
-    baselines = measured_baselines(fused, encoded)
+    baselines = measured_baselines(recipe, fused, encoded)
     data = {
         "rows": sum(len(encoded.split(name)) for name in SPLITS),
         "splits": {name: len(encoded.split(name)) for name in SPLITS},
@@ -295,6 +300,7 @@ def report_data(
     """What the report shows of a run: the test split's answers, or the validation split's where there is no test."""
     judged = "test" if len(encoded.split("test")) else "validation"
     history = entries(folder / "metrics.jsonl")
+    headline = encoded.task.final_headline or encoded.task.headline
     return ReportData(
         name=recipe.name,
         description=bundle.info["recipe"].get("description", ""),  # as written: the recipe's may hold a secret
@@ -304,13 +310,14 @@ def report_data(
         metrics=bundle.info["metrics"],
         baselines=bundle.info["baselines"],
         judged=judged,
-        headline=encoded.task.headline,
-        direction=encoded.task.metrics_known[encoded.task.headline],
+        headline=headline,
+        direction=(encoded.task.metrics_known | encoded.task.metrics_of_answers)[headline],
         titles={name: baseline.title for name, baseline in encoded.task.baselines.items()},
         labels=encoded.task.labels,
         outputs=said(folder, judged),
         targets=encoded.split(judged).targets,
-        texts=[encoded.task.text(row) for row in fused.split(judged).to_pylist()],
+        texts=[encoded.task.text(row) for row in asked(recipe, fused, encoded)[judged].to_pylist()],
+        shown=lambda index: encoded.task.shown(encoded.split(judged).examples([index])[0]),
         history=[record | {"validation": of_validation(record)} for record in history],
         data=fused.report,
         recipe=yaml.safe_dump(bundle.info["recipe"], sort_keys=False, allow_unicode=True),
@@ -319,14 +326,19 @@ def report_data(
     )
 
 
-def measured_baselines(fused: Fused, encoded: Encoded) -> dict[str, dict[str, float]]:
+def measured_baselines(recipe: Recipe, fused: Fused, encoded: Encoded) -> dict[str, dict[str, float]]:
     """The baselines on the same splits; kept, since they depend on the data and the base alone."""
     kept = home() / "baselines" / f"{encoded.fingerprint}-{FORMAT}.json"
     if not kept.exists():
         say("measuring the baselines")
-        write_json(kept, measure(encoded.task, encoded.base, {name: fused.split(name) for name in SPLITS}))
+        write_json(kept, measure(encoded.task, encoded.base, asked(recipe, fused, encoded)))
     baselines: dict[str, dict[str, float]] = read_json(kept)
     return baselines
+
+
+def asked(recipe: Recipe, fused: Fused, encoded: Encoded) -> Mapping[str, pa.Table]:
+    """What the model is asked about the rows of each split, row by row what it has examples of."""
+    return encoded.kept(encoded.task.questions(located_rows(recipe, fused)))
 
 
 def plain_cause(error: Exception, max_failures: int) -> str:
@@ -358,5 +370,5 @@ def of_validation(record: Record) -> dict[str, float]:
 
 def numbers(record: Record) -> dict[str, float]:
     """What of a record has a curve."""
-    hidden = {"step", "steps", "rows", "best", "checkpoint_due", "last"}
+    hidden = {"step", "steps", "rows", "best", "checkpoint_due", "last", "workers"}
     return {name: value for name, value in record.items() if name not in hidden and value is not None}

@@ -1,8 +1,9 @@
 """The Hugging Face Inference API: ``{"inputs": …, "parameters": {…}}``, as ``huggingface_hub.InferenceClient`` asks.
 
 ``inputs`` is one input (a string, or an object with the model's columns) or a list of them. The answer is a list with
-one answer for each input, also when there is one: for text classification the client takes the first element of
-what it receives.
+one answer for each input, for most tasks also when there is one: for text classification the client takes the first
+element of what it receives. For a task with a ``lone_answer``, an input that stands in no list is answered with its
+answer alone.
 """
 
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ class Question:
 
     inputs: list[Any]
     parameters: Mapping[str, Any]
+    alone: bool = False
+    """Whether the one input stood in no list."""
 
 
 def parse(body: Any) -> Question:
@@ -38,22 +41,36 @@ def parse(body: Any) -> Question:
         raise MalformedError("inputs: missing")
     if set(body) - KEYS:
         raise MalformedError(f"only {', '.join(sorted(KEYS))} may stand in the body")
-    inputs = body["inputs"] if isinstance(body["inputs"], list) else [body["inputs"]]
+    alone = not isinstance(body["inputs"], list)
+    inputs = [body["inputs"]] if alone else body["inputs"]
     parameters = body.get("parameters") or EMPTY
     if not isinstance(parameters, dict):
         raise MalformedError("parameters: an object is needed")
     for index, value in enumerate(inputs):
         _check_text(value, f"inputs[{index}]")
-    return Question(inputs, parameters or EMPTY)
+    return Question(inputs, parameters or EMPTY, alone)
 
 
-def answer(answers: list[Any]) -> Any:
-    """The answers as the client expects them."""
-    return answers
+def media(signature: Mapping[str, Any]) -> str | None:
+    """``image`` or ``audio`` where a model reads such, whose bytes may then be a whole body."""
+    shapes = signature["input"].get("anyOf", [signature["input"]])
+    kinds = (str(shape.get("contentMediaType", "")).partition("/")[0] for shape in shapes)
+    return next((kind for kind in kinds if kind), None)
 
 
-def schema(signature: Mapping[str, Any], max_items: int) -> dict[str, Any]:
+def raw(body: bytes) -> Question:
+    """A body that is the one input itself."""
+    return Question([body], EMPTY, alone=True)
+
+
+def answer(answers: list[Any], alone: bool) -> Any:
+    """The answers as the client expects them: ``alone``, the one that there is."""
+    return answers[0] if alone else answers
+
+
+def schema(signature: Mapping[str, Any], max_items: int, lone_answer: bool) -> dict[str, Any]:
     """JSON Schemas of the request body and of the answer, from a bundle's signature."""
+    answers = {"type": "array", "items": signature["output"]}
     one = signature["input"]
     many = {"type": "array", "items": one, "maxItems": max_items}
     body = {
@@ -66,7 +83,7 @@ def schema(signature: Mapping[str, Any], max_items: int) -> dict[str, Any]:
         "required": ["inputs"],
         "additionalProperties": False,
     }
-    return {"body": body, "answer": {"type": "array", "items": signature["output"]}}
+    return {"body": body, "answer": {"anyOf": [signature["output"], answers]} if lone_answer else answers}
 
 
 def _check_text(value: Any, where: str) -> None:
@@ -79,3 +96,6 @@ def _check_text(value: Any, where: str) -> None:
     elif isinstance(value, dict):
         for inner in value.values():
             _check_text(inner, where)  # a column's name is the client's word, too
+    elif isinstance(value, list):
+        for inner in value:
+            _check_text(inner, where)

@@ -161,3 +161,18 @@ def test_a_password_in_the_command_is_refused_for_the_dashboard_shows_it(project
     sent = plan(["run", "recipe.yaml", URL.format("${env:CRM_PASSWORD}")])
     assert SECRET not in " ".join(sent.command)
     assert sent.private["CRM_PASSWORD"] == SECRET
+
+
+def test_pictures_travel_by_their_glob_or_by_their_folder(project: Path) -> None:
+    (project / "data" / "pictures" / "deep").mkdir(parents=True)
+    for name in ("1.png", "2.jpg", "deep/3.png"):
+        (project / "data" / "pictures" / name).write_bytes(b"x")
+    recipe = (
+        "data: {{sources: {{pets: {{files: {files}}}}}}}\nmodel: {{task: image-classification, options: {options}}}\n"
+    )
+    found = {}
+    for files, options in (("[data/pictures/*.png, data/pictures/*.jpg]", "{}"), ("[]", "{folder: data/pictures}")):
+        (project / "recipe.yaml").write_text(recipe.format(files=files, options=options))
+        packed = plan(["run", "recipe.yaml"]).files.values()
+        found[files] = sorted(Path(name).name for name in packed if "pictures" in name)
+    assert list(found.values()) == [["1.png", "2.jpg"], ["1.png", "2.jpg", "3.png"]]

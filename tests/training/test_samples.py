@@ -12,29 +12,31 @@ import headrace
 from cluster.errors import UserError
 from cluster.storage import folder_digests
 from training import samples
+from training.samples import text_classification
 from training.samples.phrases import ASKS, SETTLED
 
 
-def test_the_same_files_every_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", samples.sample_tasks())
+def test_the_same_files_every_time(tmp_path: Path, task: str) -> None:
     for name in ("one", "two"):
-        samples.write_sample(tmp_path / name, "text-classification")
+        samples.write_sample(tmp_path / name, task)
     assert folder_digests(tmp_path / "one") == folder_digests(tmp_path / "two")
 
 
-def test_the_recipe_is_valid_as_it_is(tmp_path: Path) -> None:
-    samples.write_sample(tmp_path / "new", "text-classification")
+@pytest.mark.parametrize("task", samples.sample_tasks())
+def test_the_recipe_is_valid_as_it_is(tmp_path: Path, task: str) -> None:
+    samples.write_sample(tmp_path / "new", task)
     recipe, _ = headrace.load_recipe(tmp_path / "new" / "recipe.yaml")
-    assert recipe.name == "support-intent"
-    assert recipe.tune is not None
+    assert recipe.model.task == task
 
 
 def test_data_is_as_untidy_as_promised(tmp_path: Path) -> None:
     samples.write_sample(tmp_path / "new", "text-classification")
     data = tmp_path / "new" / "data"
     lines = (data / "tickets.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line not in samples.UNREADABLE]
-    assert len(lines) - len(rows) == len(samples.UNREADABLE)
-    assert len(samples.UNREADABLE) / len(lines) < 0.01, "more than the recipe lets pass"
+    rows = [json.loads(line) for line in lines if line not in text_classification.UNREADABLE]
+    assert len(lines) - len(rows) == len(text_classification.UNREADABLE)
+    assert len(text_classification.UNREADABLE) / len(lines) < 0.01, "more than the recipe lets pass"
     customers = (data / "customers.csv").read_text(encoding="utf-8").splitlines()
     known = {int(line.split(",")[0]) for line in customers[1:]}
     assert 0 < sum(row["customer_id"] not in known for row in rows) < 0.1 * len(rows)
@@ -46,7 +48,9 @@ def test_data_is_as_untidy_as_promised(tmp_path: Path) -> None:
 
 
 def test_every_intent_has_its_share() -> None:
-    counts = collections.Counter(row["intent"] for row in samples.tickets(random.Random(samples.SEED)))
+    counts = collections.Counter(
+        row["intent"] for row in text_classification.tickets(random.Random(text_classification.SEED))
+    )
     del counts[None]
     assert 8 <= len(counts) <= 12
     assert min(counts.values()) > 60
@@ -55,7 +59,7 @@ def test_every_intent_has_its_share() -> None:
 def test_phrases_expand_without_a_rest() -> None:
     draw = random.Random(1)
     for phrase in [one for grammar in (ASKS, SETTLED) for phrases in grammar.values() for one in phrases]:
-        assert not set("{}|") & set(samples.expand(phrase, draw)), phrase
+        assert not set("{}|") & set(text_classification.expand(phrase, draw)), phrase
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
@@ -66,5 +70,5 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_is_named_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no sample for the task 'poetry'; there is text-classification"):
+    with pytest.raises(UserError, match=r"no sample for the task 'poetry'; there is .*text-classification"):
         samples.write_sample(tmp_path / "new", "poetry")

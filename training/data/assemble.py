@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from cluster.errors import UserError
-from training.data.clean import Cleaned, clean, input_columns, same_types
+from training.data.clean import Cleaned, clean, same_types
 from training.data.joined import Fusion
 from training.data.landing import Landed, Reject
 from training.data.report import MAIN, make_report
 from training.data.rows import Rows
-from training.data.split import Parted, split
+from training.data.split import Parted, compared_columns, split
 from training.recipe import Clean, HeldOut, Recipe
 from training.recipe import Split as SplitOptions
 
@@ -23,6 +25,7 @@ class Assembled:
     parted: Parted
     rejects: list[Reject]
     report: dict[str, Any]
+    corpus: pa.Table | None
 
 
 def assemble(recipe: Recipe, landed: dict[str, Landed], *, max_rejected: float) -> Assembled:
@@ -48,10 +51,32 @@ def assemble(recipe: Recipe, landed: dict[str, Landed], *, max_rejected: float) 
         fused[source or MAIN], cleaned[source or MAIN] = rows, done
     main = cleaned[MAIN].rows.table
     others = {part: same_types(cleaned[source].rows.table, main) for part, source in held_out.items()}
-    parted = split(main, others, recipe.data.split, input_columns(recipe.model))
+    parted = split(main, others, recipe.data.split, compared_columns(recipe.model))
     rejects = [one for table in landed.values() for one in table.rejects]
     rejects += [one for done in cleaned.values() for one in done.rejects]
-    return Assembled(parted, rejects, make_report(recipe, landed, fusion, fused, cleaned, parted))
+    corpus = _corpus(recipe, landed)
+    report = make_report(recipe, landed, fusion, fused, cleaned, parted, corpus)
+    return Assembled(parted, rejects, report, corpus)
+
+
+def _corpus(recipe: Recipe, landed: dict[str, Landed]) -> pa.Table | None:
+    """What there is to be found, in the Unicode form of the rows; it belongs to no split, since nothing is asked of it.
+
+    Raises:
+        UserError: the statement is at fault, or gives no column that the model reads.
+    """
+    if recipe.data.corpus is None:
+        return None
+    rows = Fusion(recipe.data.corpus, landed, set(), "data.corpus").rows()
+    there = set(rows.table.column_names)
+    inputs = {role: columns for role, columns in recipe.model.inputs.items() if there.issuperset(columns)}
+    if not inputs:
+        raise UserError(
+            f"data.corpus: its columns ({', '.join(rows.table.column_names)}) fill no role of model.inputs; "
+            "name them with AS like the columns of the rows"
+        )
+    model = recipe.model.model_copy(update={"inputs": inputs, "target": None})
+    return clean(rows, Clean(unicode=recipe.data.clean.unicode), model).rows.table
 
 
 def held_out_sources(options: SplitOptions) -> dict[str, str]:

@@ -64,27 +64,32 @@ class File:
 
 
 def find(name: str, source: Source, folder: Path) -> list[File]:
-    """The files of a `read:` source, sorted by name.
+    """The files of a `read:` or `files:` source, sorted by name.
 
     Raises:
         UserError: there is none, or it is a folder.
         RunError: the store behind an address cannot be reached.
     """
+    if source.files is not None:
+        found = [file for address in source.files for file in _find(f"data.sources.{name}.files", address, folder)]
+        return sorted(dict.fromkeys(found), key=lambda file: file.address)
     assert source.read is not None
-    if "://" in source.read:
-        return _find_remote(name, source.read)
-    pattern = Path(source.read).expanduser()
+    return _find(f"data.sources.{name}.read", source.read, folder)
+
+
+def _find(key: str, address: str, folder: Path) -> list[File]:
+    if "://" in address:
+        return _find_remote(key, address)
+    pattern = Path(address).expanduser()
     pattern = pattern if pattern.is_absolute() else folder / pattern
     if pattern.is_file():
         return [File(str(pattern.resolve()))]
     if pattern.is_dir():
-        raise UserError(
-            f"data.sources.{name}.read: {source.read} is a folder; name its files, e.g. {source.read}/*.csv"
-        )
+        raise UserError(f"{key}: {address} is a folder; name its files, e.g. {address}/*.csv")
     matches = _matches(pattern) if GLOB.search(str(pattern)) else []
     if not matches:
-        what = "no file matches" if GLOB.search(source.read) else "there is no file"
-        raise UserError(f"data.sources.{name}.read: {what} {source.read} (looked in {folder})")
+        what = "no file matches" if GLOB.search(address) else "there is no file"
+        raise UserError(f"{key}: {what} {address} (looked in {folder})")
     return [File(str(path.resolve())) for path in matches]
 
 
@@ -93,7 +98,7 @@ def _matches(pattern: Path) -> list[Path]:
     return sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())
 
 
-def _find_remote(name: str, address: str) -> list[File]:
+def _find_remote(key: str, address: str) -> list[File]:
     scheme, _, rest = address.partition("://")
     try:
         if not GLOB.search(address):
@@ -107,9 +112,9 @@ def _find_remote(name: str, address: str) -> list[File]:
             found = sorted(i.path for i in infos if i.is_file and fnmatch.fnmatch(i.path, wanted))
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"data.sources.{name}.read: {address} cannot be reached: {reason}") from None
+        raise RunError(f"{key}: {address} cannot be reached: {reason}") from None
     if not found:
-        raise UserError(f"data.sources.{name}.read: there is no file {address}")
+        raise UserError(f"{key}: there is no file {address}")
     return [File(f"{scheme}://{path}") for path in found]
 
 

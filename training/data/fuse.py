@@ -21,7 +21,7 @@ from training.data.joined import main_source
 from training.data.landing import Landed, Reject
 from training.data.report import FORMAT
 from training.data.sources import identity, land
-from training.data.split import SPLITS
+from training.data.split import SPLITS, compared_columns
 from training.recipe import Recipe
 
 REJECTED = pa.schema(
@@ -29,6 +29,7 @@ REJECTED = pa.schema(
 )
 
 LANDING = ".landing-"
+CORPUS = "corpus"
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Fused:
     """What the data stage made.
 
     Attributes:
-        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, ``rejected.parquet`` (columns source,
-            row, column, value, reason: see :class:`training.data.landing.Reject`) and ``fuse.json``.
+        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, where the recipe names one
+            ``corpus.parquet``, ``rejected.parquet`` (columns source, row, column, value, reason: see
+            :class:`training.data.landing.Reject`) and ``fuse.json``.
         fingerprint: of the rows of every source and of what the recipe does to them.
         report: the content of ``fuse.json``: see :func:`training.data.report.make_report`.
     """
@@ -50,6 +52,12 @@ class Fused:
         """The rows of ``train``, ``validation`` or ``test``; the latter two may have none."""
         assert name in SPLITS
         return pq.read_table(self.folder / f"{name}.parquet", partitioning=None)
+
+    def tables(self) -> dict[str, pa.Table]:
+        """The splits by their names, training first, and the ``corpus`` where the recipe names one."""
+        tables = {name: self.split(name) for name in SPLITS}
+        corpus = self.folder / f"{CORPUS}.parquet"
+        return tables | ({CORPUS: pq.read_table(corpus, partitioning=None)} if corpus.exists() else {})
 
 
 def fuse(recipe: Recipe) -> Fused:
@@ -77,7 +85,7 @@ def fuse(recipe: Recipe) -> Fused:
 def _fingerprint(recipe: Recipe, digests: dict[str, Any]) -> str:
     """Where files lie and how a database is reached does not matter; what they hold does."""
     data = recipe.data.model_dump(mode="json", exclude={"sources"})
-    return fingerprint(FORMAT, digests, data, recipe.model.inputs, recipe.model.target)
+    return fingerprint(FORMAT, digests, data, recipe.model.inputs, recipe.model.target, compared_columns(recipe.model))
 
 
 @contextmanager
@@ -126,6 +134,8 @@ def _build(recipe: Recipe, folder: Path, landed: dict[str, Landed], work: Path) 
     with building(folder) as beside:
         for name in SPLITS:
             _write(done.parted.tables[name], beside / f"{name}.parquet")
+        if done.corpus is not None:
+            _write(done.corpus, beside / f"{CORPUS}.parquet")
         _write(_rejected_table(done.rejects), beside / "rejected.parquet")
         write_json(beside / "fuse.json", {"fingerprint": folder.name, **done.report})
 

@@ -29,14 +29,17 @@ class Fusion:
 
     ``held_out`` are the names of sources that are a split of their own. For one of those the statement runs again
     with it in the place of the main source, everywhere the statement names that: the first table of the outermost
-    FROM. Without a statement a source is simply read.
+    FROM. Without a statement a source is simply read. ``key`` is where in the recipe the statement stands.
 
     Raises:
         UserError: the statement names a held out source, whose rows would then be trained on.
     """
 
-    def __init__(self, statement: str | None, sources: Mapping[str, Landed], held_out: set[str]) -> None:
+    def __init__(
+        self, statement: str | None, sources: Mapping[str, Landed], held_out: set[str], key: str = "data.fuse"
+    ) -> None:
         self.sources = dict(sources)
+        self.key = key
         self._text = statement
         self._statement: Statement | None = None
         self.joined = [name for name in sources if name not in held_out]
@@ -109,7 +112,7 @@ class Fusion:
         return table.rename_columns(single)
 
     def _failure(self, reason: str, tables: dict[str, Landed], held_out: str | None) -> str:
-        where = f"data.fuse (with '{held_out}' in the place of '{self.main}')" if held_out else "data.fuse"
+        where = f"{self.key} (with '{held_out}' in the place of '{self.main}')" if held_out else self.key
         there = "; ".join(f"{name}({', '.join(landed.schema.names)})" for name, landed in tables.items())
         return f"{where}: {reason.rstrip('.')}. The tables are {there}"
 

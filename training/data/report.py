@@ -30,6 +30,7 @@ def make_report(
     fused: dict[str, Rows],
     cleaned: dict[str, Cleaned],
     parted: Parted,
+    corpus: pa.Table | None = None,
 ) -> dict[str, Any]:
     """The content of ``fuse.json``.
 
@@ -42,6 +43,7 @@ def make_report(
       ``removed``, and what is ``kept``;
     - ``split``: how the rows were parted, and the near copies ``removed`` to hold the splits apart;
     - ``rejected``, ``target``, ``inputs``, ``labels`` by split, ``columns``;
+    - ``corpus``: its ``rows`` and ``columns``, where the recipe names one;
     - ``notes``: sentences for a person.
     """
     tables = parted.tables
@@ -61,6 +63,8 @@ def make_report(
         "labels": {name: describe.labels(tables[name], recipe.model.target) for name in SPLITS},
         "columns": describe.columns(whole),
     }
+    if corpus is not None:
+        report["corpus"] = {"rows": corpus.num_rows, "columns": corpus.column_names}
     _check_sums(report)
     return {**report, "notes": notes(report)}
 

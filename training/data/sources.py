@@ -15,6 +15,7 @@ from training.data.encodings import encoding_of
 from training.data.files import File, delimiter_of, find, format_of
 from training.data.hub import land_hub, local_folder
 from training.data.landing import HIDDEN, PART_ROWS, Landed, Landing
+from training.data.names import land_names, named
 from training.data.text_files import land_csv, land_json, land_jsonl
 from training.recipe import Source
 
@@ -24,6 +25,8 @@ def identity(name: str, source: Source, recipe_folder: Path, work: Path) -> tupl
 
     Databases and the hub have to be read for it, so what they gave is returned too.
     """
+    if source.files is not None:
+        return ["files", source.pattern, named(find(name, source, recipe_folder), recipe_folder)], None
     if source.read is not None:
         files = find(name, source, recipe_folder)
         how = [format_of(name, source, files), source.encoding, delimiter_of(source, files[0])]
@@ -64,6 +67,9 @@ def land(
         return land_database(name, source, recipe_folder, Landing(work, name, limit=limit))
     if source.hub is not None:
         return land_hub(name, source, recipe_folder, Landing(work, name, limit=limit))
+    if source.files is not None:
+        landing = Landing(work, name, infer=True, limit=limit)
+        return land_names(source, find(name, source, recipe_folder), recipe_folder, landing)
     files = find(name, source, recipe_folder)
     kind = format_of(name, source, files)
     if kind == "parquet":

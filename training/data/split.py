@@ -21,7 +21,7 @@ from cluster.errors import UserError
 from training.data.landing import as_text
 from training.data.near_copies import components, copied_in
 from training.data.rows import ranks, texts
-from training.recipe import Split
+from training.recipe import Model, Split
 
 SPLITS = ("train", "validation", "test")
 SIMILARITY = 0.9
@@ -43,16 +43,25 @@ class Parted:
     report: dict[str, Any]
 
 
-def split(table: pa.Table, held_out: dict[str, pa.Table], options: Split, inputs: list[str]) -> Parted:
+def compared_columns(model: Model) -> list[str]:
+    """The columns that tell near copies: what the model reads as text. Two rows of equal categories are no copies."""
+    from training.tasks.task import task_class  # it loads torch, which the rest of this stage does without
+
+    roles = task_class(model.task).compared_roles
+    named = [column for role, columns in model.inputs.items() if roles is None or role in roles for column in columns]
+    return list(dict.fromkeys(named))
+
+
+def split(table: pa.Table, held_out: dict[str, pa.Table], options: Split, compared: list[str]) -> Parted:
     """Parts ``table``; ``held_out`` holds the splits that are sources of their own.
 
     Args:
-        inputs: the columns that the model reads; those of text decide what near copies are.
+        compared: the columns that decide, where they are of text, what near copies are.
 
     Raises:
         UserError: there are too few rows, groups or times for the splits that are asked for.
     """
-    columns = [name for name in inputs if pa.types.is_string(table.schema.field(name).type)]
+    columns = [name for name in compared if pa.types.is_string(table.schema.field(name).type)]
     apart = _Apart(columns)
     test = held_out.get("test")
     validation = held_out.get("validation")

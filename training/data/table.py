@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from cluster.progress import say
+from training import media
 from training.data.files import ENDINGS
-from training.data.landing import ROW, Landed
+from training.data.landing import ROW, Landed, written
 from training.data.sources import land
 from training.recipe import Source
 
@@ -25,7 +26,10 @@ RECIPE_KEY = re.compile(rf"data\.sources\.{SOURCE}\.(\w+)(:?)")
 def read_table(
     file: Path, signature: Mapping[str, Any], encoding: str | None = None, delimiter: str | None = None
 ) -> pa.Table:
-    """The rows of a csv, json, jsonl or parquet file, in order.
+    """The rows of a csv, json, jsonl or parquet file, in order; of a picture or a sound, the one row that it is.
+
+    Where the model reads pictures or sounds, the files that rows name are read: relative ones beside ``file``. Whoever
+    runs this can read them anyway; an endpoint, which is asked by others, reads none.
 
     Args:
         signature: of the model that is asked. The columns that it reads come as text exactly as written, as they come
@@ -39,7 +43,10 @@ def read_table(
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file")
-    as_text = input_columns(signature)
+    held = media_columns(signature)
+    if held and Path(file.name.removesuffix(".gz")).suffix.lower() not in ENDINGS:
+        return _with_files(pa.table({held[0]: [file.name]}), held, file)
+    as_text = [name for name in input_columns(signature) if name not in held]
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         landed = _land(file, _source(file, encoding, delimiter), Path(folder), as_text)
         if landed.rejects:
@@ -54,7 +61,30 @@ def read_table(
     for name in as_text:
         if name in table.column_names and not pa.types.is_string(table.schema.field(name).type):
             table = table.set_column(table.column_names.index(name), name, _texts(table[name]))
+    return _with_files(table, held, file)
+
+
+def _with_files(table: pa.Table, columns: Collection[str], beside: Path) -> pa.Table:
+    """The rows with the bytes of the pictures or sounds that they hold or name."""
+    table = media.located(table, list(columns), beside.resolve().parent)
+    for name in columns:
+        if name not in table.column_names:
+            continue
+        read = []
+        for number, cell in enumerate(table[name].to_pylist(), 1):
+            try:
+                read.append(media.content(cell))
+            except media.UnreadableError as error:
+                raise UserError(f"{beside}: row {number}, {name}: {media.name(cell)}: {error}") from None
+        table = table.set_column(table.column_names.index(name), name, pa.array(read, pa.large_binary()))
     return table
+
+
+def media_columns(signature: Mapping[str, Any]) -> list[str]:
+    """The columns of pictures or sounds among those that a model with this signature reads."""
+    shapes = signature["input"].get("anyOf", [signature["input"]])
+    properties = {name: kind for shape in shapes for name, kind in shape.get("properties", {}).items()}
+    return [name for name, kind in properties.items() if "contentMediaType" in kind]
 
 
 def input_columns(signature: Mapping[str, Any]) -> list[str]:
@@ -90,4 +120,4 @@ def _for_options(message: str) -> str:
 
 
 def _texts(column: pa.ChunkedArray) -> pa.Array:
-    return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+    return pa.array([None if value is None else written(value) for value in column.to_pylist()], pa.string())

@@ -75,7 +75,7 @@ def measure(task: Task, base: Path, splits: Mapping[str, pa.Table]) -> dict[str,
     """
     others = {name: table for name, table in splits.items() if name != "train" and table.num_rows}
     targets = {
-        name: [task.encode_target(row) if task.target_needed else None for row in table.to_pylist()]
+        name: [task.encode_target(row) if task.has_targets else None for row in table.to_pylist()]
         for name, table in others.items()
     }
     measured: dict[str, dict[str, float]] = {}

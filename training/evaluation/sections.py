@@ -32,7 +32,24 @@ WAYS = {
     "group": "Split so that no {} stands in two parts.",
     "time": "Split by {}: the oldest rows train, the newest test.",
 }
-IN_SHORT = ("accuracy", "micro_f1", "macro_f1", "weighted_f1", "mae", "rmse", "r2", "calibration_error", "loss")
+IN_SHORT = (
+    "accuracy",
+    "auc",
+    "average_precision",
+    "precision",
+    "recall",
+    "micro_f1",
+    "macro_f1",
+    "weighted_f1",
+    "mae",
+    "rmse",
+    "r2",
+    "rouge_l",
+    "exact_match",
+    "perplexity",
+    "calibration_error",
+    "loss",
+)
 MOST_PAIRS, MOST_IN_MAP, MOST_ERRORS, MOST_CHARACTERS = 12, 10, 12, 400
 
 
@@ -48,6 +65,8 @@ class ReportData:
         judged: the split that the verdict is about and that ``outputs``, ``targets`` and ``texts`` belong to.
         outputs: what the model said of each row; of a classifier, logits of shape ``[labels]``.
         targets: the encoded target of each row; of a classifier, label indices.
+        shown: for a row's number what a person looks at or hears instead of a text: ``image`` and ``sound`` as ``data:``
+            addresses.
         history: a mapping for each step, with ``step``, ``loss``, ``learning_rate`` and, at an epoch's end,
             ``validation``: metrics by name.
         data: the content of ``fuse.json``.
@@ -73,6 +92,7 @@ class ReportData:
     outputs: Outputs | None = None
     targets: Sequence[Any] = ()
     texts: Sequence[str] = ()
+    shown: Callable[[int], Mapping[str, str]] = field(default=lambda index: {})
     history: Sequence[Mapping[str, Any]] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
@@ -123,7 +143,7 @@ def verdict(data: ReportData) -> Fragment | None:
     """The first sentence: does the model beat the best baseline, by how much, on how many rows, how surely."""
     value = data.measured(data.headline)
     if value is None or not data.rows:
-        return _fragment("", "verdict", lead="Nothing was held out", rest="so nothing was measured.", facts=[])
+        return fragment("", "verdict", lead="Nothing was held out", rest="so nothing was measured.", facts=[])
     rivals = {name: one[f"{data.judged}/{data.headline}"] for name, one in data.baselines.items() if _has(one, data)}
     best = max(rivals, key=lambda name: data.sign * rivals[name], default=None)
     facts = [(name, data.measured(name)) for name in data.in_short if data.measured(name) is not None]
@@ -132,11 +152,11 @@ def verdict(data: ReportData) -> Fragment | None:
     low, high = metrics.share_interval(value, data.rows)
     known: dict[str, Any] = {"data": data, "value": value, "low": low, "high": high, "facts": facts}
     if best is None:
-        return _fragment("", "verdict", lead=f"Right on {value:.1%}", **known)
+        return fragment("", "verdict", lead=f"Right on {value:.1%}", **known)
     least, most = metrics.gain_interval(value, rivals[best], data.rows)
     gain = value - rivals[best]
     lead = "It earns its keep" if least > 0 else "It does not earn its keep" if most < 0 else "No clear gain"
-    return _fragment("", "verdict", lead=lead, best=data.title(best), gain=gain, least=least, most=most, **known)
+    return fragment("", "verdict", lead=lead, best=data.title(best), gain=gain, least=least, most=most, **known)
 
 
 def _plain_verdict(
@@ -145,13 +165,13 @@ def _plain_verdict(
     """The same for a metric that is no share of rows, and whose interval does not follow from their number."""
     said = f"{metric_title(data.headline)} of {measure(value, data.headline)} on {data.rows:,} {data.judged} rows"
     if best is None:
-        return _fragment("", "verdict", data=data, lead=said, rest="and no baseline to beat.", facts=facts)
+        return fragment("", "verdict", data=data, lead=said, rest="and no baseline to beat.", facts=facts)
     rival = measure(rivals[best], data.headline)
     gain = data.sign * (value - rivals[best])
     lead = "It earns its keep" if gain > 0 else "It does not earn its keep" if gain < 0 else "No gain"
     way = "more" if data.direction == "max" else "less"
     rest = f"{said}, against {rival} of {data.title(best)}; {way} is better."
-    return _fragment("", "verdict", data=data, lead=f"{lead}:", rest=rest, facts=facts)
+    return fragment("", "verdict", data=data, lead=f"{lead}:", rest=rest, facts=facts)
 
 
 def comparison(data: ReportData) -> Fragment | None:
@@ -173,7 +193,7 @@ def comparison(data: ReportData) -> Fragment | None:
         f"{row['name']} {row['said']}" for row in rows
     )
     splits = [split for split in ("test", "validation") if any(key.startswith(f"{split}/") for key in data.metrics)]
-    return _fragment(
+    return fragment(
         "Against the baselines",
         "comparison",
         data=data,
@@ -217,7 +237,7 @@ def learning(data: ReportData) -> Fragment | None:
     if rates:
         top = max(value for _, value in rates)
         drawn.append(charts.curve(rates, "learning rate", f"The learning rate peaks at {top:.3g}.", smooth=False))
-    return _fragment("How it learned", "learning", charts=drawn, epochs=len(judged), steps=data.history[-1]["step"])
+    return fragment("How it learned", "learning", charts=drawn, epochs=len(judged), steps=data.history[-1]["step"])
 
 
 def confusion(data: ReportData) -> Fragment | None:
@@ -236,7 +256,7 @@ def confusion(data: ReportData) -> Fragment | None:
         f"Confusion of {len(names)} labels. Most often {worst['target']} is taken for {worst['predicted']}: "
         f"{worst['rows']} rows."
     )
-    return _fragment(
+    return fragment(
         "What it mixes up",
         "confusion",
         pairs=pairs[:MOST_PAIRS],
@@ -258,7 +278,7 @@ def confidence(data: ReportData) -> Fragment | None:
     right = float(np.mean(np.asarray(data.outputs).argmax(axis=1) == np.asarray(data.targets)))
     alt = f"Reliability diagram: mean confidence {sure:.1%}, accuracy {right:.1%}, calibration error {error:.1%}."
     chart = charts.reliability_diagram(bins, alt)
-    return _fragment("How far to trust its confidence", "confidence", chart=chart, error=error, sure=sure, right=right)
+    return fragment("How far to trust its confidence", "confidence", chart=chart, error=error, sure=sure, right=right)
 
 
 def errors(data: ReportData) -> Fragment | None:
@@ -273,13 +293,14 @@ def errors(data: ReportData) -> Fragment | None:
     shown = [
         {
             "text": charts.clipped(data.texts[place], MOST_CHARACTERS),
+            "shown": data.shown(place),
             "target": data.labels[data.targets[place]],
             "predicted": data.labels[predicted[place]],
             "confidence": float(sure[place]),
         }
         for place in places.tolist()
     ]
-    return _fragment("Wrong and certain", "errors", errors=shown)
+    return fragment("Wrong and certain", "errors", errors=shown)
 
 
 def labels(data: ReportData) -> Fragment | None:
@@ -288,7 +309,7 @@ def labels(data: ReportData) -> Fragment | None:
         return None
     rows = metrics.per_class(np.asarray(data.outputs), data.targets, data.labels)
     rows.sort(key=lambda row: (row["f1"] is None, row["f1"]))
-    return _fragment("Label by label", "labels", rows=rows)
+    return fragment("Label by label", "labels", rows=rows)
 
 
 def sources(data: ReportData) -> Fragment | None:
@@ -301,19 +322,19 @@ def sources(data: ReportData) -> Fragment | None:
     way, _, column = str(report["split"].get("by", "")).partition(" ")
     by = WAYS[way].format(column) if way in WAYS else ""
     total = sum(splits.values())
-    return _fragment("The data", "sources", report=report, splits=splits, total=total, by=by, steps=STEPS)
+    return fragment("The data", "sources", report=report, splits=splits, total=total, by=by, steps=STEPS)
 
 
 def recipe(data: ReportData) -> Fragment | None:
     """What made it."""
-    return _fragment("The recipe", "recipe", recipe=data.recipe) if data.recipe else None
+    return fragment("The recipe", "recipe", recipe=data.recipe) if data.recipe else None
 
 
 def making(data: ReportData) -> Fragment | None:
     """When, for how long and with which versions it was made."""
     if not (data.versions or data.seconds or data.created):
         return None
-    return _fragment("How it was made", "making", data=data)
+    return fragment("How it was made", "making", data=data)
 
 
 def many_labels(data: ReportData) -> Fragment | None:
@@ -324,7 +345,7 @@ def many_labels(data: ReportData) -> Fragment | None:
     predicted = np.asarray(data.outputs) >= 0
     rows = [metrics.of_label(label, targets[:, place], predicted[:, place]) for place, label in enumerate(data.labels)]
     rows.sort(key=lambda row: (row["f1"] is None, row["f1"]))
-    return _fragment("Label by label", "labels", rows=rows)
+    return fragment("Label by label", "labels", rows=rows)
 
 
 CLASSIFICATION: tuple[Section, ...] = (
@@ -391,9 +412,10 @@ def measure(value: float | None, name: str) -> str:
 
 def metric_title(name: str) -> str:
     """``macro_f1`` as ``Macro F1``."""
-    if name in ("mae", "rmse"):
+    if name in ("mae", "rmse", "mase", "auc"):
         return name.upper()
-    return name.replace("_", " ").capitalize().replace("f1", "F1").replace("R2", "R²")
+    title = name.replace("_", " ").capitalize().replace("f1", "F1").replace("R2", "R²")
+    return title.replace("Rouge l", "ROUGE-L")
 
 
 def breakable(name: str) -> Markup:
@@ -419,7 +441,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _fragment(title: str, template: str, **values: Any) -> Fragment:
+def fragment(title: str, template: str, **values: Any) -> Fragment:
+    """A part of the page from ``templates/<template>.html``."""
     return Fragment(title, Markup(environment().get_template(f"{template}.html").render(values)))
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
+from training import media
 from training.data.table import read_table
 
 READS_TEXT = {"input": {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"text": {}, "when": {}}}]}}
@@ -80,3 +81,19 @@ def test_what_cannot_be_read_is_told_without_a_recipes_keys(
         read_table(tmp_path / name, READS_TEXT, **options)
     assert message in str(error.value)
     assert "data.sources" not in str(error.value)
+
+
+def test_pictures_are_read_beside_the_table_that_names_them(tmp_path: Path) -> None:
+    """As training reads them, and as an endpoint never does."""
+    signature = {"input": media.schema("picture", "image")}
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "1.png").write_bytes(b"one")
+    (tmp_path / "named.csv").write_text("id,picture\n7,pictures/1.png\n", encoding="utf-8")
+    assert read_table(tmp_path / "named.csv", signature).to_pylist() == [{"id": 7, "picture": b"one"}]
+    assert read_table(tmp_path / "pictures" / "1.png", signature).to_pylist() == [{"picture": b"one"}]
+    held = pa.table({"picture": [{"bytes": b"two", "path": None}, {"bytes": None, "path": "pictures/1.png"}]})
+    pq.write_table(held, tmp_path / "held.parquet")
+    assert read_table(tmp_path / "held.parquet", signature)["picture"].to_pylist() == [b"two", b"one"]
+    (tmp_path / "named.csv").write_text("picture\npictures/2.png\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"row 1, picture: pictures/2.png: there is no such file"):
+        read_table(tmp_path / "named.csv", signature)

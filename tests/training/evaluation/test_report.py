@@ -304,3 +304,14 @@ def test_another_task_names_its_headline_its_baselines_and_its_sections(tmp_path
     assert "Recall at 10 90.0% Loss 0.200" in page.said
     assert "On validation Model Recall at 10 Loss" in page.said
     assert "Accuracy" not in page.said
+
+
+def test_pictures_and_sounds_are_in_the_page_itself(tmp_path: Path, data: ReportData) -> None:
+    known = {"image": "data:image/png;base64,iVBORw0KGgo=", "sound": "data:audio/wav;base64,UklGRg=="}
+    write_report(tmp_path / "report.html", replace(data, shown=lambda index: known), CLASSIFICATION)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "img-src data:; media-src data:;" in html
+    elements = read(tmp_path / "report.html").elements
+    sources = {tag: attributes["src"] for tag, attributes in elements if tag in ("img", "audio")}
+    assert sources == {"img": known["image"], "audio": known["sound"]}
+    assert all("alt" in attributes for tag, attributes in elements if tag == "img")

@@ -96,7 +96,7 @@ def digest(tables: Mapping[str, pa.Table], columns: Sequence[str]) -> str:
 
 
 def _may_name(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_struct(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_struct(kind))
 
 
 def _address(cell: Any) -> str | None:

@@ -1,0 +1,207 @@
+"""What the tasks that read a row of a table have in common: which columns, which model, which baselines."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+from transformers import AutoModel, PreTrainedModel
+
+from cluster.errors import UserError
+from training.columns import DATE_FEATURES, Columns, Kind
+from training.fusion import FusionConfig, FusionModel, as_config, without_pooler
+from training.recipe import Model, Strict
+from training.targets import Number, Target
+from training.tasks.task import Baseline, Batch, Example, Outputs, Row, Task
+from training.text import Reader, from_pretrained
+
+if TYPE_CHECKING:
+    from training.evaluation.sections import Section
+
+
+class TableOptions(Strict):
+    """How the columns are read, and how large the network over them is."""
+
+    kinds: dict[str, Kind] = Field(
+        default_factory=dict, description="Column: number, category or date, where it is not what it looks like."
+    )
+    bins: int = Field(32, ge=2, le=256, description="Bins of equally many rows that a number is read by.")
+    embedding: int = Field(16, ge=1, description="Numbers that each column becomes.")
+    hidden: int = Field(128, ge=8, description="Width of the network that fuses the columns.")
+    blocks: int = Field(2, ge=0, description="Residual blocks of it.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Share of its inner values that are left out while it learns.")
+
+    def network(self) -> dict[str, Any]:
+        """What of this the model's configuration takes."""
+        return self.model_dump(include={"embedding", "hidden", "blocks", "dropout"})
+
+
+class TabularTask(Task):
+    """Reads numbers, categories, dates and texts of a row, and says what its target says.
+
+    Attributes:
+        columns: turns all columns but those of prose into numbers.
+        reader: turns the columns of prose into tokens, where there are any.
+        target: turns the target column into tensors, and outputs into answers.
+        network: the size of the model.
+    """
+
+    roles: ClassVar[dict[str, str]] = {"columns": "the columns that are numbers, categories or dates"}
+    optional_roles: ClassVar[dict[str, str]] = {"text": "the columns that are prose, read by model.base"}
+    compared_roles: ClassVar[frozenset[str] | None] = frozenset({"text"})
+    base_needed: ClassVar[bool] = False
+    targets: ClassVar[Mapping[str, type[Target]]]
+    """What can be predicted: problem to target."""
+
+    def __init__(self, columns: Columns, reader: Reader | None, target: Target, network: Mapping[str, Any]) -> None:
+        self.columns, self.reader, self.target, self.network = columns, reader, target, dict(network)
+        self.labels = target.labels
+        self.metrics_known, self.headline = target.metrics_known, target.headline
+        self.of_probabilities = target.of_probabilities
+
+    # --- made from data, kept in a folder -----------------------------------------------------------------------
+
+    @classmethod
+    def learn(cls, model: Model, base: Path, splits: Mapping[str, pa.Table], *, unicode: str = "none") -> Self:
+        options = cast(TableOptions, cls.options_known.model_validate(model.options))
+        cells = {split: table[model.target].to_pylist() for split, table in splits.items()}
+        target = cls.targets[cls.problem(options)].learn(model.named_target, cells, options.model_dump(), unicode)
+        read = [column for columns in model.inputs.values() for column in columns]
+        if model.target in read:
+            raise UserError(f"model.inputs: '{model.target}' is the target; a model that reads it learns nothing else")
+        texts = model.inputs.get("text", [])
+        if texts and model.base is None:
+            raise UserError("model.base: missing; the columns under model.inputs.text are read by a pre-trained model")
+        columns = Columns.learn(model.inputs["columns"], splits["train"], options.kinds, options.bins, unicode)
+        reader = Reader.learn(texts, base, model.max_length, unicode) if texts else None
+        return cls(columns, reader, target, options.network())
+
+    @classmethod
+    def problem(cls, options: TableOptions) -> str:
+        """Which of ``targets`` the options ask for."""
+        return next(iter(cls.targets))
+
+    @classmethod
+    def load(cls, settings: dict[str, Any], folder: Path) -> Self:
+        reader = Reader.load(settings["reader"], folder) if settings["reader"] else None
+        target = dict(settings["target"])
+        loaded = cls.targets[target.pop("problem")](**target)
+        return cls(Columns.load(settings["columns"]), reader, loaded, settings["network"])
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        return {
+            "columns": self.columns.save(),
+            "reader": self.reader.save(folder) if self.reader else None,
+            "target": self.target.save(),
+            "network": self.network,
+        }
+
+    # --- rows to tensors: shared by training and serving ----------------------------------------------------------
+
+    def rows(self, inputs: Sequence[Any]) -> list[Row]:
+        rows: list[Row] = []
+        for index, value in enumerate(inputs):
+            row = self.columns.row(index, value)
+            if self.reader:
+                row |= dict.fromkeys(self.reader.columns - row.keys())  # prose that is not there says nothing
+                self.reader.row(index, row)
+            rows.append(row)
+        return rows
+
+    def text(self, row: Row) -> str:
+        read = self.columns.text(row)
+        return f"{self.prose(row)} ({read})" if self.reader else read
+
+    def prose(self, row: Row) -> str:
+        """What the columns of prose say."""
+        return self.reader.text(row) if self.reader else ""
+
+    def encode(self, rows: Sequence[Row]) -> list[Example]:
+        examples = self.columns.encode(rows)
+        if self.reader:
+            for example, tokens in zip(examples, self.reader.read(rows), strict=True):
+                example["input_ids"] = tokens
+        return examples
+
+    def encode_target(self, row: Row) -> Any:
+        return self.target.encode(row[self.target.column])
+
+    def length(self, example: Example) -> int:
+        return len(example["input_ids"]) if self.reader else 1
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        batch = self.columns.collate(examples)
+        if self.reader:
+            batch |= self.reader.pad([example["input_ids"] for example in examples])
+        if "target" in examples[0]:
+            batch["targets"] = self.target.tensor([example["target"] for example in examples])
+        return batch
+
+    # --- the model ------------------------------------------------------------------------------------------------
+
+    def build(self, base: Path) -> PreTrainedModel:
+        read = without_pooler(self.reader.from_pretrained(AutoModel, base)) if self.reader else None
+        config = FusionConfig(
+            edges=[column.edges for column in self.columns.numbers],
+            sizes=[column.size for column in self.columns.categories],
+            dates=len(self.columns.dates),
+            date_features=DATE_FEATURES,
+            base_config=as_config(read) if read else None,
+            outputs=self.target.width,
+            **self.network,
+        )
+        model = FusionModel(config)
+        model.base = read
+        return model
+
+    def open(self, folder: Path) -> PreTrainedModel:
+        return from_pretrained(FusionModel, folder).eval()
+
+    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+        return [module for name, module in model.named_children() if name != "base"]
+
+    def settle(self, model: PreTrainedModel) -> Task:
+        if not isinstance(self.target, Number):
+            return self
+        return type(self)(self.columns, self.reader, self.target.settle(cast(Any, model).exit), self.network)
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "targets"})
+        return logits
+
+    def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return self.target.loss(outputs, batch["targets"])
+
+    # --- outputs to answers ---------------------------------------------------------------------------------------
+
+    def decode(self, outputs: Outputs, examples: Sequence[Example], parameters: Mapping[str, Any]) -> list[Any]:
+        return self.target.decode(np.stack(outputs), parameters)
+
+    def metrics(self, outputs: Outputs, targets: Sequence[Any]) -> dict[str, float]:
+        return self.target.metrics(np.asarray(outputs), targets)
+
+    @property
+    def baselines(self) -> dict[str, Baseline]:
+        from training.evaluation import baselines, table_baselines  # they load scikit-learn, which a replica does not
+
+        found = {
+            "majority": Baseline(baselines.CONSTANTS[self.target.problem], baselines.majority),
+            "trees": Baseline("Gradient-boosted trees on the table alone", table_baselines.trees),
+        }
+        if self.reader:
+            probabilities = self.target.problem in ("ordinal", "regression")
+            found["text"] = Baseline("TF-IDF + linear model on the text alone", table_baselines.text, probabilities)
+        return found
+
+    @property
+    def report_sections(self) -> Sequence["Section"]:
+        return self.target.report_sections
+
+    def signature(self) -> dict[str, Any]:
+        row = self.columns.schema()
+        if self.reader:
+            row["properties"] |= {column: {"type": ["string", "null"]} for column in self.reader.columns}
+        return {"input": row, "parameters": self.target.parameters_schema(), "output": self.target.answer_schema()}

@@ -1,0 +1,28 @@
+"""Tabular regression: a number for a row of numbers, categories, dates and texts."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from training.recipe import Strict
+from training.tabular import TableOptions, TabularTask
+from training.targets import Number, Target
+
+if TYPE_CHECKING:
+    from training.evaluation.sections import Section
+
+
+class TabularRegression(TabularTask):
+    """Reads a row of a table and answers with a number."""
+
+    name: ClassVar[str] = "tabular-regression"
+    options_known: ClassVar[type[Strict]] = TableOptions
+    targets: ClassVar[Mapping[str, type[Target]]] = {"regression": Number}
+    metrics_known: dict[str, str] = Number.metrics_known
+    headline: str = Number.headline
+
+    @property
+    def report_sections(self) -> Sequence["Section"]:
+        from training.evaluation import ranking  # it draws, and a replica does not
+
+        assert isinstance(self.target, Number)
+        return ranking.regression(self.target)

@@ -1,6 +1,7 @@
 """What is mended or removed after the fusion, step by step, with what each step took away."""
 
 import datetime as dt
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from training import entities
 from training.data.landing import Reject, as_text, typed
 from training.data.near_copies import first_of_copies
 from training.data.rows import Mask, Rows, empty, ranks, texts
@@ -57,7 +59,7 @@ def clean(rows: Rows, options: Clean, model: Model) -> Cleaned:
     """The rows as the recipe's `clean` wants them; rows without target or without any input are dropped too."""
     done = Cleaned(rows)
     if options.unicode != "none":
-        done.rows = _normalise(done.rows, options.unicode)
+        done.rows = _normalise(done.rows, options.unicode, model)
     if options.types:
         _types(done, options.types)
     if options.allowed:
@@ -74,14 +76,53 @@ def clean(rows: Rows, options: Clean, model: Model) -> Cleaned:
     return done
 
 
-def _normalise(rows: Rows, form: Literal["NFC", "NFKC", "NFD", "NFKD"]) -> Rows:
-    """Brings every text to a Unicode form, by Python's tables: Arrow's kernel decomposes even where NFC composes."""
+def _normalise(rows: Rows, form: Literal["NFC", "NFKC", "NFD", "NFKD"], model: Model) -> Rows:
+    """Brings every text to a Unicode form, by Python's tables: Arrow's kernel decomposes even where NFC composes.
+
+    Where the target holds character spans of a text that the form makes longer or shorter, they move with it.
+    """
     table = rows.table
-    for index, field_ in enumerate(table.schema):
+    for index, field_ in enumerate(rows.table.schema):
         if pa.types.is_string(field_.type):
-            texts_ = [text if text is None else normalize(form, text) for text in table[field_.name].to_pylist()]
+            texts_ = [_in_form(text, form) for text in rows.table[field_.name].to_pylist()]
             table = table.set_column(index, field_, pa.array(texts_, pa.string()))
+    for column in input_columns(model):
+        if model.target in table.column_names and pa.types.is_string(table.schema.field(column).type):
+            table = _move_spans(table, rows.table[column].to_pylist(), column, str(model.target), form)
     return rows.with_table(table)
+
+
+def _in_form(text: str | None, form: Literal["NFC", "NFKC", "NFD", "NFKD"]) -> str | None:
+    """A text in a Unicode form. A list written as JSON stays one: a wide quotation mark in it must not end a string."""
+    if text is None or text.isascii() or text == (changed := normalize(form, text)):
+        return text
+    value = entities.read_json(text)
+    if isinstance(value, list) and entities.read_json(changed) == changed:
+        return json.dumps(_inside(value, form), ensure_ascii=False)
+    return changed
+
+
+def _inside(value: Any, form: Literal["NFC", "NFKC", "NFD", "NFKD"]) -> Any:
+    if isinstance(value, str):
+        return normalize(form, value)
+    if isinstance(value, list):
+        return [_inside(one, form) for one in value]
+    return {key: _inside(one, form) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def _move_spans(
+    table: pa.Table, before: list[str | None], column: str, target: str, form: Literal["NFC", "NFKC", "NFD", "NFKD"]
+) -> pa.Table:
+    field_ = table.schema.field(target)
+    if not (pa.types.is_string(field_.type) or pa.types.is_nested(field_.type)):
+        return table
+    after, cells = table[column].to_pylist(), table[target].to_pylist()
+    changed = [row for row, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    if not changed:
+        return table
+    for row in changed:
+        cells[row] = entities.moved(cells[row], before[row] or "", form)
+    return table.set_column(table.column_names.index(target), field_, pa.array(cells, field_.type))
 
 
 def _types(done: Cleaned, types: Mapping[str, str]) -> None:

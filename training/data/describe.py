@@ -33,7 +33,15 @@ def labels(table: pa.Table, column: str | None) -> dict[str, int]:
 def _holds_labels(column: pa.ChunkedArray) -> bool:
     if pa.types.is_nested(column.type) or pa.types.is_floating(column.type) or pa.types.is_temporal(column.type):
         return False
+    if pa.types.is_string(column.type):
+        return not _lists(column)
     return not pa.types.is_integer(column.type) or pc.count_distinct(column).as_py() <= MOST_VALUES
+
+
+def _lists(texts: pa.ChunkedArray) -> bool:
+    """Whether each text is a list as JSON."""
+    ends = pc.and_(pc.starts_with(texts, "["), pc.ends_with(texts, "]"))
+    return bool(pc.all(ends).as_py()) and len(texts) > 0
 
 
 def _column(column: pa.ChunkedArray, kind: pa.DataType) -> dict[str, Any]:

@@ -199,7 +199,7 @@ class Landing:
     def _typed(self, name: str, values: Sequence[Any]) -> pa.Array:
         if name not in self.as_written:
             return typed(values)
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
+        return pa.array([None if value is None else written(value) for value in values], pa.string())
 
     def _write_part(self, table: pa.Table) -> None:
         self._part_folder.mkdir(parents=True, exist_ok=True)
@@ -343,6 +343,11 @@ def as_text(value: Any) -> str:
     if isinstance(value, bytes | memoryview):
         return bytes(value).decode("utf-8", "backslashreplace")
     return str(value)
+
+
+def written(value: Any) -> str:
+    """A value that a model is asked about as the text it was; a list or a mapping as JSON."""
+    return as_text(value) if isinstance(value, dict | list) else str(value)
 
 
 def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:

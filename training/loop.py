@@ -12,7 +12,7 @@ and the random state all follow from it), which is what makes a continued run eq
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,11 +22,12 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from cluster.errors import RunError, UserError
-from training.adapt import adapt_model, depth_of
+from training.adapt import adapt_model
 from training.batches import Indices, by_length, parts, plan, share
 from training.encode import Encoded, EncodedSplit
+from training.optimizer import make_optimizer, schedule
 from training.recipe import Adapt, Train
-from training.strategy import is_parted, part_again, spread, whole, without_exchange
+from training.strategy import gather_batch, is_parted, part_again, spread, whole, without_exchange
 from training.tasks.task import Batch, Output, Outputs, Task
 
 READING_BATCH = 64
@@ -133,27 +134,6 @@ def make_trainee(encoded: Encoded, options: Train, adapt: Adapt, device: torch.d
     )
 
 
-def make_optimizer(model: PreTrainedModel, head: Sequence[torch.nn.Module], options: Train) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) that decays weight matrices, not biases and normalisation scales.
-
-    The new head has a step size of its own, and so has each layer where ``layer_decay`` says so. Every group keeps
-    its highest as ``peak``; the schedule scales it.
-    """
-    new = {id(weight) for module in head for weight in module.parameters()}
-    deepest = max(depth_of(name) for name, _ in model.named_parameters())
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            peak = options.learning_rate * options.layer_decay ** (deepest - depth_of(name))
-            if id(weight) in new:
-                peak = options.head_learning_rate
-            groups.setdefault((peak, options.weight_decay if weight.ndim > 1 else 0.0), []).append(weight)
-    return torch.optim.AdamW(
-        [{"params": weights, "peak": peak, "weight_decay": decay} for (peak, decay), weights in groups.items()],
-        fused=True,
-    )
-
-
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """bf16 only where this very device computes it in hardware: emulated, it is many times slower than fp32."""
     if precision == "auto":
@@ -166,16 +146,6 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-def schedule(step: int, steps: int, options: Train) -> float:
-    """The share of the peak learning rates at ``step`` (from 0) of ``steps``: a linear rise, then the fall."""
-    warmup = math.ceil(options.warmup * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    fall = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
-    return fall[options.schedule]
 
 
 def train(trainee: Trainee, encoded: Encoded) -> Iterator[Moment]:
@@ -280,7 +250,7 @@ def learn_from(trainee: Trainee, rows: EncodedSplit, part: Indices, weight: floa
     with autocast(trainee):
         outputs = trainee.task.forward(trainee.wrapped, tensors)
     if trainee.task.whole_batch and trainee.world > 1:
-        outputs, tensors, weight = gather_batch(trainee, outputs, tensors, whole_rows)
+        outputs, tensors, weight = gather_batch(outputs, tensors, whole_rows)
     loss = trainee.task.loss(outputs.float(), tensors).sum() * weight
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
@@ -327,35 +297,6 @@ def predict(trainee: Trainee, rows: EncodedSplit, *, final: bool = False) -> Out
         dist.all_gather_object(parts, own)
     found = {row: output for part in parts for row, output in part.items()}
     return [found[row] for row in range(len(rows))]
-
-
-def gather_batch(trainee: Trainee, outputs: torch.Tensor, batch: Batch, rows: int) -> tuple[torch.Tensor, Batch, float]:
-    """The outputs and tensors of all workers' shares of a batch, in the batch's own order, at every worker.
-
-    Gradients flow back to the worker that an output came from. Every worker then has the gradient of the same loss,
-    ``world`` times in all, which the exchange of gradients divides out again.
-
-    Returns:
-        Outputs and batch of ``rows`` rows, and what the sum of their losses is multiplied by.
-    """
-    order = torch.arange(rows)
-    shares = [order[rank :: trainee.world] for rank in range(trainee.world)]
-    place = torch.argsort(torch.cat(shares)).to(outputs.device)
-    counts = [len(one) for one in shares]
-    whole = gather_rows(trainee, outputs, counts)[place]
-    return whole, {name: gather_rows(trainee, value, counts)[place] for name, value in batch.items()}, 1 / rows
-
-
-def gather_rows(trainee: Trainee, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """The first ``counts[rank]`` rows of every worker's tensor, one after the other; other dimensions are padded."""
-    from torch.distributed.nn.functional import all_gather  # differentiable, unlike the one beside it
-
-    shape = torch.tensor(own.shape, device=own.device)
-    dist.all_reduce(shape, op=dist.ReduceOp.MAX)
-    missing = [int(most) - here for most, here in zip(shape, own.shape, strict=True)]
-    widths = [width for one in reversed(missing) for width in (0, one)]
-    gathered = all_gather(torch.nn.functional.pad(own, widths))  # type: ignore[no-untyped-call]
-    return torch.cat([one[:count] for one, count in zip(gathered, counts, strict=True)])
 
 
 def close_epoch(trainee: Trainee, validation: dict[str, float]) -> bool:

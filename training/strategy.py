@@ -5,6 +5,7 @@ sharded model is put together again by :func:`whole`; :func:`part_of` says which
 """
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -99,6 +100,37 @@ def _no_gradient_sync(model: FSDPModule) -> Any:
         yield
     finally:
         model.set_requires_gradient_sync(True)
+
+
+def gather_batch(
+    outputs: torch.Tensor, batch: Mapping[str, torch.Tensor], rows: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], float]:
+    """The outputs and tensors of all workers' shares of a batch, in the batch's own order, at every worker.
+
+    Gradients flow back to the worker that an output came from. Every worker then has the gradient of the same loss,
+    ``world`` times in all, which the exchange of gradients divides out again.
+
+    Returns:
+        Outputs and batch of ``rows`` rows, and what the sum of their losses is multiplied by.
+    """
+    world = dist.get_world_size()
+    shares = [torch.arange(rows)[rank::world] for rank in range(world)]
+    place = torch.argsort(torch.cat(shares)).to(outputs.device)
+    counts = [len(one) for one in shares]
+    tensors = {name: gather_rows(value, counts)[place] for name, value in batch.items()}
+    return gather_rows(outputs, counts)[place], tensors, 1 / rows
+
+
+def gather_rows(own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """The first ``counts[rank]`` rows of every worker's tensor, one after the other; other dimensions are padded."""
+    from torch.distributed.nn.functional import all_gather  # differentiable, unlike the one beside it
+
+    shape = torch.tensor(own.shape, device=own.device)
+    dist.all_reduce(shape, op=dist.ReduceOp.MAX)
+    missing = [int(most) - here for most, here in zip(shape, own.shape, strict=True)]
+    widths = [width for one in reversed(missing) for width in (0, one)]
+    gathered = all_gather(torch.nn.functional.pad(own, widths))  # type: ignore[no-untyped-call]
+    return torch.cat([one[:count] for one, count in zip(gathered, counts, strict=True)])
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ from training import checkpoint
 from training.batches import plan
 from training.data.fuse import fuse
 from training.encode import Encoded, encode, open_encoded
-from training.loop import Moment, make_trainee, predict, schedule, train, validate
+from training.loop import Moment, make_trainee, predict, train, validate
+from training.optimizer import schedule
 from training.recipe import Recipe, Train
 
 CPU = torch.device("cpu")

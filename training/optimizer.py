@@ -1,0 +1,41 @@
+"""What moves the weights in a step: AdamW, with a step size for every group of weights, and how it rises and falls."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from training.adapt import depth_of
+from training.recipe import Train
+
+
+def make_optimizer(model: PreTrainedModel, head: Sequence[torch.nn.Module], options: Train) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) that decays weight matrices, not biases and normalisation scales.
+
+    The new head has a step size of its own, and so has each layer where ``layer_decay`` says so. Every group keeps
+    its highest as ``peak``; the schedule scales it.
+    """
+    new = {id(weight) for module in head for weight in module.parameters()}
+    deepest = max(depth_of(name) for name, _ in model.named_parameters())
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            peak = options.learning_rate * options.layer_decay ** (deepest - depth_of(name))
+            if id(weight) in new:
+                peak = options.head_learning_rate
+            groups.setdefault((peak, options.weight_decay if weight.ndim > 1 else 0.0), []).append(weight)
+    return torch.optim.AdamW(
+        [{"params": weights, "peak": peak, "weight_decay": decay} for (peak, decay), weights in groups.items()],
+        fused=True,
+    )
+
+
+def schedule(step: int, steps: int, options: Train) -> float:
+    """The share of the peak learning rates at ``step`` (from 0) of ``steps``: a linear rise, then the fall."""
+    warmup = math.ceil(options.warmup * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    fall = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+    return fall[options.schedule]

@@ -14,6 +14,8 @@ READ = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 MANIFEST = "bundle.json"  # of an earlier headrace model: when it was made and how good it was makes it no other base
 CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code", "custom_pipelines")
 """Keys of a ``config.json`` that have made libraries import or download code."""
+MODULES, OWN_MODULES = "modules.json", "sentence_transformers."
+"""Where sentence-transformers reads what to import, and what of it is its own."""
 
 
 def resolve_base(base: str | None, folder: Path) -> Path:
@@ -45,13 +47,14 @@ def resolve_base(base: str | None, folder: Path) -> Path:
 
 
 def base_digest(base: Path) -> str:
-    """What identifies a base's content: its weights, configuration and tokenizer, not its place."""
-    kept = (path for path in base.iterdir() if path.suffix in READ and path.name != MANIFEST)
-    return fingerprint({path.name: file_digest(path) for path in sorted(kept)})
+    """What identifies a base's content: its weights, configurations (also how it pools), tokenizer; not its place."""
+    files = (*base.iterdir(), *base.glob("1_Pooling/*"))
+    kept = (path for path in files if path.suffix in READ and path.name != MANIFEST)
+    return fingerprint({path.relative_to(base).as_posix(): file_digest(path) for path in sorted(kept)})
 
 
 def refuse_code(folder: Path) -> None:
-    """Refuses a ``config.json`` that could make a library run code that came with the weights.
+    """Refuses a ``config.json`` or ``modules.json`` that could make a library run code that came with the weights.
 
     Raises:
         UserError: naming the key.
@@ -61,6 +64,11 @@ def refuse_code(folder: Path) -> None:
         for key in CODE_KEYS:
             if isinstance(config, dict) and config.get(key):
                 raise UserError(f"{path.name} of the model has '{key}', which can run foreign code; it is not opened")
+    modules = read_json(folder / MODULES) if (folder / MODULES).is_file() else []
+    for module in modules:
+        kind = str(module.get("type", "")) if isinstance(module, dict) else ""
+        if not kind.startswith(OWN_MODULES):
+            raise UserError(f"{MODULES} of the model names '{kind}', which can run foreign code; it is not opened")
 
 
 def _in_package(place: str) -> Path:

@@ -16,13 +16,14 @@ from transformers import pipeline
 from cluster.errors import UserError
 from tests.training.tasks.searching import TOPICS, TROUBLES, search_recipe, write_search
 from training.adapt import read_adapt
+from training.base import refuse_code
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode, open_encoded
 from training.evaluation.baselines import measure
 from training.evaluation.report import ReportData, write_report
 from training.loop import Trainee, make_trainee, predict, train, validate
-from training.pooling import pool, pooling_of
+from training.pooling import describe, pool, pooling_of
 from training.recipe import Model, Recipe, Train
 from training.tasks.sentence_similarity import Options, SentenceSimilarity
 from training.tasks.task import Task
@@ -339,6 +340,15 @@ def test_pooling(tmp_path: Path) -> None:
     config.write_text('{"pooling_mode": ["mean", "cls"]}')
     with pytest.raises(UserError, match=r"model.base: its 1_Pooling/config.json names no pooling that is known here"):
         pooling_of(tmp_path)
+
+
+def test_a_bundle_names_no_module_but_sentence_transformers_own(tmp_path: Path) -> None:
+    describe(tmp_path, "cls", 64)
+    refuse_code(tmp_path)
+    modules = tmp_path / "modules.json"
+    modules.write_text(modules.read_text().replace("sentence_transformers.models.Pooling", "foreign.Pooling"))
+    with pytest.raises(UserError, match=r"modules.json of the model names 'foreign.Pooling', which can run foreign"):
+        refuse_code(tmp_path)
 
 
 def test_the_options_are_checked() -> None:

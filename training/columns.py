@@ -262,7 +262,7 @@ class Columns:
             UserError: a column has no values, or none of the kind that it is said to have.
         """
         for name in kinds.keys() - set(names):
-            raise UserError(f"model.options.kinds: '{name}' is not among model.inputs: columns")
+            raise UserError(f"model.options.kinds: '{name}' is not among the columns that it could say something of")
         settings = {"bins": bins, "unicode": unicode}
         found = {name: kinds.get(name) or infer(train[name]) for name in names}
         return cls([ENCODERS[kind].learn(name, train[name], settings) for name, kind in found.items()])

@@ -217,8 +217,7 @@ def forecast(said: Floats, truth: Floats, scales: Floats, quantiles: Sequence[fl
     ``mae`` is of the median, ``mase`` the same in units of each series' seasonal-naive error on the training rows
     (Hyndman and Koehler, "Another look at measures of forecast accuracy", 2006): below 1 it beats that. ``pinball`` is
     the mean over the quantiles (Koenker and Bassett, "Regression Quantiles", 1978), ``loss`` the same in those units.
-    ``coverage`` is the share of the truth between the outermost quantiles, ``coverage_error`` how far it lies from what
-    they promise.
+    ``coverage_error`` is how far the share of the truth between the outermost quantiles lies from what they promise.
 
     Args:
         said: of shape ``[windows, horizon, quantiles]``.
@@ -226,7 +225,7 @@ def forecast(said: Floats, truth: Floats, scales: Floats, quantiles: Sequence[fl
         scales: of shape ``[windows, 1]``.
 
     Returns:
-        One number for each name of ``FORECAST``, and ``coverage``; nothing where there are no windows.
+        One number for each name of ``FORECAST``; nothing where there are no windows.
     """
     if len(truth) == 0:
         return {}
@@ -236,13 +235,11 @@ def forecast(said: Floats, truth: Floats, scales: Floats, quantiles: Sequence[fl
     pinball = np.maximum(wanted * off, (wanted - 1) * off).mean(axis=2)
     error = np.abs(off[:, :, list(quantiles).index(0.5)])
     inside = (truth >= said[:, :, 0]) & (truth <= said[:, :, -1])
-    coverage = float(inside[known].mean())
     return {
         "mae": float(error[known].mean()),
         "mase": float((error / scales)[known].mean()),
         "pinball": float(pinball[known].mean()),
-        "coverage": coverage,
-        "coverage_error": abs(coverage - (wanted[-1] - wanted[0])),
+        "coverage_error": float(abs(inside[known].mean() - (wanted[-1] - wanted[0]))),
         "loss": float((pinball / scales)[known].mean()),
     }
 

@@ -8,13 +8,17 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.fs
+import torch
 
 from cluster.errors import UserError
 from cluster.storage import file_digest, fingerprint
+
+FORMS: tuple[Literal["NFD", "NFC"], ...] = ("NFD", "NFC")
 
 LARGEST_FILE = 64 * 2**20
 """Bytes; a larger file is not opened."""
@@ -80,7 +84,12 @@ def _located(cell: Any, folder: Path) -> Any:
         return cell if cell.get("bytes") else {**cell, "path": _located(cell.get("path"), folder)}
     if not isinstance(cell, str) or not cell.strip() or "://" in cell:
         return cell
-    return str(folder / Path(cell).expanduser())
+    written = folder / Path(cell).expanduser()
+    if written.exists():
+        return str(written)
+    # data.clean.unicode may have spelled the name in another way than the disk does
+    spelled = (folder / Path(normalize(form, cell)).expanduser() for form in FORMS)
+    return str(next((path for path in spelled if path.exists()), written))
 
 
 def digest(tables: Mapping[str, pa.Table], columns: Sequence[str]) -> str:
@@ -151,6 +160,13 @@ def schema(column: str, kind: str) -> dict[str, Any]:
     """
     sent = {"type": "string", "contentEncoding": "base64", "contentMediaType": f"{kind}/*"}
     return {"anyOf": [sent, {"type": "object", "properties": {column: sent}, "required": [column]}]}
+
+
+def all_but_the_base(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The parts of a classifier that are not its base: all but the largest, which goes by many names."""
+    sizes = {part: sum(weight.numel() for weight in part.parameters()) for part in model.children()}
+    base = max(sizes, key=lambda part: sizes[part])
+    return [part for part in sizes if part is not base]
 
 
 def one_column(role: str, columns: Sequence[str]) -> str:

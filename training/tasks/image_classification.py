@@ -130,7 +130,7 @@ class ImageClassification(Task):
         return from_pretrained(AutoModelForImageClassification, folder).eval()
 
     def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
-        return [module for name, module in model.named_children() if name != model.base_model_prefix]
+        return media.all_but_the_base(model)
 
     def settle(self, model: PreTrainedModel) -> Task:
         if not isinstance(self.target, Number):

@@ -14,6 +14,7 @@ from transformers import ASTFeatureExtractor, pipeline
 from cluster.errors import UserError
 from serving.predictor import Predictor
 from tests.training.tasks.tones import KINDS, RATE, tiny_ast, tiny_wav2vec2, tone, tone_recipe, write_tones
+from training import media
 from training.bundle import open_bundle, write_bundle
 from training.data.fuse import fuse
 from training.encode import encode, located_rows
@@ -225,3 +226,14 @@ def test_a_request_never_names_a_file(recipe: Callable[..., Recipe], value: Any)
     task = encode(recipe("wav2vec2"), fuse(recipe("wav2vec2"))).task
     with pytest.raises(UserError, match="a sound is "):
         task.rows([value])
+
+
+def test_the_head_is_all_but_the_base_whatever_that_is_called() -> None:
+    from transformers import CLIPConfig, CLIPForImageClassification, WhisperConfig, WhisperForAudioClassification
+
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    clip = CLIPForImageClassification(CLIPConfig(vision_config={**small, "image_size": 32, "patch_size": 16}))
+    assert media.all_but_the_base(clip) == [clip.classifier]
+    sizes = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    whisper = WhisperForAudioClassification(WhisperConfig(**sizes, decoder_layers=1, classifier_proj_size=8))
+    assert media.all_but_the_base(whisper) == [whisper.projector, whisper.classifier]

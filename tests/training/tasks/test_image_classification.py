@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from transformers import pipeline
+from transformers import AutoModel, pipeline
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from cluster.errors import UserError
@@ -192,6 +193,7 @@ def test_a_model_learns_and_transformers_gives_the_same_answers(recipe: Callable
 def test_a_continued_run_repeats_the_changes_of_an_undisturbed_one(recipe: Callable[..., Recipe]) -> None:
     made = recipe(model={"options": {"flip": True, "move": 0.1}}, train={"epochs": 1})
     encoded = encode(made, fuse(made))
+    shutil.rmtree(made.folder / "pictures")  # what is encoded needs no file
     whole = make_trainee(encoded, made.train, made.model.adapt, CPU)
     list(train(whole, encoded))
     again = make_trainee(encoded, made.train, made.model.adapt, CPU)
@@ -222,6 +224,66 @@ def test_the_linear_baseline_is_scikit_learns(recipe: Callable[..., Recipe]) -> 
     model.fit(scaler.transform(pixels("train")), [row["shape"] for row in rows("train")])
     right = model.predict(scaler.transform(pixels("test"))) == np.array([row["shape"] for row in rows("test")])
     assert measured == pytest.approx(right.mean())
+
+
+def test_the_frozen_baseline_is_scikit_learns_on_transformers_hidden_states(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    processor = ViTImageProcessorPil(size={"height": 20, "width": 20})
+    processor.save_pretrained(tmp_path / "base")
+    made = recipe()
+    fused = fuse(made)
+    encoded = encode(made, fused)
+    splits = located_rows(made, fused)
+    measured = measure(encoded.task, encoded.base, splits)["frozen"]["test/accuracy"]
+    base = AutoModel.from_pretrained(tmp_path / "base").eval()
+
+    def hidden(name: str) -> Any:
+        seen = [Image.open(row["file"]) for row in splits[name].to_pylist()]
+        with torch.inference_mode():
+            return base(**processor(images=seen, return_tensors="pt")).last_hidden_state.mean(1).numpy()
+
+    scaler = StandardScaler().fit(hidden("train"))
+    model = LogisticRegression(C=0.1, max_iter=500, random_state=7)
+    model.fit(scaler.transform(hidden("train")), splits["train"]["shape"].to_pylist())
+    right = model.predict(scaler.transform(hidden("test"))) == np.array(splits["test"]["shape"].to_pylist())
+    assert measured == pytest.approx(right.mean())
+
+
+@pytest.mark.parametrize("problem", ["multi-label", "regression"])
+def test_other_targets_are_answered_as_transformers_does(
+    recipe: Callable[..., Recipe], tmp_path: Path, problem: str
+) -> None:
+    wanted = {
+        "multi-label": "CASE WHEN shape = 'bar' THEN 'thin' ELSE 'wide,square' END",
+        "regression": "CASE WHEN shape = 'bar' THEN 30.0 WHEN shape = 'box' THEN 100.0 ELSE 84.0 END",
+    }[problem]
+    made = recipe(
+        data={"fuse": f"SELECT file, {wanted} AS wanted FROM pictures", "split": {"validation": 0.2, "test": 0.2}},
+        model={"target": "wanted", "options": {"problem": problem}},
+        train={"epochs": 2},
+    )
+    encoded = encode(made, fuse(made))
+    trainee = make_trainee(encoded, made.train, made.model.adapt, CPU)
+    list(train(trainee, encoded))
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    task = encoded.task.settle(trainee.model)
+    write_bundle(folder, model=trainee.model, task=task, name="m", recipe={}, metrics={}, baselines={}, data={})
+    file = next((tmp_path / "pictures" / "ring").glob("*.png"))
+    (ours,) = Predictor(open_bundle(folder)).predict([file.read_bytes()])
+    theirs = pipeline("image-classification", str(folder))(str(file))
+    assert [one["label"] for one in ours] == [one["label"] for one in theirs]
+    assert [one["score"] for one in ours] == pytest.approx([one["score"] for one in theirs], rel=1e-4)
+
+
+def test_a_name_is_found_however_its_letters_are_composed(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The rows are brought to one Unicode form, and a disk has its own."""
+    made = recipe()
+    folder = tmp_path / "pictures" / "ring"
+    for file in folder.glob("*.png"):
+        file.rename(folder / f"e\u0301t\u0065\u0301-{file.name}")
+    assert len(encode(made, fuse(made)).split("train")) == 36
 
 
 def test_files_that_cannot_be_read_are_put_aside_with_their_reasons(

@@ -10,7 +10,6 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig
@@ -80,10 +79,10 @@ def likelihood(outputs: Outputs) -> dict[str, float]:
     Returns:
         One number for each name of ``LIKELIHOOD``; nothing where no token was judged.
     """
-    total, tokens = np.sum([one[:2] for one in outputs], axis=0, dtype=np.float64) if len(outputs) else (0.0, 0.0)
+    total, tokens = (sum(float(one[place]) for one in outputs) for place in (0, 1))
     if not tokens:
         return {}
-    loss = float(total / tokens)
+    loss = total / tokens
     return {"perplexity": math.exp(min(loss, HIGHEST_LOSS)), "loss": loss}
 
 

@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from training.encode import labelled
 from training.evaluation import charts
 from training.evaluation.evaluate import outputs_of
-from training.evaluation.rouge import rouge_l
+from training.evaluation.rouge import rouge_l, words
 from training.evaluation.sections import Fragment, ReportData, Section, fragment
 from training.tasks.task import Outputs, Task
 
@@ -33,7 +33,7 @@ def nearest(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table])
     """The wanted text of the training row whose prompt is most alike: by the cosine of TF-IDF of words and pairs."""
     seen, *unseen = [[task.text(row) for row in table.to_pylist()] for table in (train, *others)]
     answers = [task.encode_target(row)["ids"] for row in train.to_pylist()]
-    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[\u4e00-\u9fff]")
+    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, tokenizer=words, token_pattern=None)
     neighbours = NearestNeighbors(n_neighbors=1, metric="cosine").fit(features.fit_transform(seen))
     return [
         [

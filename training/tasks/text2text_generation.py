@@ -45,7 +45,7 @@ class Text2TextGeneration(TextWriter):
     def learn(cls, model: Model, base: Path, splits: Mapping[str, pa.Table], *, unicode: str = "none") -> Self:
         wanted = "reads a text and then writes one, as a t5 or a bart does; text-generation takes one that writes on"
         refuse_other_kinds(base, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, wanted)
-        options = WritingOptions.model_validate(model.options)
+        options = Options.model_validate(model.options)
         reader = Reader.learn(model.inputs["text"], base, model.max_length, unicode)
         task = cls(reader, model.named_target, end_tokens(base, reader.tokenizer), 0)
         cells = [cell for table in splits.values() for cell in table[model.named_target].to_pylist()]

@@ -21,12 +21,14 @@ from training.data.fuse import fuse
 from training.encode import encode
 from training.evaluation.baselines import measure
 from training.evaluation.evaluate import measure as measure_bundle
+from training.evaluation.report import write_report
 from training.evaluation.rouge import common_subsequence, rouge_l, words
-from training.loop import make_trainee, predict, train
+from training.evaluation.sections import ReportData
+from training.loop import as_record, make_trainee, predict, train
 from training.preflight import task_problems
 from training.prompts import ChatPrompts, TextPrompts, filled
 from training.recipe import Model
-from training.tasks.task import task_class
+from training.tasks.task import Row, task_class
 from training.tasks.text_generation import NOT_LEARNED, TextGeneration
 
 CHAT = {"inputs": {"prompt": "messages"}, "target": "messages", "options": {"format": "chat"}}
@@ -262,7 +264,7 @@ def test_hugging_faces_client_asks_it(writer: Learned) -> None:
 
 
 def test_a_finished_model_is_measured_on_other_rows(writer: Learned) -> None:
-    rows = [{"question": f"hello, {asked}, soon", "answer": answer} for asked, answer in ANSWERS.items()]
+    rows: list[Row] = [{"question": f"hello, {asked}, soon", "answer": answer} for asked, answer in ANSWERS.items()]
     measured = measure_bundle(writer.predictor.bundle, rows)
     assert measured["exact_match"] > 0.7
     assert measured["perplexity"] < 1.5
@@ -278,22 +280,28 @@ def test_it_beats_its_baselines(writer: Learned, place: Path) -> None:
     assert untouched["test/rouge_l"] < 0.2
     assert nearest["test/rouge_l"] > 0.5
     assert nearest.keys() == {"test/rouge_l", "test/exact_match"}
-    sections = {section(_report(writer)) for section in writer.encoded.task.report_sections[3:4]}
-    (shown,) = sections
-    assert shown is not None
-    assert "What it writes" in shown.title
-    assert "ROUGE-L 100.0%" in shown.html
+    write_report(place / "report.html", _report(writer, untouched, nearest), writer.encoded.task.report_sections)
+    page = (place / "report.html").read_text(encoding="utf-8")
+    assert "What it writes" in page
+    assert "ROUGE-L 100.0%" in page
+    assert "Answer of the nearest training row" in page
+    assert "ROUGE-L of 100.0% on 21 test rows" in page
 
 
-def _report(writer: Learned) -> Any:
-    from training.evaluation.sections import ReportData
-    from training.loop import predict
-
-    rows = writer.encoded.split("test")
-    outputs = predict(writer.trainee, rows, final=True)
-    texts = [f"question {number}" for number in range(len(rows))]
+def _report(writer: Learned, untouched: dict[str, float], nearest: dict[str, float]) -> ReportData:
+    task, rows = task_of(writer), writer.encoded.split("test")
     return ReportData(
-        name="desk", task="text-generation", metrics={}, outputs=outputs, targets=rows.targets, texts=texts
+        name="desk",
+        task=task.name,
+        metrics={f"test/{name}": value for name, value in writer.measured.items()},
+        baselines={"untouched": untouched, "nearest": nearest},
+        headline=task.final_headline,
+        direction=task.metrics_of_answers[task.final_headline],
+        titles={name: baseline.title for name, baseline in task.baselines.items()},
+        outputs=predict(writer.trainee, rows, final=True),
+        targets=rows.targets,
+        texts=[f"question {number}" for number in range(len(rows))],
+        history=[as_record(moment) | {"validation": moment.validation} for moment in writer.moments],
     )
 
 

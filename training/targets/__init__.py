@@ -8,7 +8,6 @@ target column becomes a tensor, what the loss is, and how the model's outputs be
                             \\-> metrics
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -157,6 +157,7 @@ class Edge:
                 served = counted.answers(self._find(name))
                 try:
                     _check_parameters(served, question.parameters)
+                    cell = _cell(served, question)
                     rows = served.predictor.rows(question.inputs)
                     future = served.scheduler.submit([(row, question.parameters) for row in rows], deadline)
                     async with asyncio.timeout(deadline - time.monotonic()):
@@ -170,7 +171,7 @@ class Edge:
                 else:
                     version = (("x-headrace-version", served.version),)
                     alone = question.alone and served.predictor.task.lone_answer
-                    return Response(200, _json(huggingface.answer(answers, alone)), headers=version)
+                    return Response(200, _json(huggingface.answer(answers, alone, cell)), headers=version)
 
     def show(self, request: Request) -> Response:
         """Everything that is read: pages, health, metrics, what the models are.
@@ -342,6 +343,14 @@ def _question(body: bytes, max_items: int) -> huggingface.Question:
     if len(question.inputs) > max_items:
         raise RefusalError(413, "too_many_inputs", f"inputs: {len(question.inputs)} were sent; {max_items} are allowed")
     return question
+
+
+def _cell(served: Served, question: huggingface.Question) -> str | None:
+    """What of an answer a row of a table gets; None where the question is no table."""
+    cell = served.predictor.task.table_answer
+    if question.table and cell is None:
+        raise RefusalError(422, "invalid_request", "table: this model reads no tables; ask it with inputs")
+    return cell if question.table else None
 
 
 def _check_parameters(served: Served, parameters: Mapping[str, Any]) -> None:

@@ -74,6 +74,8 @@ def _linear_layers(model: PreTrainedModel, head: Sequence[torch.nn.Module], targ
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and id(module) not in new
     ]
+    if not names:
+        raise UserError("model.adapt.lora: this model has no base that it could stand beside; say adapt: full")
     if not targets:
         return names
     for pattern in targets:

@@ -301,6 +301,7 @@ def report_data(
     judged = "test" if len(encoded.split("test")) else "validation"
     history = entries(folder / "metrics.jsonl")
     headline = encoded.task.final_headline or encoded.task.headline
+    rows = asked(recipe, fused, encoded)[judged].to_pylist()
     return ReportData(
         name=recipe.name,
         description=bundle.info["recipe"].get("description", ""),  # as written: the recipe's may hold a secret
@@ -316,8 +317,9 @@ def report_data(
         labels=encoded.task.labels,
         outputs=said(folder, judged),
         targets=encoded.split(judged).targets,
-        texts=[encoded.task.text(row) for row in asked(recipe, fused, encoded)[judged].to_pylist()],
+        texts=[encoded.task.text(row) for row in rows],
         shown=lambda index: encoded.task.shown(encoded.split(judged).examples([index])[0]),
+        importance=lambda: bundle.task().importance(bundle.model(), rows),
         history=[record | {"validation": of_validation(record)} for record in history],
         data=fused.report,
         recipe=yaml.safe_dump(bundle.info["recipe"], sort_keys=False, allow_unicode=True),

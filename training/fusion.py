@@ -14,6 +14,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from training.base import CODE_KEYS
+
+CODE = {*CODE_KEYS, "attn_implementation", "experts_implementation"}
+
 FARTHEST = 5.0
 """Standard deviations beyond which a number is as far out as it gets: one outlier must not decide a row."""
 
@@ -156,8 +160,8 @@ class FusionModel(PreTrainedModel):  # type: ignore[misc]
         self.base: PreTrainedModel | None = None
         self.reading: nn.Module | None = None
         if config.base_config:
-            base_config = AutoConfig.for_model(**config.base_config)
-            self.base = without_pooler(AutoModel.from_config(base_config))
+            base_config = AutoConfig.for_model(**plain(config.base_config))
+            self.base = without_pooler(AutoModel.from_config(base_config, trust_remote_code=False))
             self.reading = nn.Sequential(nn.Linear(base_config.hidden_size, config.hidden), nn.Dropout(config.dropout))
         self.entry = nn.Linear(columns * width + (config.hidden if config.base_config else 0), config.hidden)
         self.blocks = nn.ModuleList([Block(config.hidden, config.dropout) for _ in range(config.blocks)])
@@ -220,10 +224,9 @@ def without_pooler(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def as_config(model: PreTrainedModel) -> dict[str, Any]:
-    """The configuration of a base, to be kept inside that of a model that holds it."""
-    kept: Mapping[str, Any] = model.config.to_dict()
-    return {key: value for key, value in kept.items() if not key.startswith("_") and key != "auto_map"}
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a base, kept inside another one, without what could have a library run or fetch code."""
+    return {key: value for key, value in config.items() if not key.startswith("_") and key not in CODE}
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:

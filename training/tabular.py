@@ -12,7 +12,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from cluster.errors import UserError
 from training.columns import DATE_FEATURES, Columns, Kind
-from training.fusion import FusionConfig, FusionModel, as_config, without_pooler
+from training.fusion import FusionConfig, FusionModel, plain, without_pooler
 from training.recipe import Model, Strict
 from training.targets import Number, Target
 from training.tasks.task import Baseline, Batch, Example, Outputs, Row, Task
@@ -149,7 +149,7 @@ class TabularTask(Task):
             sizes=[column.size for column in self.columns.categories],
             dates=len(self.columns.dates),
             date_features=DATE_FEATURES,
-            base_config=as_config(read) if read else None,
+            base_config=plain(read.config.to_dict()) if read else None,
             outputs=self.target.width,
             **self.network,
         )
@@ -195,6 +195,12 @@ class TabularTask(Task):
             probabilities = self.target.problem in ("ordinal", "regression")
             found["text"] = Baseline("TF-IDF + linear model on the text alone", table_baselines.text, probabilities)
         return found
+
+    def importance(self, model: PreTrainedModel, rows: Sequence[Row]) -> dict[str, float]:
+        from training.evaluation.importance import shuffled  # only a report asks
+
+        prose = self.reader.columns if self.reader else []
+        return shuffled(self, model, rows, [*(column.name for column in self.columns.columns), *prose])
 
     @property
     def report_sections(self) -> Sequence["Section"]:

@@ -160,7 +160,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def longest_input(base: Path, tokenizer: PreTrainedTokenizerFast, max_length: int | None) -> int:
     """As many tokens as the recipe, the base's tokenizer and its positions all allow."""
     limits = [max_length, tokenizer.model_max_length, _positions(base)]
-    return min(limit for limit in limits if limit)
+    return int(min(limit for limit in limits if limit))
 
 
 def from_pretrained(model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:

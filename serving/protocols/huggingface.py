@@ -3,7 +3,8 @@
 ``inputs`` is one input (a string, or an object with the model's columns) or a list of them. The answer is a list with
 one answer for each input, for most tasks also when there is one: for text classification the client takes the first
 element of what it receives. For a task with a ``lone_answer``, an input that stands in no list is answered with its
-answer alone.
+answer alone. A ``table``, an object with a list of cells for each column, stands for the list of its rows; a row is
+then answered with the best label, or the number, and nothing else.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,16 @@ from typing import Any
 
 from serving.predictor import EMPTY
 
-KEYS = {"inputs", "parameters", "options"}  # `options` (wait_for_model, use_cache) asks nothing that we do not do
+KEYS = {
+    "inputs",
+    "table",
+    "parameters",
+    "options",
+}  # `options` (wait_for_model, use_cache) asks nothing that we do not do
+
+
+AT_ROOT = {"normalize", "truncate"}
+"""Parameters that stand beside ``inputs`` where vectors are asked for, as the client's ``feature_extraction`` does."""
 
 
 class MalformedError(ValueError):
@@ -27,6 +37,8 @@ class Question:
     parameters: Mapping[str, Any]
     alone: bool = False
     """Whether the one input stood in no list."""
+    table: bool = False
+    """Whether the inputs are the rows of a table."""
 
 
 def parse(body: Any) -> Question:
@@ -37,18 +49,29 @@ def parse(body: Any) -> Question:
     """
     if not isinstance(body, dict):
         raise MalformedError("the body must be a JSON object with 'inputs'")
-    if "inputs" not in body:
+    table = "table" in body and "inputs" not in body
+    if not table and "inputs" not in body:
         raise MalformedError("inputs: missing")
-    if set(body) - KEYS:
-        raise MalformedError(f"only {', '.join(sorted(KEYS))} may stand in the body")
-    alone = not isinstance(body["inputs"], list)
-    inputs = [body["inputs"]] if alone else body["inputs"]
+    if set(body) - KEYS - AT_ROOT or {"inputs", "table"} <= body.keys():
+        raise MalformedError("only inputs (or table), parameters and options may stand in the body")
+    alone = not table and not isinstance(body["inputs"], list)
+    inputs = _rows(body["table"]) if table else [body["inputs"]] if alone else body["inputs"]
     parameters = body.get("parameters") or EMPTY
     if not isinstance(parameters, dict):
         raise MalformedError("parameters: an object is needed")
+    parameters = {**parameters, **{name: body[name] for name in AT_ROOT & body.keys()}}
     for index, value in enumerate(inputs):
         _check_text(value, f"inputs[{index}]")
-    return Question(inputs, parameters or EMPTY, alone)
+    return Question(inputs, parameters or EMPTY, alone, table)
+
+
+def _rows(table: Any) -> list[dict[str, Any]]:
+    """The rows of an object of columns."""
+    if not isinstance(table, dict) or not table or not all(isinstance(cells, list) for cells in table.values()):
+        raise MalformedError("table: an object is needed that has a list of cells for each column")
+    if len({len(cells) for cells in table.values()}) > 1:
+        raise MalformedError("table: every column must have as many cells as the others")
+    return [dict(zip(table, cells, strict=True)) for cells in zip(*table.values(), strict=True)]
 
 
 def media(signature: Mapping[str, Any]) -> str | None:
@@ -63,8 +86,15 @@ def raw(body: bytes) -> Question:
     return Question([body], EMPTY, alone=True)
 
 
-def answer(answers: list[Any], alone: bool) -> Any:
-    """The answers as the client expects them: ``alone``, the one that there is."""
+def answer(answers: list[Any], alone: bool, cell: str | None = None) -> Any:
+    """The answers as the client expects them.
+
+    Args:
+        alone: the one that there is, and no list.
+        cell: of each answer's first entry this field alone.
+    """
+    if cell:
+        return [one[0][cell] for one in answers]
     return answers[0] if alone else answers
 
 

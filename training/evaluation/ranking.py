@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from training.evaluation import charts, metrics, sections
-from training.evaluation.sections import Fragment, ReportData, Section, fragment
+from training.evaluation.sections import Fragment, ReportData, Section, fragment, measure, metric_title, points
 from training.targets import Number
 
-MOST_DOTS = 2_000
+MOST_DOTS, MOST_COLUMNS = 2_000, 20
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}%")
 
 Values = npt.NDArray[np.float64]
@@ -44,6 +44,26 @@ def curves(data: ReportData) -> Fragment | None:
     ]
     told = {"wanted": wanted, "area": area, "average": average, "share": float(truth.mean())}
     return fragment("How well it ranks", "ranking", charts=drawn, **told)
+
+
+def importance(data: ReportData) -> Fragment | None:
+    """How much each column matters to it."""
+    found = sorted(data.importance().items(), key=lambda item: -item[1])[:MOST_COLUMNS]
+    if not found:
+        return None
+    most = max(found[0][1], 1e-12)
+    rows = [
+        {"name": name, "value": bar, "said": _said(value, data.headline), "low": bar, "high": bar, "ours": False}
+        for name, value in found
+        for bar in [max(value, 0.0) / most]
+    ]
+    alt = "Columns by importance: " + ", ".join(f"{row['name']} {row['said']}" for row in rows)
+    worse = metric_title(data.headline)
+    return fragment("What it goes by", "importance", chart=charts.bars(rows, alt), worse=worse)
+
+
+def _said(value: float, headline: str) -> str:
+    return measure(value, headline) if headline in metrics.NUMBERS else f"{points(value)} points"
 
 
 def spread(data: ReportData, target: Number) -> Fragment | None:
@@ -119,6 +139,7 @@ RANKED: tuple[Section, ...] = (
     sections.verdict,
     sections.comparison,
     sections.learning,
+    importance,
     curves,
     sections.confidence,
     sections.confusion,
@@ -135,4 +156,4 @@ def regression(target: Number) -> tuple[Section, ...]:
     """The sections of a model that says a number."""
     own: Callable[[ReportData], Fragment | None] = partial(spread, target=target)
     shown = list(sections.REGRESSION)
-    return (*shown[: shown.index(sections.learning) + 1], own, *shown[shown.index(sections.learning) + 1 :])
+    return (*shown[: shown.index(sections.learning) + 1], importance, own, *shown[shown.index(sections.learning) + 1 :])

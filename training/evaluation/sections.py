@@ -36,6 +36,11 @@ IN_SHORT = (
     "accuracy",
     "auc",
     "average_precision",
+    "ndcg_at_10",
+    "mrr_at_10",
+    "recall_at_1",
+    "recall_at_10",
+    "recall_at_100",
     "precision",
     "recall",
     "micro_f1",
@@ -65,8 +70,9 @@ class ReportData:
         judged: the split that the verdict is about and that ``outputs``, ``targets`` and ``texts`` belong to.
         outputs: what the model said of each row; of a classifier, logits of shape ``[labels]``.
         targets: the encoded target of each row; of a classifier, label indices.
-        shown: for a row's number what a person looks at or hears instead of a text: ``image`` and ``sound`` as ``data:``
-            addresses.
+        shown: for a row's number what a person looks at or hears instead of a text: ``image`` and ``sound`` as
+            ``data:`` addresses.
+        importance: says of each input column by how much the headline worsens when its values are shuffled.
         history: a mapping for each step, with ``step``, ``loss``, ``learning_rate`` and, at an epoch's end,
             ``validation``: metrics by name.
         data: the content of ``fuse.json``.
@@ -93,6 +99,7 @@ class ReportData:
     targets: Sequence[Any] = ()
     texts: Sequence[str] = ()
     shown: Callable[[int], Mapping[str, str]] = field(default=lambda index: {})
+    importance: Callable[[], Mapping[str, float]] = dict
     history: Sequence[Mapping[str, Any]] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
@@ -414,6 +421,9 @@ def metric_title(name: str) -> str:
     """``macro_f1`` as ``Macro F1``."""
     if name in ("mae", "rmse", "mase", "auc"):
         return name.upper()
+    if ranked := re.fullmatch(r"(ndcg|mrr|recall)_at_(\d+)", name):
+        titles = {"ndcg": "nDCG", "mrr": "MRR", "recall": "Recall"}
+        return f"{titles[ranked[1]]}@{ranked[2]}"
     title = name.replace("_", " ").capitalize().replace("f1", "F1").replace("R2", "R²")
     return title.replace("Rouge l", "ROUGE-L")
 

@@ -70,6 +70,7 @@ class TabularClassification(TabularTask):
 
     name: ClassVar[str] = "tabular-classification"
     options_known: ClassVar[type[Strict]] = Options
+    table_answer: ClassVar[str | None] = "label"
     targets: ClassVar[Mapping[str, type[Target]]] = {
         "single-label": Ranked,
         "multi-label": KINDS["multi-label"],

@@ -16,6 +16,7 @@ class TabularRegression(TabularTask):
 
     name: ClassVar[str] = "tabular-regression"
     options_known: ClassVar[type[Strict]] = TableOptions
+    table_answer: ClassVar[str | None] = "score"
     targets: ClassVar[Mapping[str, type[Target]]] = {"regression": Number}
     metrics_known: dict[str, str] = Number.metrics_known
     headline: str = Number.headline

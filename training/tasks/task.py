@@ -8,7 +8,7 @@ subclass of :class:`Task`. Nothing else is registered anywhere. Data walks throu
                                                        \\-> loss          \\-> metrics (training only)
 
 Training and serving call the same ``encode``, ``collate``, ``forward``, ``keep`` and ``decode``: what was learned is
-what is served. What several tasks share is not a task: ``training/text.py`` reads text columns, ``training/targets.py``
+what is served. What several tasks share is not a task: ``training/text.py`` reads text columns, ``training/targets/``
 predicts a label or a number.
 """
 
@@ -100,6 +100,9 @@ class Task(ABC):
 
     lone_answer: ClassVar[bool] = False
     """Whether the Inference API answers an input that stands in no list with an answer that stands in none."""
+
+    table_answer: ClassVar[str | None] = None
+    """What of an answer's first entry a row of a table gets, where the Inference API asks whole tables."""
 
     new_head: ClassVar[bool] = True
     """Whether the model gets new weights on top, which ``adapt: head`` trains alone."""
@@ -256,6 +259,13 @@ class Task(ABC):
     @abstractmethod
     def baselines(self) -> dict[str, Baseline]:
         """What is measured beside the model on the same rows: name to how it is made."""
+
+    def importance(self, model: PreTrainedModel, rows: Sequence[Row]) -> dict[str, float]:
+        """By how much the headline worsens when one column's values are shuffled over ``rows``, for each column.
+
+        Only a task whose report shows it computes it. ``model`` is a finished one, on the CPU.
+        """
+        return {}
 
     @property
     @abstractmethod

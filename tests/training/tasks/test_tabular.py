@@ -14,6 +14,7 @@ import torch
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
 from cluster.errors import UserError
+from training.adapt import read_adapt
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.columns import MISSING, UNKNOWN, Category, Columns, Date, Number, infer
 from training.data.fuse import fuse
@@ -22,7 +23,7 @@ from training.evaluation import metrics
 from training.evaluation.baselines import measure
 from training.evaluation.report import ReportData, write_report
 from training.fit import asked
-from training.fusion import FusionConfig, FusionModel, Numbers
+from training.fusion import FusionConfig, FusionModel, Numbers, plain
 from training.loop import Trainee, make_trainee, predict, train, validate
 from training.recipe import Model, Recipe
 from training.tasks.tabular_classification import TabularClassification
@@ -116,7 +117,7 @@ def test_columns_are_the_same_after_they_were_kept() -> None:
         ({}, [None, None], r"'c' is empty in every training row; leave it out"),
         ({"c": "number"}, ["a", "b"], r"'c' cannot be read: a number is needed in every row"),
         ({}, ["one", "two"], r"'c' is another text in every row, .* name it under `text` if it is prose"),
-        ({"d": "number"}, [1, 2], r"model\.options\.kinds: 'd' is not among model\.inputs: columns"),
+        ({"d": "number"}, [1, 2], r"model\.options\.kinds: 'd' is not among the columns"),
     ],
 )
 def test_a_column_that_cannot_be_learned_is_named(kinds: Any, values: list[Any], message: str) -> None:
@@ -150,6 +151,21 @@ def test_a_model_of_all_kinds_is_the_same_after_it_was_kept(tmp_path: Path) -> N
     assert "auto_map" not in (tmp_path / "config.json").read_text(encoding="utf-8")
     torch.manual_seed(1)
     assert torch.equal(FusionModel(model.config).eval()(**batch), model(**batch)), "drawn from the seed alone"
+
+
+def test_a_base_inside_brings_no_code() -> None:
+    """What is refused at the top of a config.json must not come in one level deeper."""
+    inner = {"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}, "_attn_implementation_internal": "a/b"}
+    assert plain({**inner, "attn_implementation": "a/b", "hidden_size": 8}) == {"model_type": "bert", "hidden_size": 8}
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    model = FusionModel(FusionConfig(base_config={**inner, **sizes}, sizes=[3]))
+    assert type(model.base).__module__.startswith("transformers.models.bert")
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------
@@ -296,10 +312,15 @@ def test_a_classifier_of_all_kinds_of_columns(make_loans: Callable[..., Recipe],
         outputs=outputs,
         targets=encoded.split("test").targets,
         texts=[task.text(row) for row in rows],
+        importance=lambda: opened.importance(bundle.model(), rows),
     )
     write_report(page, data, task.report_sections)
     html = page.read_text(encoding="utf-8")
     assert "How well it ranks" in html
+    assert "What it goes by" in html
+    found = opened.importance(bundle.model(), rows)
+    assert set(found) == {"income", "city", "since", "note"}
+    assert min(found["income"], found["note"]) > 0.01 < max(found.values())
     assert "city: " in html
 
 
@@ -361,3 +382,15 @@ def test_wrong_inputs_are_named_by_place_and_never_quoted(inputs: list[Any], mes
     assert task.signature()["input"]["required"] == ["c"]
     with pytest.raises(UserError, match=message):
         task.rows(inputs)
+
+
+def test_there_is_no_lora_without_a_base(make_loans: Callable[..., Recipe]) -> None:
+    recipe = make_loans("tabular-regression", "cost")
+    encoded = encode(recipe, fuse(recipe))
+    with pytest.raises(UserError, match=r"model\.adapt\.lora: this model has no base"):
+        make_trainee(encoded, recipe.train, read_adapt({"lora": {"r": 2}}), CPU)
+    text = make_loans("tabular-regression", "cost", text=True)
+    trainee = make_trainee(encode(text, fuse(text)), text.train, read_adapt({"lora": {"r": 2}}), CPU)
+    assert {
+        name.partition(".")[0] for name, weight in trainee.model.named_parameters() if not weight.requires_grad
+    } == {"base"}

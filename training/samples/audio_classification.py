@@ -1,4 +1,4 @@
-"""Made-up recordings of pumps: they run well, draw in air, have a worn bearing, or stand still.
+"""Made-up recordings of pumps: they run well, draw in air, have a fluttering valve or a worn bearing, or stand still.
 
 As untidy as real recordings: every pump has a pitch and a room of its own, there is noise, lengths differ, a few
 labels are wrong and one file is none.
@@ -14,10 +14,10 @@ import numpy.typing as npt
 SEED = 7
 RATE = 8_000
 PUMPS = 12
-EACH = 40
+EACH = 50
 """Recordings of each pump."""
 
-STATES = ("running", "air", "bearing", "still")
+STATES = ("running", "air", "valve", "bearing", "still")
 WRONG = 0.02
 UNREADABLE = 77
 
@@ -56,8 +56,9 @@ def recording(state: str, pitch: float, room: float, chance: Chance) -> Floats:
         pitch = pitch * chance.uniform(0.95, 1.05)
         for harmonic, height in enumerate((0.3, 0.2, 0.12, 0.06), 1):
             sound += height * np.sin(2 * np.pi * pitch * harmonic * time + chance.uniform(0, 6))
-    if state == "air":  # bursts of hiss
-        bursts = np.sin(2 * np.pi * chance.uniform(4, 8) * time + chance.uniform(0, 6)) > 0.4
+    if state in ("air", "valve"):  # bursts of hiss, slow or fast
+        beat = chance.uniform(2.5, 4) if state == "air" else chance.uniform(9, 12)
+        bursts = np.sin(2 * np.pi * beat * time + chance.uniform(0, 6)) > 0.3
         sound += 0.25 * bursts * np.diff(noise, prepend=0.0)
     if state == "bearing":  # a ring at every turn
         turns = (time * pitch * 0.3 + chance.random()) % 1 / (pitch * 0.3)

@@ -38,7 +38,12 @@ FORMAT = 2
 """Raised whenever the same recipe and data would give another model or other measurements."""
 
 OPERATIONAL = {
-    *("workers", "strategy", "tokens_per_device", "activation_checkpointing", "checkpoint_every", "max_failures"),
+    "workers",
+    "strategy",
+    "tokens_per_device",
+    "activation_checkpointing",
+    "checkpoint_every",
+    "max_failures",
 }
 """Fields of ``train`` that change how a run is carried out and not what comes of it."""
 

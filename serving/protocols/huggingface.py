@@ -13,13 +13,8 @@ from typing import Any
 
 from serving.predictor import EMPTY
 
-KEYS = {
-    "inputs",
-    "table",
-    "parameters",
-    "options",
-}  # `options` (wait_for_model, use_cache) asks nothing that we do not do
-
+# `options` (wait_for_model, use_cache) asks nothing that we do not do.
+KEYS = {"inputs", "table", "parameters", "options"}
 
 AT_ROOT = {"normalize", "truncate"}
 """Parameters that stand beside ``inputs`` where vectors are asked for, as the client's ``feature_extraction`` does."""

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
 
 from cluster.errors import UserError
 from cluster.progress import say
@@ -79,6 +80,7 @@ def _make(folder: Path, new: NewBase, taken: Path | None, texts: Any) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         model = AutoModel.from_config(config, dtype=torch.float32)
+    transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
 
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 from unicodedata import normalize
 
 from cluster.errors import UserError
@@ -135,7 +135,7 @@ def _placed(span: Mapping[str, Any]) -> bool:
     return _whole(span.get("start")) and _whole(span.get("end"))
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -45,7 +45,7 @@ def example(text: str, places: Places | None, encoding: Any, mark: str | None) -
     offsets = np.array([_stripped(text, *one) for one in encoding.offsets], dtype=np.int32).reshape(-1, 2)
     if places is None:
         begins = [not token.startswith(mark) for token in encoding.tokens] if mark else _token_starts(offsets)
-        units = np.flatnonzero(begins)
+        units: npt.NDArray[Any] = np.flatnonzero(begins)
         starts, ends = offsets[units, 0], _last_ends(offsets, units)
     else:
         units, starts, ends = _given(offsets, places)

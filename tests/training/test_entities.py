@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.conll import read_conll
 from training import entities
 from training.entities import Entity, MisfitError, chunks, moved, read_spans, read_tags, score
 
@@ -55,8 +56,8 @@ def test_scores_are_those_of_the_definition() -> None:
     chance = random.Random(5)
     rows = [[chance.choices(TAGS[:5], k=12) for _ in range(2)] for _ in range(200)]
     found, true = [chunks(one) for one, _ in rows], [chunks(one) for _, one in rows]
-    said = {(row, *one) for row, own in enumerate(found) for one in own}
-    there = {(row, *one) for row, own in enumerate(true) for one in own}
+    said: set[tuple[object, ...]] = {(row, *one) for row, own in enumerate(found) for one in own}
+    there: set[tuple[object, ...]] = {(row, *one) for row, own in enumerate(true) for one in own}
 
     def f1(own: set[tuple[object, ...]], wanted: set[tuple[object, ...]]) -> float:
         precision, recall = len(own & wanted) / len(own), len(own & wanted) / len(wanted)
@@ -143,16 +144,3 @@ def test_the_published_scores_of_a_shared_task(system: str, published: float) ->
     assert [len(tokens) for tokens, _ in found] == [len(tokens) for tokens, _ in true]
     measured = score([chunks(read_tags(tags)) for _, tags in found], [chunks(read_tags(tags)) for _, tags in true])
     assert round(100 * measured["f1"], 2) == published
-
-
-def read_conll(file: Path) -> list[tuple[list[str], list[str]]]:
-    """Sentences as tokens and tags: a line for each token, an empty one between sentences."""
-    sentences: list[tuple[list[str], list[str]]] = [([], [])]
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            token, tag = line.split("\t")[:2]
-            sentences[-1][0].append(token)
-            sentences[-1][1].append(tag.strip())
-        elif sentences[-1][0]:
-            sentences.append(([], []))
-    return [one for one in sentences if one[0]]

@@ -11,10 +11,11 @@ import pyarrow as pa
 from markupsafe import Markup, escape
 
 from training import entities
+from training.annotations import Annotations
 from training.entities import Entity
 from training.evaluation import sections
 from training.evaluation.sections import Fragment, ReportData, Section
-from training.tasks.task import Outputs, Row, Task
+from training.tasks.task import Outputs, Task
 
 UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Scripts that put no space between words: Thai, Lao, kana, Chinese characters. Each character is a piece."""
@@ -42,14 +43,7 @@ class EntityFinder(Protocol):
     """What the baseline asks of a task besides what every task can do."""
 
     labels: Sequence[str]
-
-    def text(self, row: Row) -> str:
-        """The text of a row."""
-        ...
-
-    def true_entities(self, row: Row) -> list[Entity]:
-        """The entities that a row's target tells of."""
-        ...
+    annotations: Annotations
 
 
 # --- the baseline ---------------------------------------------------------------------------------------------------
@@ -63,13 +57,14 @@ def dictionary(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Tabl
     """
     finder = cast(EntityFinder, task)
     rows = train.to_pylist()
-    texts, true = [finder.text(row) for row in rows], [finder.true_entities(row) for row in rows]
+    texts, true = [finder.annotations.read(row)[0] for row in rows], [finder.annotations.entities(row) for row in rows]
     book = Dictionary(texts, true)
     index = {label: number for number, label in enumerate(finder.labels)}
     return [
         [
             np.array(
-                [[one.start, one.end, index[one.type], 1.0] for one in book.find(finder.text(row))], dtype=np.float64
+                [[one.start, one.end, index[one.type], 1.0] for one in book.find(finder.annotations.read(row)[0])],
+                dtype=np.float64,
             ).reshape(-1, 4)
             for row in table.to_pylist()
         ]
@@ -96,11 +91,11 @@ class Dictionary:
         pieces = [text[start:end] for start, end in places]
         found, at = [], 0
         while at < len(pieces):
-            length = next((n for n in self._lengths.get(pieces[at], ()) if tuple(pieces[at : at + n]) in self._type), 0)
-            if length:
-                kind = self._type[tuple(pieces[at : at + length])]
-                found.append(Entity(places[at][0], places[at + length - 1][1], kind))
-            at += length or 1
+            starting = (tuple(pieces[at : at + length]) for length in self._lengths.get(pieces[at], ()))
+            known = next((some for some in starting if some in self._type), ())
+            if known:
+                found.append(Entity(places[at][0], places[at + len(known) - 1][1], self._type[known]))
+            at += len(known) or 1
         return found
 
     def _by_first_piece(self) -> dict[str, list[int]]:
@@ -144,14 +139,14 @@ def mistakes(data: ReportData) -> Fragment | None:
         {entity: line[3] for entity, line in zip(own, lines, strict=True)}
         for own, lines in zip(found, data.outputs, strict=True)
     ]
-    every = [
+    every: list[dict[str, Any]] = [
         {"kind": kind, "row": row, "said": said, "true": wanted, "score": scores[row].get(said) if said else None}
         for row in range(data.rows)
         for kind, said, wanted in compare(found[row], true[row])
     ]
     if not every:
         return None
-    groups = []
+    groups: list[dict[str, Any]] = []
     for kind, title in KINDS.items():
         some = [one for one in every if one["kind"] == kind]
         some.sort(key=lambda one: -(one["score"] or 0))

@@ -69,6 +69,8 @@ def _target(task: Task, number: int, row: Row) -> Any:
             f"row {number}: {error} is neither a column there nor a target that the model knows; "
             "the file needs the columns that the model was trained on"
         ) from None
+    except UserError as error:
+        raise UserError(f"row {number}: {error}") from None
 
 
 def outputs_of(task: Task, model: PreTrainedModel, examples: Sequence[Example]) -> Outputs:

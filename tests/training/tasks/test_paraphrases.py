@@ -19,7 +19,7 @@ from training.evaluation.baselines import measure
 from training.loop import make_trainee, predict, train
 from training.recipe import Recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_utterances_find_the_phrase_of_their_intent(home: Path) -> None:

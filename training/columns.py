@@ -5,13 +5,12 @@ wherever they come from: typed out of a fused table, or as text out of a request
 """
 
 import contextlib
-import datetime as dt
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,9 @@ import pyarrow as pa
 import torch
 
 from cluster.errors import UserError
+from training.cells import A_DATE, A_NUMBER, Kind, infer, read_number, read_seconds
 from training.targets import label_text
 from training.text import READABLE, in_form
-
-Kind = Literal["number", "category", "date"]
 
 LEAST_SEEN = 2
 """Rows that a category must stand in; rarer ones are read as unknown, which teaches the model what that means."""
@@ -104,7 +102,7 @@ class Number(Column):
     """
 
     kind: ClassVar[Kind] = "number"
-    wanted: ClassVar[str] = "a number is needed"
+    wanted: ClassVar[str] = A_NUMBER
 
     def __init__(
         self, name: str, optional: bool, mean: float, spread: float, edges: Sequence[float], middle: float
@@ -203,7 +201,7 @@ class Date(Column):
     """
 
     kind: ClassVar[Kind] = "date"
-    wanted: ClassVar[str] = "a date such as 2026-03-31 or 2026-03-31T14:05:00 is needed"
+    wanted: ClassVar[str] = A_DATE
 
     def __init__(self, name: str, optional: bool, mean: float, spread: float) -> None:
         super().__init__(name, optional)
@@ -340,57 +338,6 @@ class Columns:
         }
 
 
-def infer(column: pa.ChunkedArray) -> Kind:
-    """The kind that a column of the training rows looks like.
-
-    Text is a number where every value that is there reads as one and none starts with a padding zero, as codes do; a
-    date where every value reads as one; else a category.
-    """
-    if pa.types.is_boolean(column.type):
-        return "category"
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
-        return "number"
-    if pa.types.is_temporal(column.type):
-        return "date"
-    texts = [str(cell).strip() for cell in column.unique().to_pylist() if cell is not None and str(cell).strip()]
-    if texts and _all_read(texts, read_number) and not any(_padded(text) for text in texts):
-        return "number"
-    return "date" if texts and _all_read(texts, read_seconds) else "category"
-
-
-def read_number(cell: Any) -> float | None:
-    """A cell as a number; None where it is missing.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if isinstance(cell, str):
-        cell = cell.strip() or None
-    if cell is None:
-        return None
-    if not isinstance(cell, str | int | float | Decimal):
-        raise ValueError(Number.wanted)
-    number = float(cell)
-    return number if math.isfinite(number) else None
-
-
-def read_seconds(cell: Any) -> float | None:
-    """A date or an ISO 8601 text as seconds since 1970, in UTC where it names a zone; None where it is missing.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if isinstance(cell, str):
-        cell = dt.datetime.fromisoformat(cell.strip()) if cell.strip() else None
-    if cell is None:
-        return None
-    if isinstance(cell, dt.date) and not isinstance(cell, dt.datetime):
-        cell = dt.datetime(cell.year, cell.month, cell.day)
-    if not isinstance(cell, dt.datetime):
-        raise ValueError(Date.wanted)
-    return (cell if cell.tzinfo else cell.replace(tzinfo=dt.UTC)).timestamp()
-
-
 def cycles(seconds: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
     """Sine and cosine of the place of each moment in each of ``CYCLES``."""
     angles = [2 * np.pi * seconds / length for length in CYCLES.values()]
@@ -405,17 +352,6 @@ def _read_all(name: str, column: pa.ChunkedArray, read: Any, wanted: str) -> lis
     if all(value is None for value in values):
         raise UserError(f"model.inputs: '{name}' is empty in every training row; leave it out")
     return values
-
-
-def _all_read(texts: Sequence[str], read: Any) -> bool:
-    try:
-        return all(read(text) is not None for text in texts)
-    except ValueError:
-        return False
-
-
-def _padded(text: str) -> bool:
-    return len(text) > 1 and text[0] == "0" and text[1].isdigit()
 
 
 def _written(kind: pa.DataType) -> str:

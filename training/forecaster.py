@@ -2,8 +2,9 @@
 
 After TiDE (Das et al., "Long-term Forecasting with TiDE", 2023): covariates of each step are projected, a residual
 network reads the whole window at once, and each step to come is decoded together with its own covariates, beside a
-linear path from past to future. Every window is read relative to its own level and spread, so that one model serves
-series of any size.
+linear path from past to future. Besides, each step sees the values that lie whole seasons before it, and begins as
+their mean: what repeats need not be learned. Every window is read relative to its own level and spread, so that one
+model serves series of any size.
 """
 
 import torch
@@ -11,6 +12,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from training.fusion import Block
+
+PAST_PROJECTED = 4
+"""Numbers that the covariates of a past step become; as many as in the paper."""
+
+MOST_LAGS = 16
+"""Seasons that each step looks back on."""
 
 LEAST_SPREAD = 0.05
 """Of a window that hardly moves, the share of its level that is taken for its spread."""
@@ -24,11 +31,12 @@ class ForecastConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers sh
         horizon: steps that are said.
         past: features of a past step besides the series itself.
         future: features of a step to come.
+        season: steps until things repeat; at most ``context``.
         series: series that are known by name; one more stands for all others.
         quantiles: those that are said, ascending.
         mean: of the training rows, for a window without a past.
         spread: their standard deviation.
-        projected: numbers that the covariates of a step become.
+        projected: numbers that the covariates of a step to come become.
         hidden: width of the network; ``blocks`` of it, with ``dropout``.
     """
 
@@ -38,6 +46,7 @@ class ForecastConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers sh
     horizon: int = 1
     past: int = 0
     future: int = 0
+    season: int = 1
     series: int = 0
     quantiles: list[float] | None = None
     mean: float = 0.0
@@ -46,6 +55,24 @@ class ForecastConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers sh
     hidden: int = 128
     blocks: int = 2
     dropout: float = 0.1
+
+
+class FromNothing(nn.Linear):
+    """A layer that says nothing until it has learned."""
+
+    def reset_parameters(self) -> None:
+        """Begins at zero."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class FromMean(nn.Linear):
+    """A layer that says the mean of what it reads until it has learned better."""
+
+    def reset_parameters(self) -> None:
+        """Begins as the mean."""
+        nn.init.constant_(self.weight, 1 / self.in_features)
+        nn.init.zeros_(self.bias)
 
 
 class ForecastModel(PreTrainedModel):  # type: ignore[misc]
@@ -57,19 +84,26 @@ class ForecastModel(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         wide, hidden = config.projected, config.hidden
         quantiles = len(config.quantiles or ())
-        self.past = nn.Linear(config.past, wide) if config.past else None
+        lags = lags_of(config)
+        self.lags: torch.Tensor
+        self.register_buffer("lags", lags)
+        self.past = nn.Linear(config.past, PAST_PROJECTED) if config.past else None
         self.future = nn.Linear(config.future, wide) if config.future else None
         self.series = nn.Embedding(config.series + 1, wide) if config.series else None
-        read = 2 * config.context + (config.context * wide if config.past else 0)
+        read = 2 * config.context + (config.context * PAST_PROJECTED if config.past else 0)
         read += (config.horizon * wide if config.future else 0) + (wide if config.series else 0)
         self.entry = nn.Linear(read, hidden)
         self.blocks = nn.ModuleList([Block(hidden, config.dropout) for _ in range(config.blocks)])
         self.norm = nn.LayerNorm(hidden)
         self.unfold = nn.Linear(hidden, config.horizon * wide)
         self.exit = nn.Sequential(
-            nn.Linear(wide + (wide if config.future else 0), 4 * wide), nn.GELU(), nn.Linear(4 * wide, quantiles)
+            nn.Linear(wide + (wide if config.future else 0) + lags.shape[1], hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(hidden, quantiles),
         )
-        self.direct = nn.Linear(config.context, config.horizon)
+        self.direct = FromNothing(config.context, config.horizon)
+        self.repeated = FromMean(lags.shape[1], 1)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -109,8 +143,9 @@ class ForecastModel(PreTrainedModel):  # type: ignore[misc]
         for block in self.blocks:
             window = block(window)
         steps = self.unfold(self.norm(window)).unflatten(1, (self.config.horizon, self.config.projected))
-        said = self.exit(steps if coming is None else torch.cat([steps, coming], dim=2))
-        said = said + self.direct(standard).unsqueeze(2)
+        before = standard[:, self.lags]
+        said = self.exit(torch.cat([steps, before] if coming is None else [steps, before, coming], dim=2))
+        said = said + self.direct(standard).unsqueeze(2) + self.repeated(before)
         quantiles: torch.Tensor = said.float() * spread.unsqueeze(2) + level.unsqueeze(2)
         return quantiles.sort(dim=2).values
 
@@ -124,6 +159,14 @@ class ForecastModel(PreTrainedModel):  # type: ignore[misc]
         empty = count == 0
         level = torch.where(empty, torch.full_like(level, self.config.mean), level)
         return level, torch.where(empty, torch.full_like(spread, self.config.spread), spread)
+
+
+def lags_of(config: ForecastConfig) -> torch.Tensor:
+    """For each step to come the places in the context that lie whole seasons before it, the newest first."""
+    lags = max(1, min(MOST_LAGS, config.context // config.season))
+    ahead = torch.arange(config.horizon)
+    seasons = (ahead // config.season + 1).unsqueeze(1) + torch.arange(lags)
+    return config.context + ahead.unsqueeze(1) - seasons * config.season
 
 
 def pinball(said: torch.Tensor, truth: torch.Tensor, quantiles: list[float]) -> torch.Tensor:

@@ -338,10 +338,7 @@ class Train(Strict):
         "auto", description="auto: bf16 where the worker's device computes it in hardware, else fp32."
     )
     layer_decay: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Each layer's step size is that of the one above it times this: what lies deep is known best.",
+        1.0, gt=0, le=1, description="Each layer's step size is that of the one above it times this."
     )
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         "auto",

@@ -44,10 +44,12 @@ def spread(model: PreTrainedModel, wanted: str, device: torch.device) -> torch.n
         What is called in a training step; the model itself where it is alone or was parted in place.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return model.to(device)
+        model.to(device)
+        return model
     if choose_strategy(wanted, model, device) == "ddp":
+        model.to(device)
         return DistributedDataParallel(
-            model.to(device),
+            model,
             device_ids=[device.index] if device.type == "cuda" else None,
             broadcast_buffers=keeps_buffers(model),
         )
@@ -55,7 +57,8 @@ def spread(model: PreTrainedModel, wanted: str, device: torch.device) -> torch.n
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    return model.to(device)
+    model.to(device)
+    return model
 
 
 def keeps_buffers(model: torch.nn.Module) -> bool:

@@ -11,7 +11,8 @@ from pydantic import Field
 from transformers import AutoModel, PreTrainedModel
 
 from cluster.errors import UserError
-from training.columns import DATE_FEATURES, Columns, Kind
+from training.cells import Kind
+from training.columns import DATE_FEATURES, Columns
 from training.fusion import FusionConfig, FusionModel, plain, without_pooler
 from training.recipe import Model, Strict
 from training.targets import Number, Target

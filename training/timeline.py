@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import UserError
-from training.columns import CYCLES, cycles, read_seconds
+from training.cells import read_seconds
+from training.columns import CYCLES, cycles
 
 Places = npt.NDArray[np.int64]
 Unit = Literal["second", "month", "count"]
@@ -31,6 +32,7 @@ class Timeline:
         unit: what ``step`` counts: seconds, calendar months, or nothing but order where moments are whole numbers.
         step: length of a step.
         phase: where on the grid the first step began, in seconds, months or counts.
+        span: seconds from the first moment to the last; a cycle that it does not hold twice teaches nothing.
         within: seconds from the beginning of its month to a moment; only for months. Months that are told by their
             last day have -1.
     """
@@ -38,6 +40,7 @@ class Timeline:
     unit: Unit
     step: int
     phase: int
+    span: float = 0.0
     within: int = 0
 
     @classmethod
@@ -52,6 +55,8 @@ class Timeline:
             lines = [np.unique(np.asarray(one, dtype=np.int64)) for one in moments]
             return cls("count", _commonest(lines, column), int(lines[0][0]) if len(lines[0]) else 0)
         seconds = [np.unique(np.asarray([_second(cell, column) for cell in one], dtype=np.int64)) for one in moments]
+        told = np.concatenate(seconds)
+        span = float(told.max() - told.min()) if len(told) else 0.0
         dates = [EPOCH + dt.timedelta(seconds=int(one)) for line in seconds for one in line]
         starts = {(date - dt.datetime(date.year, date.month, 1)).total_seconds() for date in dates}
         ends = all((date + dt.timedelta(days=1)).month != date.month for date in dates)
@@ -59,8 +64,8 @@ class Timeline:
             months = [np.array([_month(int(one)) for one in line], dtype=np.int64) for line in seconds]
             if any(len(one) > 1 for one in months):
                 within = -1 if len(starts) > 1 else int(starts.pop())
-                return cls("month", _commonest(months, column), int(months[0][0]), within)
-        return cls("second", _commonest(seconds, column), int(seconds[0][0]))
+                return cls("month", _commonest(months, column), int(months[0][0]), span, within)
+        return cls("second", _commonest(seconds, column), int(seconds[0][0]), span)
 
     def save(self) -> dict[str, Any]:
         """The arguments that make the same grid again."""
@@ -107,14 +112,14 @@ class Timeline:
         return (following - dt.timedelta(days=1)).isoformat()
 
     def calendar(self, places: Places) -> npt.NDArray[np.float64]:
-        """The place of each step in the day, the week and the year, where a step is shorter: ``[places, features]``."""
+        """The place of each step in the cycles that are longer than it and were seen twice: ``[places, features]``."""
         if self.unit == "count":
             return np.zeros((len(places), 0))
         at = self.phase + places * self.step
         seconds = (at * (CYCLES["year"] / 12) if self.unit == "month" else at).astype(np.float64)
         length = self.step * (CYCLES["year"] / 12 if self.unit == "month" else 1)
         waves = cycles(seconds)
-        chosen = [place for place, cycle in enumerate(CYCLES.values()) if length < cycle]
+        chosen = [place for place, cycle in enumerate(CYCLES.values()) if length < cycle and 2 * cycle <= self.span]
         return (
             np.stack([waves[2 * place + side] for place in chosen for side in (0, 1)], axis=1)
             if chosen

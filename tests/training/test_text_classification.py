@@ -133,5 +133,5 @@ def test_answers_are_softmax_sorted_and_cut(tiny_base: Path) -> None:
 def test_a_task_is_found_by_its_file(tmp_path: Path) -> None:
     assert "text-classification" in task_names()
     assert task_class("text-classification") is TextClassification
-    with pytest.raises(UserError, match="there is no task 'poetry' in this version; there is .*text-classification"):
+    with pytest.raises(UserError, match=r"there is no task 'poetry' in this version; there is .*text-classification"):
         task_class("poetry")

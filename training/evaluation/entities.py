@@ -13,8 +13,9 @@ from markupsafe import Markup, escape
 from training import entities
 from training.annotations import Annotations
 from training.entities import Entity
-from training.evaluation import sections
-from training.evaluation.sections import Fragment, ReportData, Section
+from training.evaluation import page, sections
+from training.evaluation.page import Fragment
+from training.evaluation.sections import ReportData, Section
 from training.tasks.task import Outputs, Task
 
 UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -127,7 +128,7 @@ def types(data: ReportData) -> Fragment | None:
         return None
     rows = entities.by_type(*_found_and_true(data), data.labels)
     rows.sort(key=lambda row: (row["f1"] is None, row["f1"]))
-    return sections.fragment("Type by type", "types", rows=rows)
+    return page.fragment("Type by type", "types", rows=rows)
 
 
 def mistakes(data: ReportData) -> Fragment | None:
@@ -155,7 +156,7 @@ def mistakes(data: ReportData) -> Fragment | None:
             groups.append({"title": title, "count": len(some), "shown": shown})
     groups.sort(key=lambda group: -group["count"])
     total = sum(map(len, true))
-    return sections.fragment("What it gets wrong", "mistakes", groups=groups, total=total, mistakes=len(every))
+    return page.fragment("What it gets wrong", "mistakes", groups=groups, total=total, mistakes=len(every))
 
 
 def compare(found: Sequence[Entity], true: Sequence[Entity]) -> list[tuple[str, Entity | None, Entity | None]]:

@@ -15,7 +15,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from training.evaluation import charts, sections
-from training.evaluation.sections import Fragment, ReportData, Section, fragment
+from training.evaluation.page import Fragment, fragment
+from training.evaluation.sections import ReportData, Section
 from training.tasks.task import Example, Outputs, Task
 from training.tasks.time_series_forecasting import TimeSeriesForecasting
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from training.evaluation import charts, metrics, sections
-from training.evaluation.sections import Fragment, ReportData, Section, fragment, measure, metric_title, points
+from training.evaluation.page import Fragment, fragment, measure, metric_title, points
+from training.evaluation.sections import ReportData, Section
 from training.targets import Number
 
 MOST_DOTS, MOST_COLUMNS = 2_000, 20

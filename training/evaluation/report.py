@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.storage import write_text
-from training.evaluation.sections import Fragment, ReportData, Section, environment
+from training.evaluation.page import Fragment, environment
+from training.evaluation.sections import ReportData, Section
 
 __all__ = ["Fragment", "ReportData", "Section", "write_report"]
 

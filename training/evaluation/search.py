@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from training.evaluation import charts, rankers, sections
+from training.evaluation import charts, page, rankers, sections
 from training.evaluation.evaluate import outputs_of
+from training.evaluation.page import Fragment
 from training.evaluation.retrieval import DEPTH, Ranked
-from training.evaluation.sections import Fragment, ReportData, Section
+from training.evaluation.sections import ReportData, Section
 from training.pooling import pooling_of
 from training.tasks.task import Baseline, Outputs, Row, Task
 from training.text import Reader
@@ -113,7 +114,7 @@ def depth(data: ReportData, rankings_of: RankingsOf) -> Fragment | None:
     told = ", ".join(f"{(firsts <= place).mean():.0%} in the first {place}" for place in (1, 5, 10) if place in places)
     alt = f"Queries that meet a relevant passage: {told}."
     chart = charts.curve(shares, "queries with a relevant passage so far", alt, percent=True, smooth=False)
-    return sections.fragment("How far one must read", "depth", chart=chart, told=told, queries=len(rankings))
+    return page.fragment("How far one must read", "depth", chart=chart, told=told, queries=len(rankings))
 
 
 def lost(data: ReportData, rankings_of: RankingsOf) -> Fragment | None:
@@ -128,7 +129,7 @@ def lost(data: ReportData, rankings_of: RankingsOf) -> Fragment | None:
     late = [one for one in range(len(rankings)) if rankings[one].first != 1]
     late.sort(key=lambda one: -(rankings[one].first or len(rankings[one].numbers) + 1))
     shown = [_shown(data.texts[queries[one]], rankings[one], passages) for one in late[:SHOWN]]
-    return sections.fragment("Found last", "lost", rows=shown, passages=bool(passages)) if shown else None
+    return page.fragment("Found last", "lost", rows=shown, passages=bool(passages)) if shown else None
 
 
 def _shown(query: str, ranked: Ranked, passages: dict[int, str]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from sklearn.neighbors import NearestNeighbors
 from training.encode import labelled
 from training.evaluation import charts
 from training.evaluation.evaluate import outputs_of
+from training.evaluation.page import Fragment, fragment
 from training.evaluation.rouge import rouge_l, words
-from training.evaluation.sections import Fragment, ReportData, Section, fragment
+from training.evaluation.sections import ReportData, Section
 from training.tasks.task import Outputs, Task
 
 SHOWN, MOST_CHARACTERS = 9, 600

@@ -12,7 +12,8 @@ from pydantic import Field, field_validator
 from transformers import PreTrainedModel
 
 from cluster.errors import UserError
-from training.columns import Columns, Kind, read_number
+from training.cells import Kind, read_number
+from training.columns import Columns
 from training.evaluation import metrics
 from training.forecaster import ForecastConfig, ForecastModel, pinball
 from training.recipe import Model, Strict
@@ -286,6 +287,7 @@ class TimeSeriesForecasting(Task):
             horizon=self.shape.horizon,
             past=known + sum(width[name] for name in self.shape.past) + self._calendar,
             future=known + self._calendar,
+            season=min(self.timeline.season, self.shape.context),
             series=len(self.scales) if self.shape.series else 0,
             quantiles=self.quantiles,
             **{name: value for name, value in self.network.items() if name != "floor"},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 
-from training.evaluation import metrics
+from training.evaluation import intervals, metrics
 
 LABELS = ["a", "b", "c", "d", "never seen"]
 
@@ -125,15 +125,15 @@ def test_one_row_is_enough() -> None:
 
 def test_wilson_interval_worked_out_by_hand() -> None:
     # z² = 3.8415: (0.8 + 0.19207 ± 1.96 · √(0.016 + 0.0096036)) / 1.38415
-    assert metrics.share_interval(0.8, 10) == pytest.approx((0.490, 0.943), abs=5e-4)
-    assert metrics.share_interval(1.0, 10)[1] == pytest.approx(1.0)
-    assert metrics.share_interval(0.0, 0) == (0.0, 1.0)
+    assert intervals.share_interval(0.8, 10) == pytest.approx((0.490, 0.943), abs=5e-4)
+    assert intervals.share_interval(1.0, 10)[1] == pytest.approx(1.0)
+    assert intervals.share_interval(0.0, 0) == (0.0, 1.0)
 
 
 def test_newcombe_interval_of_a_difference() -> None:
-    (low, high), (other_low, other_high) = metrics.share_interval(0.8, 70), metrics.share_interval(0.6, 70)
+    (low, high), (other_low, other_high) = intervals.share_interval(0.8, 70), intervals.share_interval(0.6, 70)
     below = ((0.8 - low) ** 2 + (other_high - 0.6) ** 2) ** 0.5
     above = ((high - 0.8) ** 2 + (0.6 - other_low) ** 2) ** 0.5
-    assert metrics.gain_interval(0.8, 0.6, 70) == pytest.approx((0.2 - below, 0.2 + above))
-    least, most = metrics.gain_interval(0.7, 0.7, 50)
+    assert intervals.gain_interval(0.8, 0.6, 70) == pytest.approx((0.2 - below, 0.2 + above))
+    least, most = intervals.gain_interval(0.7, 0.7, 50)
     assert least == pytest.approx(-most)

@@ -165,7 +165,7 @@ def test_bikes_of_the_next_day(real: Path, home: Path) -> None:
                 "known": ["holiday", "workingday", "weathersit", "temp", "atemp", "hum", "windspeed"],
             },
             "target": "cnt",
-            "options": {"horizon": 24, "context": 336, "season": 168},
+            "options": {"horizon": 24, "context": 336, "season": 168, "dropout": 0.2},
         },
         train={
             "epochs": 12,

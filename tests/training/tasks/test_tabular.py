@@ -16,7 +16,8 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 from cluster.errors import UserError
 from training.adapt import read_adapt
 from training.bundle import Bundle, open_bundle, write_bundle
-from training.columns import MISSING, UNKNOWN, Category, Columns, Date, Number, infer
+from training.cells import infer
+from training.columns import MISSING, UNKNOWN, Category, Columns, Date, Number
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
 from training.evaluation import metrics

@@ -300,10 +300,20 @@ def test_another_task_names_its_headline_its_baselines_and_its_sections(tmp_path
     write_report(tmp_path / "report.html", data, [verdict, comparison, sources])
     page = read(tmp_path / "report.html")
     assert page.headings() == 2
-    assert "30.0 points more than Words in common." in page.said
-    assert "Recall at 10 90.0% Loss 0.200" in page.said
-    assert "On validation Model Recall at 10 Loss" in page.said
-    assert "Accuracy" not in page.said
+    assert "It earns its keep: Recall@10 of 90.0% on 19 test rows, against 60.0% of Words in common" in page.said
+    assert "points" not in page.said, "no interval follows from the rows of what is no share of them"
+    assert "Recall@10 90.0% Loss 0.200" in page.said
+    assert "On validation Model Recall@10 Loss" in page.said
+
+
+def test_less_can_be_better(tmp_path: Path, data: ReportData) -> None:
+    measured = {"test/mae": 0.4, "test/loss": 0.3}
+    rivals = {"mean": {"test/mae": 0.9, "test/loss": 1.0}, "trees": {"test/mae": 0.5, "test/loss": 0.2}}
+    judged = replace(data, headline="mae", direction="min", metrics=measured, baselines=rivals, titles={})
+    write_report(tmp_path / "report.html", judged, [verdict, comparison])
+    said = read(tmp_path / "report.html").said
+    assert "It earns its keep: MAE of 0.400 on 200 test rows, against 0.500 of trees" in said
+    assert "less is better" in said
 
 
 def test_pictures_and_sounds_are_in_the_page_itself(tmp_path: Path, data: ReportData) -> None:

@@ -127,3 +127,5 @@ def test_spoken_digits(tmp_path: Path, home: Path, split: str) -> None:
     }
     found = measured(tmp_path, tree)
     assert found["model"] > found["majority"] + 0.3
+    if split == "official":
+        assert found["model"] > found["linear"]

@@ -304,6 +304,7 @@ def test_another_task_names_its_headline_its_baselines_and_its_sections(tmp_path
     assert "points" not in page.said, "no interval follows from the rows of what is no share of them"
     assert "Recall@10 90.0% Loss 0.200" in page.said
     assert "On validation Model Recall@10 Loss" in page.said
+    assert "Accuracy" not in page.said
 
 
 def test_less_can_be_better(tmp_path: Path, data: ReportData) -> None:

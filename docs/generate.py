@@ -109,7 +109,7 @@ def task_section(task: type[Task]) -> str:
     lines = [f"## `{task.name}`", "", purpose, "", "| role | what fills it |", "|---|---|", *roles, ""]
     if task.options_known.model_fields:
         lines.append(section("model.options", task.options_known).replace("## ", "### ", 1))
-    metrics = ", ".join(f"`{name}`" for name in task.metrics_known)
+    metrics = ", ".join(f"`{name}`" for name in task.metrics_known | task.metrics_of_answers)
     return "\n".join([*lines, f"Metrics: {metrics}.", ""])
 
 

@@ -91,7 +91,7 @@ REFUSED: list[tuple[str, Any, int, str, str]] = [
     ("nested", {"inputs": [[[SECRET]]]}, 422, "invalid_input", "inputs[0]"),
     ("a list", [SECRET], 422, "invalid_request", "inputs"),
     ("no inputs", {"input": SECRET}, 422, "invalid_request", "inputs: missing"),
-    ("an unknown key", {"inputs": "a", SECRET: 1}, 422, "invalid_request", "inputs, options, parameters"),
+    ("an unknown key", {"inputs": "a", SECRET: 1}, 422, "invalid_request", "only inputs (or table), parameters"),
     ("null", {"inputs": None}, 422, "invalid_input", "inputs[0]"),
     ("a number", {"inputs": ["a", 7]}, 422, "invalid_input", "inputs[1]"),
     ("half a character", b'{"inputs": "\\ud800"}', 422, "invalid_request", "inputs[0]: not valid Unicode"),
@@ -270,7 +270,7 @@ def test_a_defect_is_500_with_the_request_id_and_nothing_else(
     edge_of: Callable[..., Any], bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     with edge_of({"intent": entry(bundle)}) as running:
-        running.lineup.models["intent"].predictor.task.tokenizer = None  # a model that breaks inside
+        running.lineup.models["intent"].predictor.task.reader = None  # a model that breaks inside
         status, value, _ = ask(
             running, {"inputs": SECRET}, headers={"Content-Type": "application/json", "X-Request-Id": "r1"}
         )

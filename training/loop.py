@@ -277,7 +277,7 @@ def predict(trainee: Trainee, rows: EncodedSplit, *, final: bool = False) -> Out
     """The model's outputs for every row, in row order, computed by all workers together and known to each.
 
     Args:
-        final: as an answer would be computed, which takes longer where a model generates.
+        final: as an answer would be computed: in fp32, and generated where a model generates.
     """
     trainee.model.eval()
     read = trainee.task.infer if final else trainee.task.forward
@@ -285,7 +285,7 @@ def predict(trainee: Trainee, rows: EncodedSplit, *, final: bool = False) -> Out
     batches = by_length(rows.lengths, READING_BATCH)
     if is_parted(trainee.model):  # all workers gather it together, so none may read a batch fewer than another
         batches += batches[:1] * (-len(batches) % trainee.world)
-    with torch.no_grad(), autocast(trainee):
+    with torch.no_grad(), contextlib.nullcontext() if final else autocast(trainee):
         for batch in batches[trainee.rank :: trainee.world]:
             examples = rows.examples(batch)
             outputs = read(trainee.model, on_device(trainee, trainee.task.collate(examples)))

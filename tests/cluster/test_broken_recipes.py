@@ -67,7 +67,8 @@ BROKEN = {
     "a source of two kinds": (
         "{read: data/tickets.jsonl}",
         "{read: a.csv, hub: x/y}",
-        "recipe.yaml:4 data.sources.tickets: a source is one of read, database, hub or files; this one has read and hub",
+        "recipe.yaml:4 data.sources.tickets: a source is one of read, database, hub or files; "
+        "this one has read and hub",
     ),
     "several sources and nothing that joins them": (
         "{read: data/tickets.jsonl}",

@@ -193,4 +193,5 @@ def _one_worker(rank: int, world: int, folder: Path, base: Path, options: Train,
     if rank == 0:
         kept = {"losses": [moment.loss for moment in moments], "outputs": torch.from_numpy(np.stack(outputs))}
         torch.save(kept, f"{out}/{world}.pt")
+    dist.barrier()  # gloo lets go of what it gathered; ended at once, its threads can wait for ever
     dist.destroy_process_group()

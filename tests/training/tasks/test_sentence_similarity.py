@@ -276,6 +276,7 @@ def _one_worker(rank: int, world: int, folder: Path, base: Path, options: Train,
     outputs = predict(trainee, encoded.split("test"))
     if rank == 0:
         torch.save({"losses": losses, "outputs": torch.from_numpy(np.stack(outputs))}, f"{out}/{world}.pt")
+    dist.barrier()  # gloo lets go of what it gathered; ended at once, its threads can wait for ever
     dist.destroy_process_group()
 
 

@@ -80,7 +80,7 @@ class Source(Strict):
             raise ValueError("a database source needs both `database` and `query`")
         if self.hub is None and (self.split is not None or self.subset is not None):
             raise ValueError("`split` and `subset` belong to a hub source")
-        if self.files is None and "pattern" in self.model_fields_set:
+        if self.files is None and self.pattern != type(self).model_fields["pattern"].default:
             raise ValueError("`pattern` belongs to a `files` source")
         return self
 

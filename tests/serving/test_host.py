@@ -431,7 +431,7 @@ def test_a_replica_is_well_while_its_model_answers_and_says_so_when_it_does_not(
         models={"intent": SimpleNamespace(name="intent", version="1", predictor=predictor, scheduler=scheduler)}
     )
     asyncio.run(replica.check_health())
-    predictor.task.tokenizer = None  # type: ignore[attr-defined]
+    predictor.task.reader = None  # type: ignore[attr-defined]
     with pytest.raises(AttributeError):
         asyncio.run(replica.check_health())
     scheduler.close()

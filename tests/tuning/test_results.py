@@ -74,9 +74,9 @@ def test_the_table_on_a_terminal_has_the_same_rows() -> None:
 
 def test_the_picture_is_drawn_for_one_field_and_for_many(tmp_path: Path) -> None:
     search = {"train.learning_rate": {"log_uniform": [1e-5, 1]}, "model.adapt": {"choice": ["full", "head"]}}
-    draw(trials(), Tune.model_validate({"search": search}), "max", tmp_path / "two.png")
+    draw(trials(), Tune.model_validate({"metric": "accuracy", "search": search}), "max", tmp_path / "two.png")
     del search["model.adapt"]
-    draw(trials(), Tune.model_validate({"search": search}), "max", tmp_path / "one.png")
+    draw(trials(), Tune.model_validate({"metric": "accuracy", "search": search}), "max", tmp_path / "one.png")
     with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
         assert two.size[0] > one.size[0] > 1000
         assert len(set(two.convert("RGB").resize((64, 32)).getdata())) > 50  # not blank

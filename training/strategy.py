@@ -43,9 +43,9 @@ def spread(model: PreTrainedModel, wanted: str, device: torch.device) -> torch.n
     Returns:
         What is called in a training step; the model itself where it is alone or was parted in place.
     """
+    wrapped: torch.nn.Module = model
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        model.to(device)
-        return model
+        return wrapped.to(device)
     if choose_strategy(wanted, model, device) == "ddp":
         model.to(device)
         return DistributedDataParallel(
@@ -57,8 +57,7 @@ def spread(model: PreTrainedModel, wanted: str, device: torch.device) -> torch.n
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    model.to(device)
-    return model
+    return wrapped.to(device)
 
 
 def keeps_buffers(model: torch.nn.Module) -> bool:

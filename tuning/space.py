@@ -269,8 +269,12 @@ def _no_field(name: str) -> str:
 
 
 def _is_leaf(name: str) -> bool:
+    """Whether a field can have a value that is no section, as ``model.adapt`` can be ``full``, or ``{lora: …}``."""
     owner = _owner(name)
-    return owner is not None and _section(owner.model_fields[name.rpartition(".")[2]].annotation) is None
+    if owner is None:
+        return False
+    annotation = owner.model_fields[name.rpartition(".")[2]].annotation
+    return any(_section(kind) is None for kind in get_args(annotation) or (annotation,) if kind is not type(None))
 
 
 def _written(document: Document, name: str) -> tuple[str, ...]:

@@ -75,8 +75,9 @@ def test_a_range_that_cannot_be_searched(tmp_path: Path, search: str, message: s
 
 def test_a_name_that_is_nothing_lists_what_there_is(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path, "xyz: {choice: [1]}")
-    assert problem.startswith("recipe.yaml:3 tune.search.xyz: no field of the recipe; searched can be model.base")
+    assert problem.startswith("recipe.yaml:3 tune.search.xyz: no field of the recipe; searched can be model.base, ")
     assert "train.learning_rate" in problem
+    assert " model.adapt, model.adapt.lora.r," in problem
     assert "train.workers" not in problem
 
 

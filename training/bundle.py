@@ -21,7 +21,7 @@ from cluster.storage import fingerprint, folder_digests, read_json, write_json
 from training.base import refuse_code
 from training.tasks.task import Task, task_class
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
 DATA_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 """Kinds of files that are only read, never run or unpickled."""
@@ -111,7 +111,10 @@ def open_bundle(folder: Path) -> Bundle:
     info = read_json(manifest)
     if not isinstance(info, dict) or info.get("format_version") != FORMAT_VERSION:
         found = info.get("format_version") if isinstance(info, dict) else None
-        raise UserError(f"{manifest}: format_version {found} cannot be opened; this headrace reads {FORMAT_VERSION}")
+        raise UserError(
+            f"{manifest}: format_version {found} cannot be opened; this headrace reads {FORMAT_VERSION}; "
+            "train its recipe again"
+        )
     _verify(folder, info["files"])
     refuse_code(folder)
     return Bundle(folder, info)

@@ -104,7 +104,9 @@ def test_a_missing_file_and_a_newer_format_are_told(bundle: Bundle) -> None:
     with pytest.raises(UserError, match=r"'tokenizer.json' is missing from the bundle"):
         open_bundle(bundle.folder)
     (bundle.folder / "bundle.json").write_text('{"format_version": 99}', encoding="utf-8")
-    with pytest.raises(UserError, match="format_version 99 cannot be opened; this headrace reads 1"):
+    with pytest.raises(
+        UserError, match="format_version 99 cannot be opened; this headrace reads 2; train its recipe again"
+    ):
         open_bundle(bundle.folder)
     with pytest.raises(UserError, match="is no headrace bundle"):
         open_bundle(bundle.folder.parent)

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast
 
-import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
@@ -15,12 +14,10 @@ from training.cells import Kind
 from training.columns import DATE_FEATURES, Columns
 from training.fusion import FusionConfig, FusionModel, plain, without_pooler
 from training.recipe import Model, Strict
-from training.targets import Number, Target
-from training.tasks.task import Baseline, Batch, Example, Outputs, Row, Task
+from training.targets import Target
+from training.targets.predicting import Predicting
+from training.tasks.task import Baseline, Batch, Example, Row
 from training.text import Reader, from_pretrained
-
-if TYPE_CHECKING:
-    from training.evaluation.sections import Section
 
 
 class TableOptions(Strict):
@@ -40,7 +37,7 @@ class TableOptions(Strict):
         return self.model_dump(include={"embedding", "hidden", "blocks", "dropout"})
 
 
-class TabularTask(Task):
+class TabularTask(Predicting):
     """Reads numbers, categories, dates and texts of a row, and says what its target says.
 
     Attributes:
@@ -58,10 +55,8 @@ class TabularTask(Task):
     """What can be predicted: problem to target."""
 
     def __init__(self, columns: Columns, reader: Reader | None, target: Target, network: Mapping[str, Any]) -> None:
-        self.columns, self.reader, self.target, self.network = columns, reader, target, dict(network)
-        self.labels = target.labels
-        self.metrics_known, self.headline = target.metrics_known, target.headline
-        self.of_probabilities = target.of_probabilities
+        super().__init__(target)
+        self.columns, self.reader, self.network = columns, reader, dict(network)
 
     # --- made from data, kept in a folder -----------------------------------------------------------------------
 
@@ -127,9 +122,6 @@ class TabularTask(Task):
                 example["input_ids"] = tokens
         return examples
 
-    def encode_target(self, row: Row) -> Any:
-        return self.target.encode(row[self.target.column])
-
     def length(self, example: Example) -> int:
         return len(example["input_ids"]) if self.reader else 1
 
@@ -137,9 +129,7 @@ class TabularTask(Task):
         batch = self.columns.collate(examples)
         if self.reader:
             batch |= self.reader.pad([example["input_ids"] for example in examples])
-        if "target" in examples[0]:
-            batch["targets"] = self.target.tensor([example["target"] for example in examples])
-        return batch
+        return self.with_targets(batch, examples)
 
     # --- the model ------------------------------------------------------------------------------------------------
 
@@ -164,25 +154,14 @@ class TabularTask(Task):
     def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
         return [module for name, module in model.named_children() if name != "base"]
 
-    def settle(self, model: PreTrainedModel) -> Task:
-        if not isinstance(self.target, Number):
-            return self
-        return type(self)(self.columns, self.reader, self.target.settle(cast(Any, model).exit), self.network)
+    def last_layer(self, model: PreTrainedModel) -> torch.nn.Linear:
+        return cast(torch.nn.Linear, cast(Any, model).exit)
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         logits: torch.Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "targets"})
         return logits
 
-    def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return self.target.loss(outputs, batch["targets"])
-
     # --- outputs to answers ---------------------------------------------------------------------------------------
-
-    def decode(self, outputs: Outputs, examples: Sequence[Example], parameters: Mapping[str, Any]) -> list[Any]:
-        return self.target.decode(np.stack(outputs), parameters)
-
-    def metrics(self, outputs: Outputs, targets: Sequence[Any]) -> dict[str, float]:
-        return self.target.metrics(np.asarray(outputs), targets)
 
     @property
     def baselines(self) -> dict[str, Baseline]:
@@ -202,10 +181,6 @@ class TabularTask(Task):
 
         prose = self.reader.columns if self.reader else []
         return shuffled(self, model, rows, [*(column.name for column in self.columns.columns), *prose])
-
-    @property
-    def report_sections(self) -> Sequence["Section"]:
-        return self.target.report_sections
 
     def signature(self) -> dict[str, Any]:
         row = self.columns.schema()

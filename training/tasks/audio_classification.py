@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
@@ -13,12 +12,10 @@ from transformers import AutoModelForAudioClassification, PreTrainedModel
 from training import media
 from training.recipe import Model, Strict
 from training.sounds import Sounds, masked, shifted
-from training.targets import KINDS, Number, Problem, Target, every_metric, load_target
-from training.tasks.task import Baseline, Batch, Example, Outputs, Row, Task
+from training.targets import KINDS, Problem, Target, load_target
+from training.targets.predicting import Predicting
+from training.tasks.task import Baseline, Batch, Example, Row
 from training.text import from_pretrained
-
-if TYPE_CHECKING:
-    from training.evaluation.sections import Section
 
 
 class Options(Strict):
@@ -43,7 +40,7 @@ class Options(Strict):
     mask_mels: float = Field(0.0, ge=0, lt=1, description="The same for pitches, where the base hears a spectrogram.")
 
 
-class AudioClassification(Task):
+class AudioClassification(Predicting):
     """Reads a column of sounds and answers with labels and their probabilities, or with a number.
 
     Attributes:
@@ -58,14 +55,10 @@ class AudioClassification(Task):
     compared_roles: ClassVar[frozenset[str] | None] = frozenset()
     options_known: ClassVar[type[Strict]] = Options
     lone_answer: ClassVar[bool] = True
-    metrics_known: dict[str, str] = every_metric()
-    headline: str = KINDS["single-label"].headline
 
     def __init__(self, sounds: Sounds, target: Target, options: Options) -> None:
-        self.sounds, self.target, self.options = sounds, target, options
-        self.labels = target.labels
-        self.metrics_known, self.headline = target.metrics_known, target.headline
-        self.of_probabilities = target.of_probabilities
+        super().__init__(target)
+        self.sounds, self.options = sounds, options
 
     # --- made from data, kept in a folder -----------------------------------------------------------------------
 
@@ -98,17 +91,12 @@ class AudioClassification(Task):
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         return [{"heard": heard} for heard in self.sounds.read(rows)]
 
-    def encode_target(self, row: Row) -> Any:
-        return self.target.encode(row[self.target.column])
-
     def length(self, example: Example) -> int:
         return self.sounds.tokens(example["heard"])
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         batch = self.sounds.stack([example["heard"] for example in examples])
-        if "target" in examples[0]:
-            batch["targets"] = self.target.tensor([example["target"] for example in examples])
-        return batch
+        return self.with_targets(batch, examples)
 
     def shown(self, example: Example) -> dict[str, str]:
         return self.sounds.shown(example["heard"])
@@ -116,15 +104,10 @@ class AudioClassification(Task):
     # --- the model ------------------------------------------------------------------------------------------------
 
     def build(self, base: Path) -> PreTrainedModel:
-        names = list(self.labels) or [self.target.column]
         model = from_pretrained(
             AutoModelForAudioClassification,
             base,
-            num_labels=self.target.width,
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-            problem_type=self.target.problem_type,
-            ignore_mismatched_sizes=True,  # a base that was a classifier of other labels gets a new head
+            **self.head_settings(),
         )
         model.config.apply_spec_augment = False  # it would draw from NumPy, which a continued run does not repeat
         model.config.layerdrop = 0.0  # workers that skip different layers wait for each other's gradients for ever
@@ -135,13 +118,6 @@ class AudioClassification(Task):
 
     def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
         return media.all_but_the_base(model)
-
-    def settle(self, model: PreTrainedModel) -> Task:
-        if not isinstance(self.target, Number):
-            return self
-        layers = [layer for module in self.head(model) for layer in module.modules()]
-        last = [layer for layer in layers if isinstance(layer, torch.nn.Linear) and layer.out_features == 1][-1]
-        return AudioClassification(self.sounds, self.target.settle(last), self.options)
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         if model.training:
@@ -175,16 +151,7 @@ class AudioClassification(Task):
             heard = masked(heard, self.options.mask_mels, 1 - time)
         return heard
 
-    def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return self.target.loss(outputs, batch["targets"])
-
     # --- outputs to answers ---------------------------------------------------------------------------------------
-
-    def decode(self, outputs: Outputs, examples: Sequence[Example], parameters: Mapping[str, Any]) -> list[Any]:
-        return self.target.decode(np.stack(outputs), parameters)
-
-    def metrics(self, outputs: Outputs, targets: Sequence[Any]) -> dict[str, float]:
-        return self.target.metrics(np.asarray(outputs), targets)
 
     @property
     def baselines(self) -> dict[str, Baseline]:
@@ -196,10 +163,6 @@ class AudioClassification(Task):
         if self.sounds.trained:
             found["frozen"] = Baseline("Frozen base + linear head", media_baselines.frozen)
         return found
-
-    @property
-    def report_sections(self) -> Sequence["Section"]:
-        return self.target.report_sections
 
     def signature(self) -> dict[str, Any]:
         return {

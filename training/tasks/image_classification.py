@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
@@ -13,12 +12,10 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from training import media
 from training.images import Pictures, flipped, moved
 from training.recipe import Model, Strict
-from training.targets import KINDS, Number, Problem, Target, every_metric, load_target
-from training.tasks.task import Baseline, Batch, Example, Outputs, Row, Task
+from training.targets import KINDS, Problem, Target, load_target
+from training.targets.predicting import Predicting
+from training.tasks.task import Baseline, Batch, Example, Row
 from training.text import from_pretrained
-
-if TYPE_CHECKING:
-    from training.evaluation.sections import Section
 
 
 class Options(Strict):
@@ -43,7 +40,7 @@ class Options(Strict):
     )
 
 
-class ImageClassification(Task):
+class ImageClassification(Predicting):
     """Reads a column of pictures and answers with labels and their probabilities, or with a number.
 
     Attributes:
@@ -58,14 +55,10 @@ class ImageClassification(Task):
     compared_roles: ClassVar[frozenset[str] | None] = frozenset()
     options_known: ClassVar[type[Strict]] = Options
     lone_answer: ClassVar[bool] = True
-    metrics_known: dict[str, str] = every_metric()
-    headline: str = KINDS["single-label"].headline
 
     def __init__(self, pictures: Pictures, target: Target, options: Options) -> None:
-        self.pictures, self.target, self.options = pictures, target, options
-        self.labels = target.labels
-        self.metrics_known, self.headline = target.metrics_known, target.headline
-        self.of_probabilities = target.of_probabilities
+        super().__init__(target)
+        self.pictures, self.options = pictures, options
 
     # --- made from data, kept in a folder -----------------------------------------------------------------------
 
@@ -97,17 +90,12 @@ class ImageClassification(Task):
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         return [{"pixels": pixels} for pixels in self.pictures.read(rows)]
 
-    def encode_target(self, row: Row) -> Any:
-        return self.target.encode(row[self.target.column])
-
     def length(self, example: Example) -> int:
         return self.pictures.tokens
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         batch = {"pixels": self.pictures.stack([example["pixels"] for example in examples])}
-        if "target" in examples[0]:
-            batch["targets"] = self.target.tensor([example["target"] for example in examples])
-        return batch
+        return self.with_targets(batch, examples)
 
     def shown(self, example: Example) -> dict[str, str]:
         return {"image": self.pictures.thumbnail(example["pixels"])}
@@ -115,15 +103,10 @@ class ImageClassification(Task):
     # --- the model ------------------------------------------------------------------------------------------------
 
     def build(self, base: Path) -> PreTrainedModel:
-        names = list(self.labels) or [self.target.column]
         return from_pretrained(
             AutoModelForImageClassification,
             base,
-            num_labels=self.target.width,
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-            problem_type=self.target.problem_type,
-            ignore_mismatched_sizes=True,  # a base that was a classifier of other labels gets a new head
+            **self.head_settings(),
         )
 
     def open(self, folder: Path) -> PreTrainedModel:
@@ -131,13 +114,6 @@ class ImageClassification(Task):
 
     def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
         return media.all_but_the_base(model)
-
-    def settle(self, model: PreTrainedModel) -> Task:
-        if not isinstance(self.target, Number):
-            return self
-        layers = [layer for module in self.head(model) for layer in module.modules()]
-        last = [layer for layer in layers if isinstance(layer, torch.nn.Linear) and layer.out_features == 1][-1]
-        return ImageClassification(self.pictures, self.target.settle(last), self.options)
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         pixels = self.pictures.normal(batch["pixels"])
@@ -148,16 +124,7 @@ class ImageClassification(Task):
         logits: torch.Tensor = model(pixel_values=pixels).logits
         return logits
 
-    def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return self.target.loss(outputs, batch["targets"])
-
     # --- outputs to answers ---------------------------------------------------------------------------------------
-
-    def decode(self, outputs: Outputs, examples: Sequence[Example], parameters: Mapping[str, Any]) -> list[Any]:
-        return self.target.decode(np.stack(outputs), parameters)
-
-    def metrics(self, outputs: Outputs, targets: Sequence[Any]) -> dict[str, float]:
-        return self.target.metrics(np.asarray(outputs), targets)
 
     @property
     def baselines(self) -> dict[str, Baseline]:
@@ -168,10 +135,6 @@ class ImageClassification(Task):
         if self.pictures.trained:
             found["frozen"] = Baseline("Frozen base + linear head", media_baselines.frozen)
         return found
-
-    @property
-    def report_sections(self) -> Sequence["Section"]:
-        return self.target.report_sections
 
     def signature(self) -> dict[str, Any]:
         return {

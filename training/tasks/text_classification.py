@@ -2,21 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from training.recipe import Model, Strict
-from training.targets import KINDS, Number, Problem, Target, every_metric, load_target
-from training.tasks.task import Baseline, Batch, Example, Outputs, Row, Task
+from training.targets import KINDS, Problem, Target, load_target
+from training.targets.predicting import Predicting
+from training.tasks.task import Baseline, Batch, Example, Row
 from training.text import Reader
-
-if TYPE_CHECKING:
-    from training.evaluation.sections import Section
 
 
 class Options(Strict):
@@ -29,7 +26,7 @@ class Options(Strict):
     )
 
 
-class TextClassification(Task):
+class TextClassification(Predicting):
     """Reads one or several text columns and answers with labels and their probabilities, or with a number.
 
     Attributes:
@@ -40,14 +37,10 @@ class TextClassification(Task):
     name: ClassVar[str] = "text-classification"
     roles: ClassVar[dict[str, str]] = {"text": "the column or columns that are read"}
     options_known: ClassVar[type[Strict]] = Options
-    metrics_known: dict[str, str] = every_metric()
-    headline: str = KINDS["single-label"].headline
 
     def __init__(self, reader: Reader, target: Target) -> None:
-        self.reader, self.target = reader, target
-        self.labels = target.labels
-        self.metrics_known, self.headline = target.metrics_known, target.headline
-        self.of_probabilities = target.of_probabilities
+        super().__init__(target)
+        self.reader = reader
 
     # --- made from data, kept in a folder -----------------------------------------------------------------------
 
@@ -76,30 +69,20 @@ class TextClassification(Task):
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         return [{"input_ids": tokens} for tokens in self.reader.read(rows)]
 
-    def encode_target(self, row: Row) -> Any:
-        return self.target.encode(row[self.target.column])
-
     def length(self, example: Example) -> int:
         return len(example["input_ids"])
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         batch = self.reader.pad([example["input_ids"] for example in examples])
-        if "target" in examples[0]:
-            batch["targets"] = self.target.tensor([example["target"] for example in examples])
-        return batch
+        return self.with_targets(batch, examples)
 
     # --- the model ------------------------------------------------------------------------------------------------
 
     def build(self, base: Path) -> PreTrainedModel:
-        names = list(self.labels) or [self.target.column]
         return self.reader.from_pretrained(
             AutoModelForSequenceClassification,
             base,
-            num_labels=self.target.width,
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-            problem_type=self.target.problem_type,
-            ignore_mismatched_sizes=True,  # a base that was a classifier of other labels gets a new head
+            **self.head_settings(),
         )
 
     def open(self, folder: Path) -> PreTrainedModel:
@@ -108,27 +91,11 @@ class TextClassification(Task):
     def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
         return [module for name, module in model.named_children() if name != model.base_model_prefix]
 
-    def settle(self, model: PreTrainedModel) -> Task:
-        if not isinstance(self.target, Number):
-            return self
-        layers = [layer for module in self.head(model) for layer in module.modules()]
-        last = [layer for layer in layers if isinstance(layer, torch.nn.Linear) and layer.out_features == 1][-1]
-        return TextClassification(self.reader, self.target.settle(last))
-
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         logits: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         return logits
 
-    def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return self.target.loss(outputs, batch["targets"])
-
     # --- outputs to answers ---------------------------------------------------------------------------------------
-
-    def decode(self, outputs: Outputs, examples: Sequence[Example], parameters: Mapping[str, Any]) -> list[Any]:
-        return self.target.decode(np.stack(outputs), parameters)
-
-    def metrics(self, outputs: Outputs, targets: Sequence[Any]) -> dict[str, float]:
-        return self.target.metrics(np.asarray(outputs), targets)
 
     @property
     def baselines(self) -> dict[str, Baseline]:
@@ -141,10 +108,6 @@ class TextClassification(Task):
             ),
             "frozen": Baseline("Frozen base + linear head", baselines.frozen),
         }
-
-    @property
-    def report_sections(self) -> Sequence["Section"]:
-        return self.target.report_sections
 
     def signature(self) -> dict[str, Any]:
         return {

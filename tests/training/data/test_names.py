@@ -93,4 +93,4 @@ def test_patterns_that_name_nothing_are_refused(pattern: str) -> None:
     with pytest.raises(ValidationError, match="a pattern names each part once"):
         Source(files=["*"], pattern=pattern)
     with pytest.raises(ValidationError, match="`pattern` belongs to a `files` source"):
-        Source(read="a.csv", pattern="{name}")
+        Source(read="a.csv", pattern="{speaker}_{name}.wav")

@@ -136,7 +136,7 @@ def trainer(train: list[Any], test: list[Any], labels: list[str], options: argpa
     import numpy as np
     import transformers
 
-    from training.base import resolve_base
+    from training.models.base import resolve_base
 
     base = resolve_base(BASE, ROOT)
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)

@@ -95,8 +95,8 @@ def default(field: FieldInfo) -> str:
 def tasks_page() -> str:
     """What each task takes, is told, measures and answers."""
     parts = [
-        "# The tasks\n\nWhat a model can learn to do, made from the files of `training/tasks/` (`make docs`). `model.task` "
-        "names one, `model.inputs` fills its roles, `model.options` says the rest.\n"
+        "# The tasks\n\nWhat a model can learn to do, made from the files of `training/tasks/` (`make docs`). "
+        "`model.task` names one, `model.inputs` fills its roles, `model.options` says the rest.\n"
     ]
     return "\n".join([*parts, *(task_section(task_class(name)) for name in task_names())])
 
@@ -169,7 +169,12 @@ def figures(result: Any, name: str = "") -> list[tuple[str, Any]]:
 
 def pages() -> dict[str, str]:
     """Every generated page: its file name and its text."""
-    return {"recipe.md": recipe_page(), "tasks.md": tasks_page(), "commands.md": commands_page(), "benchmarks.md": benchmarks_page()}
+    return {
+        "recipe.md": recipe_page(),
+        "tasks.md": tasks_page(),
+        "commands.md": commands_page(),
+        "benchmarks.md": benchmarks_page(),
+    }
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from cluster.errors import UserError
 from cluster.storage import fingerprint, folder_digests, read_json, write_json
-from training.base import refuse_code
+from training.models.base import refuse_code
 from training.tasks.task import Task, task_class
 
 FORMAT_VERSION = 2

@@ -16,9 +16,9 @@ from datasets import Dataset
 from cluster.errors import UserError
 from cluster.progress import Progress, progress, say
 from cluster.storage import building, fingerprint, home, only_one, read_json, write_json
-from training import media
-from training.base import base_digest
-from training.new_base import find_base
+from training.inputs import media
+from training.models.base import base_digest
+from training.models.new_base import find_base
 from training.recipe import Recipe
 from training.tasks.task import Example, Row, Task, task_class
 

@@ -22,9 +22,9 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from cluster.errors import RunError, UserError
-from training.adapt import adapt_model
 from training.batches import Indices, by_length, parts, plan, share
 from training.encode import Encoded, EncodedSplit
+from training.models.adapt import adapt_model
 from training.optimizer import make_optimizer, schedule
 from training.recipe import Adapt, Train
 from training.strategy import gather_batch, is_parted, part_again, spread, whole, without_exchange

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from training.adapt import depth_of
+from training.models.adapt import depth_of
 from training.recipe import Train
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from cluster.errors import UserError
 from cluster.session import Resources, cluster_address, on_cluster, usable_cores
 from cluster.settings import Document, unknown_key
-from training.base import resolve_base
+from training.models.base import resolve_base
 from training.recipe import Adapt, Elastic, Freeze, NewBase, Recipe
 from training.tasks.task import Task, task_class
 
@@ -135,7 +135,7 @@ def _weights_of_new(base: NewBase) -> int:
     import torch
     from transformers import AutoModel
 
-    from training.new_base import new_config
+    from training.models.new_base import new_config
 
     with torch.device("meta"):
         model = AutoModel.from_config(new_config(base, **({"vocab_size": base.vocabulary} if base.tokenizer else {})))

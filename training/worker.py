@@ -25,11 +25,11 @@ from transformers import PreTrainedModel
 from cluster.errors import HeadraceError, RunError, UserError
 from cluster.storage import building, plain_disk_errors
 from training import checkpoint, outputs
-from training.adapt import adapt_model, merge, read_adapt
-from training.base import EARLIER, resolve_base
 from training.encode import Encoded, open_encoded
 from training.journal import Journal
 from training.loop import Moment, Trainee, as_record, make_trainee, predict, train
+from training.models.adapt import adapt_model, merge, read_adapt
+from training.models.base import EARLIER, resolve_base
 from training.recipe import NewBase, Recipe, Train
 from training.strategy import is_parted, put
 

@@ -19,9 +19,9 @@ from cluster.errors import HeadraceError
 from cluster.session import Resources
 from cluster.storage import building
 from training import checkpoint
-from training.adapt import read_adapt
 from training.journal import Follower, Journal, Record, entries
 from training.loop import Trainee, as_record, make_trainee, train
+from training.models.adapt import read_adapt
 from training.recipe import Train
 from training.worker import Job, checkpoints
 from tuning.ledger import Epoch

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from cluster.errors import UserError
 from training import checkpoint
-from training.adapt import depth_of, merge, read_adapt
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
 from training.loop import Trainee, make_trainee, predict, train
+from training.models.adapt import depth_of, merge, read_adapt
 from training.recipe import Recipe
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.training.conll import read_conll
-from training import entities
-from training.entities import Entity, MisfitError, chunks, moved, read_spans, read_tags, score
+from training.inputs import entities
+from training.inputs.entities import Entity, MisfitError, chunks, moved, read_spans, read_tags, score
 
 TAGS = ["O", "B-per", "I-per", "B-loc", "I-loc", "E-per", "S-loc", "E-loc", "S-per"]
 

@@ -8,13 +8,13 @@ import pytest
 from transformers import AutoModel, AutoModelForCausalLM
 
 from cluster.errors import UserError
-from training.base import base_digest
 from training.data.fuse import fuse
 from training.encode import encode
-from training.new_base import find_base, is_decoder
+from training.inputs.text import open_tokenizer
+from training.models.base import base_digest
+from training.models.new_base import find_base, is_decoder
 from training.preflight import plan
 from training.recipe import Recipe
-from training.text import open_tokenizer
 
 MakeRecipe = Callable[..., Recipe]
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

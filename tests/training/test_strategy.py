@@ -16,11 +16,11 @@ from torch.multiprocessing.spawn import start_processes
 
 from cluster.errors import UserError
 from training import checkpoint, worker
-from training.adapt import read_adapt
 from training.batches import parts
 from training.data.fuse import fuse
 from training.encode import Encoded, encode, open_encoded
 from training.loop import make_trainee, predict, train
+from training.models.adapt import read_adapt
 from training.recipe import Adapt, Recipe, Train
 from training.strategy import is_parted
 from training.tasks.text_classification import TextClassification

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from training.stretches import OVERLAP, cut, owners
+from training.inputs.stretches import OVERLAP, cut, owners
 
 
 @pytest.mark.parametrize("room", [8, 13, 62])

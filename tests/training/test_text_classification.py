@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from cluster.errors import UserError
+from training.inputs.cells import read_label
 from training.recipe import Model
-from training.targets import label_text
 from training.tasks.task import task_class, task_names
 from training.tasks.text_classification import TextClassification
 
@@ -36,7 +36,7 @@ def test_labels_are_sorted_as_numbers_where_they_are_numbers(tiny_base: Path) ->
     ("value", "text"), [(3, "3"), (3.0, "3"), ("3", "3"), (True, "true"), (2.5, "2.5"), ("差", "差")]
 )
 def test_one_label_whatever_engine_read_the_column(value: Any, text: str) -> None:
-    assert label_text(value) == text
+    assert read_label(value) == text
 
 
 def test_missing_targets_and_a_single_label_are_told(tiny_base: Path) -> None:

@@ -15,13 +15,13 @@ from cluster.session import Resources
 from cluster.settings import read
 from cluster.storage import read_json
 from tests.tuning.conftest import answer_of
-from training.base import resolve_base
 from training.encode import open_encoded
+from training.inputs.text import Reader
 from training.journal import parse
+from training.models.base import resolve_base
 from training.recipe import Recipe, Train
 from training.targets import OneLabel
 from training.tasks.text_classification import TextClassification
-from training.text import Reader
 from training.worker import Job
 from tuning.ledger import Ledger, Trial
 from tuning.recipe import Tune

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from training import entities
 from training.data.landing import Reject, as_text, typed
 from training.data.near_copies import first_of_copies
 from training.data.rows import Mask, Rows, empty, ranks, texts
+from training.inputs import entities
 from training.recipe import Clean, Model
 
 TRUE, FALSE = {"true", "t", "yes", "y", "1"}, {"false", "f", "no", "n", "0"}

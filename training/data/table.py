@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from cluster.progress import say
-from training import media
 from training.data.files import ENDINGS
 from training.data.landing import ROW, Landed, written
 from training.data.sources import land
+from training.inputs import media
 from training.recipe import Source
 
 SOURCE = "file"

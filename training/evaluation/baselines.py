@@ -21,9 +21,9 @@ from sklearn.svm import LinearSVC
 from transformers import AutoModel
 
 from training.evaluation import metrics
+from training.inputs.text import from_pretrained
 from training.targets import ManyLabels, Number, Target
 from training.tasks.task import Example, Output, Outputs, Row, Task
-from training.text import from_pretrained
 
 SEED = 7
 TOKENS_PER_BATCH = 4096

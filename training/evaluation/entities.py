@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup, escape
 
-from training import entities
-from training.annotations import Annotations
-from training.entities import Entity
 from training.evaluation import page, sections
 from training.evaluation.page import Fragment
 from training.evaluation.sections import ReportData, Section
+from training.inputs import entities
+from training.inputs.annotations import Annotations
+from training.inputs.entities import Entity
 from training.tasks.task import Outputs, Task
 
 UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

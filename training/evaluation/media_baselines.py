@@ -13,11 +13,11 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel
 
 from training.evaluation.baselines import SEED, linear
-from training.images import Pictures
-from training.sounds import Sounds, as_floats, log_mels
+from training.inputs.images import Pictures
+from training.inputs.sounds import Sounds, as_floats, log_mels
+from training.inputs.text import from_pretrained
 from training.targets import Number, Target
 from training.tasks.task import Outputs, Task
-from training.text import from_pretrained
 
 SIDE = 32
 """Pixels of a side that the linear model sees; more make it slower and no better."""

@@ -18,8 +18,8 @@ from transformers import AutoModel
 
 from training.batches import by_length
 from training.evaluation.retrieval import DEPTH, Numbers, best, nearest
-from training.pooling import Pooling, unit_vectors
-from training.text import Reader
+from training.inputs.text import Reader
+from training.models.pooling import Pooling, unit_vectors
 
 Ranker = Callable[[Sequence[str], Sequence[str], int], list[Numbers]]
 

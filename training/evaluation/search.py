@@ -14,9 +14,9 @@ from training.evaluation.evaluate import outputs_of
 from training.evaluation.page import Fragment
 from training.evaluation.retrieval import DEPTH, Ranked
 from training.evaluation.sections import ReportData, Section
-from training.pooling import pooling_of
+from training.inputs.text import Reader
+from training.models.pooling import pooling_of
 from training.tasks.task import Baseline, Outputs, Row, Task
-from training.text import Reader
 
 RankingsOf = Callable[[ReportData], list[Ranked]]
 """What each query of the judged split finds, in the order of its question rows."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from training.evaluation import baselines, metrics
-from training.tabular import TabularTask
+from training.families.tabular import TabularTask
 from training.targets import ManyLabels, Number, Target
 from training.tasks.task import Outputs, Row, Task
 

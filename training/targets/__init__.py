@@ -11,7 +11,7 @@ target column becomes a tensor, what the loss is, and how the model's outputs be
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from training.targets.labels import ManyLabels, OneLabel, Ordinal, label_text
+from training.targets.labels import ManyLabels, OneLabel, Ordinal
 from training.targets.number import Number
 from training.targets.target import Problem, Target
 
@@ -24,7 +24,6 @@ __all__ = [
     "Problem",
     "Target",
     "every_metric",
-    "label_text",
     "load_target",
 ]
 

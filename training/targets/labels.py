@@ -10,8 +10,9 @@ import torch
 from cluster.errors import UserError
 from training.evaluation import metrics
 from training.evaluation.metrics import Floats
+from training.inputs.cells import read_label
+from training.inputs.text import in_form
 from training.targets.target import TOP_K, Problem, Target, refuse_missing, refuse_unknown
-from training.text import in_form
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section
@@ -40,7 +41,7 @@ class OneLabel(Target):
         return {"problem": self.problem, "column": self.column, "labels": self.labels, "unicode": self.unicode}
 
     def encode(self, cell: Any) -> int:
-        return self._index[in_form(label_text(cell), self.unicode)]
+        return self._index[in_form(read_label(cell), self.unicode)]
 
     def tensor(self, encoded: Sequence[Any]) -> torch.Tensor:
         return torch.tensor(encoded, dtype=torch.int64)
@@ -77,7 +78,7 @@ class Ordinal(OneLabel):
     def learn(cls, column: str, cells: Mapping[str, Sequence[Any]], options: Mapping[str, Any], unicode: str) -> Self:
         refuse_missing(column, cells)
         found = _label_set(column, (cell for one in cells.values() for cell in one), unicode)
-        order = [in_form(label_text(label), unicode) for label in options.get("order") or ()]
+        order = [in_form(read_label(label), unicode) for label in options.get("order") or ()]
         if not order and not all(map(_is_number, found)):
             raise UserError(
                 f"model.options.order: the labels of '{column}' are no numbers; list them from least to most"
@@ -121,7 +122,7 @@ class ManyLabels(Target):
         }
 
     def encode(self, cell: Any) -> list[int]:
-        return sorted({self._index[in_form(label_text(name), self.unicode)] for name in _names(cell, self.separator)})
+        return sorted({self._index[in_form(read_label(name), self.unicode)] for name in _names(cell, self.separator)})
 
     def tensor(self, encoded: Sequence[Any]) -> torch.Tensor:
         return torch.from_numpy(metrics.indicators(encoded, len(self.labels)).astype(np.float32))
@@ -142,25 +143,16 @@ class ManyLabels(Target):
         return sections.MULTILABEL
 
 
-def label_text(value: Any) -> str:
-    """A label as text, so that ``3``, ``3.0`` and ``"3"`` are one label whatever engine read the column."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
 def _names(cell: Any, separator: str) -> list[str]:
     """The labels in a cell; an empty or missing one has none."""
     if cell is None:
         return []
     parts = cell.split(separator) if isinstance(cell, str) else cell if isinstance(cell, list | tuple) else [cell]
-    return [name for name in (label_text(part).strip() for part in parts) if name]
+    return [name for name in (read_label(part).strip() for part in parts) if name]
 
 
 def _label_set(column: str, names: Iterable[Any], unicode: str) -> list[str]:
-    labels = sorted({in_form(label_text(name), unicode) for name in names}, key=_label_order)
+    labels = sorted({in_form(read_label(name), unicode) for name in names}, key=_label_order)
     if len(labels) < 2:
         raise UserError(f"model.target: '{column}' has {len(labels)} label; a classifier needs two or more")
     return labels

@@ -18,10 +18,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from cluster.errors import UserError
 from cluster.progress import say
-from training.language import LIKELIHOOD, likelihood, logits_at, mean_loss, plain, refuse_other_kinds, scores
+from training.inputs.text import Reader
+from training.models.language import LIKELIHOOD, likelihood, logits_at, mean_loss, plain, refuse_other_kinds, scores
 from training.recipe import Model, Strict
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
-from training.text import Reader
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section
@@ -124,7 +124,7 @@ class FillMask(Task):
         return []  # the output layer is the base's own, or shares its embeddings
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """The likelihood of the hidden tokens of each text, ``[texts, 2]``: see :func:`training.language.scores`."""
+        """The likelihood of each text's hidden tokens, ``[texts, 2]``: see :func:`training.models.language.scores`."""
         ids = batch["input_ids"]
         if model.training:
             chance = torch.rand(3, *ids.shape, device=ids.device)

@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from training import media
-from training.images import Pictures, flipped, moved
+from training.families.predicting import Predicting
+from training.inputs import media
+from training.inputs.images import Pictures, flipped, moved
+from training.inputs.text import from_pretrained
 from training.recipe import Model, Strict
 from training.targets import KINDS, Problem, Target, load_target
-from training.targets.predicting import Predicting
 from training.tasks.task import Baseline, Batch, Example, Row
-from training.text import from_pretrained
 
 
 class Options(Strict):

@@ -9,10 +9,11 @@ from pydantic import Field
 from cluster.errors import UserError
 from training.evaluation import metrics
 from training.evaluation.metrics import Floats
+from training.families.tabular import TableOptions, TabularTask
+from training.inputs.cells import read_label
+from training.inputs.text import in_form
 from training.recipe import Strict
-from training.tabular import TableOptions, TabularTask
-from training.targets import KINDS, OneLabel, Target, label_text
-from training.text import in_form
+from training.targets import KINDS, OneLabel, Target
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section
@@ -48,7 +49,7 @@ class Ranked(OneLabel):
         found = super().learn(column, cells, options, unicode)
         if options.get("positive") is None:
             return found
-        positive = in_form(label_text(options["positive"]), unicode)
+        positive = in_form(read_label(options["positive"]), unicode)
         if positive not in found.labels or len(found.labels) > 2:
             raise UserError(
                 f"model.options.positive: must be one of two labels; '{column}' has {', '.join(found.labels)}"

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from training.families.tabular import TableOptions, TabularTask
 from training.recipe import Strict
-from training.tabular import TableOptions, TabularTask
 from training.targets import Number, Target
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ subclass of :class:`Task`. Nothing else is registered anywhere. Data walks throu
                                                        \\-> loss          \\-> metrics (training only)
 
 Training and serving call the same ``encode``, ``collate``, ``forward``, ``keep`` and ``decode``: what was learned is
-what is served. What several tasks share is not a task: ``training/text.py`` reads text columns, ``training/targets/``
-predicts a label or a number.
+what is served. What several tasks share is not a task: ``training/inputs/`` reads texts, pictures, sounds and tables,
+``training/targets/`` predicts labels and numbers, ``training/models/`` holds networks, and ``training/families/`` what
+whole tasks have in common.
 """
 
 import importlib
@@ -185,7 +186,7 @@ class Task(ABC):
         """Rows as examples, without their targets; every example has the same keys.
 
         Raises:
-            UnreadableError: of ``training/media.py``: a file that a row names or holds cannot be read.
+            UnreadableError: of ``training/inputs/media.py``: a file that a row names or holds cannot be read.
         """
 
     @abstractmethod

@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from training.generation import TextWriter, WritingOptions, answer_length
-from training.language import logits_at, plain, refuse_other_kinds, scores
-from training.prompts import end_tokens
+from training.families.generation import TextWriter, WritingOptions, answer_length
+from training.inputs.prompts import end_tokens
+from training.inputs.text import Reader, Tokens, in_form, padded
+from training.models.language import logits_at, plain, refuse_other_kinds, scores
 from training.recipe import Model, Strict
 from training.tasks.task import Batch, Example, Row
-from training.text import Reader, Tokens, in_form, padded
 
 NOT_LEARNED = -100
 
@@ -115,7 +115,7 @@ class Text2TextGeneration(TextWriter):
         return self.build(folder).eval()
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """The likelihood of each wanted text, of shape ``[rows, 2]``: see :func:`training.language.scores`."""
+        """The likelihood of each wanted text, of shape ``[rows, 2]``: see :func:`training.models.language.scores`."""
         labels, inner = batch["labels"], plain(model)
         chosen = labels != NOT_LEARNED
         start = torch.full_like(labels[:, :1], inner.config.decoder_start_token_id)

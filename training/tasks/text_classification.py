@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from training.families.predicting import Predicting
+from training.inputs.text import Reader
 from training.recipe import Model, Strict
 from training.targets import KINDS, Problem, Target, load_target
-from training.targets.predicting import Predicting
 from training.tasks.task import Baseline, Batch, Example, Row
-from training.text import Reader
 
 
 class Options(Strict):

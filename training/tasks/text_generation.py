@@ -12,12 +12,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from cluster.errors import UserError
 from cluster.progress import say
-from training.generation import TextWriter, WritingOptions, answer_length, padded_left
-from training.language import logits_at, plain, refuse_other_kinds, scores
-from training.prompts import FORMATS, Format, Prompts
+from training.families.generation import TextWriter, WritingOptions, answer_length, padded_left
+from training.inputs.prompts import FORMATS, Format, Prompts
+from training.inputs.text import from_pretrained, padded
+from training.models.language import logits_at, plain, refuse_other_kinds, scores
 from training.recipe import Model, Strict
 from training.tasks.task import Batch, Example, Row
-from training.text import from_pretrained, padded
 
 NOT_LEARNED = -100
 
@@ -124,7 +124,7 @@ class TextGeneration(TextWriter):
         return self.build(folder).eval()
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """The likelihood of each row's answer, of shape ``[rows, 2]``: see :func:`training.language.scores`."""
+        """The likelihood of each row's answer, of shape ``[rows, 2]``: see :func:`training.models.language.scores`."""
         chosen = batch["labels"] != NOT_LEARNED
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
         logits = logits_at(model, plain(model).base_model, inputs, chosen)

@@ -12,16 +12,15 @@ from pydantic import Field, field_validator
 from transformers import PreTrainedModel
 
 from cluster.errors import UserError
-from training.cells import Kind, read_number
-from training.columns import Columns
 from training.evaluation import metrics
-from training.forecaster import ForecastConfig, ForecastModel, pinball
+from training.inputs.cells import Kind, read_label, read_number
+from training.inputs.columns import Columns
+from training.inputs.text import from_pretrained
+from training.inputs.timeline import Timeline
+from training.inputs.windows import FUTURE, HISTORY, Shape, by_series, cut, features, lines, numbers, seasonal_errors
+from training.models.forecaster import ForecastConfig, ForecastModel, pinball
 from training.recipe import Model, Strict
-from training.targets import label_text
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
-from training.text import from_pretrained
-from training.timeline import Timeline
-from training.windows import FUTURE, HISTORY, Shape, by_series, cut, features, lines, numbers, seasonal_errors
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section
@@ -207,7 +206,7 @@ class TimeSeriesForecasting(Task):
 
     def text(self, row: Row) -> str:
         last = max(self.timeline.places(row[HISTORY][self.shape.time], self.shape.time))
-        whose = f"{label_text(row[self.shape.series])}, " if self.shape.series else ""
+        whose = f"{read_label(row[self.shape.series])}, " if self.shape.series else ""
         return f"{whose}from {self.timeline.moment(int(last) + 1)}"
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
@@ -236,7 +235,7 @@ class TimeSeriesForecasting(Task):
         return {
             "past": np.concatenate(past, axis=1).astype(np.float32).tobytes(),
             "future": np.concatenate(ahead, axis=1).astype(np.float32).tobytes(),
-            "series": self._numbers.get("" if name is None else label_text(name), 0),
+            "series": self._numbers.get("" if name is None else read_label(name), 0),
             "last": last,
         }
 
@@ -255,7 +254,7 @@ class TimeSeriesForecasting(Task):
     def encode_target(self, row: Row) -> list[float]:
         """The truth at each step, not a number where it is not known, and the scale of the series."""
         truth = numbers(row[self.shape.target], self.shape.target)
-        name = label_text(row[self.shape.series]) if self.shape.series else ""
+        name = read_label(row[self.shape.series]) if self.shape.series else ""
         return [*truth, self.scales.get(name, self._scale)]
 
     def length(self, example: Example) -> int:

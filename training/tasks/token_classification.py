@@ -15,12 +15,12 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from cluster.errors import UserError
 from cluster.progress import say
-from training import entities, stretches, units
-from training.annotations import Annotations, rows_of
-from training.entities import Entity
+from training.inputs import entities, stretches, units
+from training.inputs.annotations import Annotations, rows_of
+from training.inputs.entities import Entity
+from training.inputs.text import Reader, padded
 from training.recipe import Model, Strict
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
-from training.text import Reader, padded
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section

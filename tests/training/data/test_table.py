@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from training import media
 from training.data.table import read_table
+from training.inputs import media
 
 READS_TEXT = {"input": {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"text": {}, "when": {}}}]}}
 

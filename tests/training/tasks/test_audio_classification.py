@@ -14,15 +14,15 @@ from transformers import ASTFeatureExtractor, pipeline
 from cluster.errors import UserError
 from serving.predictor import Predictor
 from tests.training.tasks.tones import KINDS, RATE, tiny_ast, tiny_wav2vec2, tone, tone_recipe, write_tones
-from training import media
 from training.bundle import open_bundle, write_bundle
 from training.data.fuse import fuse
 from training.encode import encode, located_rows
 from training.evaluation.baselines import measure
+from training.inputs import media
+from training.inputs.media import UnreadableError
+from training.inputs.sounds import Sounds, as_floats, log_mels, masked, opened, resampled, shifted
 from training.loop import make_trainee, train, validate
-from training.media import UnreadableError
 from training.recipe import Recipe
-from training.sounds import Sounds, as_floats, log_mels, masked, opened, resampled, shifted
 
 CPU = torch.device("cpu")
 

@@ -17,13 +17,13 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from cluster.progress import say
-from training.adapt import read_adapt
 from training.data.fuse import fuse
 from training.encode import encode
 from training.evaluation.baselines import measure
 from training.evaluation.retrieval import Ranked, nearest
 from training.evaluation.retrieval import measure as measured_of
 from training.loop import make_trainee, predict, train
+from training.models.adapt import read_adapt
 from training.recipe import Recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -12,11 +12,11 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from cluster.errors import UserError
 from tests.training.tasks.desk import CPU, OPENINGS, Client, Learned, desk_recipe, learn
 from training import checkpoint
-from training.base import resolve_base
 from training.data.fuse import fuse
 from training.encode import encode
 from training.evaluation.baselines import measure
 from training.loop import make_trainee, train, validate
+from training.models.base import resolve_base
 from training.recipe import Recipe
 from training.registry import register
 from training.tasks.fill_mask import FillMask

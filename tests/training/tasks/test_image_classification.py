@@ -20,14 +20,14 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from cluster.errors import UserError
 from serving.predictor import Predictor
 from tests.training.tasks.shapes import SHAPES, picture, picture_recipe, tiny_vit, write_pictures
-from training import images, media
 from training.bundle import open_bundle, write_bundle
 from training.data.fuse import fuse
 from training.encode import encode, located_rows
 from training.evaluation.baselines import measure
-from training.images import Pictures, flipped, moved, opened
+from training.inputs import images, media
+from training.inputs.images import Pictures, flipped, moved, opened
+from training.inputs.media import UnreadableError
 from training.loop import make_trainee, predict, train, validate
-from training.media import UnreadableError
 from training.recipe import Recipe
 
 CPU = torch.device("cpu")

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from cluster.progress import say
-from training.adapt import read_adapt
 from training.data.fuse import fuse
 from training.encode import encode
 from training.evaluation.baselines import measure
 from training.loop import make_trainee, predict, train
+from training.models.adapt import read_adapt
 from training.recipe import Recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

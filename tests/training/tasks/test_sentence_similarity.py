@@ -15,15 +15,15 @@ from transformers import pipeline
 
 from cluster.errors import UserError
 from tests.training.tasks.searching import TOPICS, TROUBLES, search_recipe, write_search
-from training.adapt import read_adapt
-from training.base import refuse_code
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode, open_encoded
 from training.evaluation.baselines import measure
 from training.evaluation.report import ReportData, write_report
 from training.loop import Trainee, make_trainee, predict, train, validate
-from training.pooling import describe, pool, pooling_of
+from training.models.adapt import read_adapt
+from training.models.base import refuse_code
+from training.models.pooling import describe, pool, pooling_of
 from training.recipe import Model, Recipe, Train
 from training.tasks.sentence_similarity import Options, SentenceSimilarity
 from training.tasks.task import Task
@@ -314,7 +314,7 @@ def test_many_sentences_are_read_in_parts(tiny_base: Path, monkeypatch: pytest.M
     sentences = [f"{topic} {trouble} " * (1 + place % 7) for place, topic in enumerate(TOPICS) for trouble in TROUBLES]
     asked_once = [{"source_sentence": "my card", "sentences": sentences}, "and one text alone"]
     (whole, alone) = answer(task, model, asked_once)
-    monkeypatch.setattr("training.retrieval.BUDGET", 64)
+    monkeypatch.setattr("training.families.retrieval.BUDGET", 64)
     (parts, again) = answer(task, model, asked_once)
     assert whole == pytest.approx(parts, abs=1e-5)
     assert alone == pytest.approx(again, abs=1e-5)

@@ -14,18 +14,18 @@ import torch
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
 from cluster.errors import UserError
-from training.adapt import read_adapt
 from training.bundle import Bundle, open_bundle, write_bundle
-from training.cells import infer
-from training.columns import MISSING, UNKNOWN, Category, Columns, Date, Number
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
 from training.evaluation import metrics
 from training.evaluation.baselines import measure
 from training.evaluation.report import ReportData, write_report
 from training.fit import asked
-from training.fusion import FusionConfig, FusionModel, Numbers, plain
+from training.inputs.cells import infer
+from training.inputs.columns import MISSING, UNKNOWN, Category, Columns, Date, Number
 from training.loop import Trainee, make_trainee, predict, train, validate
+from training.models.adapt import read_adapt
+from training.models.fusion import FusionConfig, FusionModel, Numbers, plain
 from training.recipe import Model, Recipe
 from training.tasks.tabular_classification import TabularClassification
 from training.tasks.tabular_regression import TabularRegression

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 from cluster.errors import UserError
 from cluster.settings import read
 from tests.training.tasks.desk import ANSWERS, CPU, GPT2, Client, Learned, desk_recipe, learn
-from training.adapt import merge
 from training.data.fuse import fuse
 from training.encode import encode
 from training.evaluation.baselines import measure
@@ -24,9 +23,10 @@ from training.evaluation.evaluate import measure as measure_bundle
 from training.evaluation.report import write_report
 from training.evaluation.rouge import common_subsequence, rouge_l, words
 from training.evaluation.sections import ReportData
+from training.inputs.prompts import ChatPrompts, TextPrompts, filled
 from training.loop import as_record, make_trainee, predict, train
+from training.models.adapt import merge
 from training.preflight import task_problems
-from training.prompts import ChatPrompts, TextPrompts, filled
 from training.recipe import Model
 from training.tasks.task import Row, task_class
 from training.tasks.text_generation import NOT_LEARNED, TextGeneration

@@ -12,7 +12,6 @@ from transformers import pipeline
 
 from cluster.errors import UserError
 from tests.training.tasks.searching import search_recipe, write_search
-from training.adapt import read_adapt
 from training.bundle import open_bundle, write_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
@@ -20,6 +19,7 @@ from training.evaluation.baselines import measure
 from training.evaluation.rankers import bm25
 from training.evaluation.report import ReportData, write_report
 from training.loop import Trainee, make_trainee, predict, train, validate
+from training.models.adapt import read_adapt
 from training.recipe import Model, Recipe
 from training.tasks.text_ranking import TextRanking
 

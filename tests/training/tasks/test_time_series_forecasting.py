@@ -22,13 +22,13 @@ from training.evaluation import metrics
 from training.evaluation.baselines import measure
 from training.evaluation.report import ReportData, write_report
 from training.fit import asked
-from training.forecaster import ForecastConfig, ForecastModel, pinball
+from training.inputs.timeline import Timeline
+from training.inputs.windows import Shape, cut
 from training.loop import make_trainee, predict, train, validate
+from training.models.forecaster import ForecastConfig, ForecastModel, pinball
 from training.recipe import Model, Recipe
 from training.tasks.task import Task
 from training.tasks.time_series_forecasting import TimeSeriesForecasting
-from training.timeline import Timeline
-from training.windows import Shape, cut
 
 CPU = torch.device("cpu")
 MONDAY = dt.datetime(2026, 1, 5)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from training.fusion import Block
+from training.models.fusion import Block
 
 PAST_PROJECTED = 4
 """Numbers that the covariates of a past step become; as many as in the paper."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from training.base import CODE_KEYS
+from training.models.base import CODE_KEYS
 
 CODE = {*CODE_KEYS, "attn_implementation", "experts_implementation"}
 

@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import UserError
-from training.cells import read_number
-from training.columns import Category, Column, Number
-from training.targets import label_text
-from training.timeline import Timeline
+from training.inputs.cells import read_label, read_number
+from training.inputs.columns import Category, Column, Number
+from training.inputs.timeline import Timeline
 
 HISTORY, FUTURE = "history", "future"
 
@@ -65,7 +64,7 @@ class Shape:
         """The series of each row, as text."""
         if self.series is None:
             return [""] * table.num_rows
-        return ["" if cell is None else label_text(cell) for cell in table[self.series].to_pylist()]
+        return ["" if cell is None else read_label(cell) for cell in table[self.series].to_pylist()]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import UserError
-from training.cells import read_seconds
-from training.columns import CYCLES, cycles
+from training.inputs.cells import read_seconds
+from training.inputs.columns import CYCLES, cycles
 
 Places = npt.NDArray[np.int64]
 Unit = Literal["second", "month", "count"]

@@ -18,9 +18,8 @@ import pyarrow as pa
 import torch
 
 from cluster.errors import UserError
-from training.cells import A_DATE, A_NUMBER, Kind, infer, read_number, read_seconds
-from training.targets import label_text
-from training.text import READABLE, in_form
+from training.inputs.cells import A_DATE, A_NUMBER, Kind, infer, read_label, read_number, read_seconds
+from training.inputs.text import READABLE, in_form
 
 LEAST_SEEN = 2
 """Rows that a category must stand in; rarer ones are read as unknown, which teaches the model what that means."""
@@ -180,7 +179,7 @@ class Category(Column):
         if isinstance(cell, Decimal) or (self.written == "number" and isinstance(cell, str)):
             with contextlib.suppress(ValueError):
                 cell = float(cell)  # "3.0" and 3 are one category where the training rows held numbers
-        text = "" if cell is None else in_form(label_text(cell), self.unicode).strip()
+        text = "" if cell is None else in_form(read_label(cell), self.unicode).strip()
         return (text.lower() if self.written == "boolean" else text) or None
 
     def encode(self, values: Sequence[Any]) -> npt.NDArray[np.int64]:
@@ -300,7 +299,7 @@ class Columns:
     def text(self, row: Mapping[str, Any]) -> str:
         """What a person reads of a row."""
         told = ((one.name, row[one.name]) for one in self.columns)
-        return ", ".join(f"{name}: {'–' if cell is None else label_text(cell)}" for name, cell in told)
+        return ", ".join(f"{name}: {'–' if cell is None else read_label(cell)}" for name, cell in told)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Of each row ``numbers``, ``categories`` and ``dates``, where there are such columns."""

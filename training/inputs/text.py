@@ -80,18 +80,7 @@ class Reader:
         Raises:
             UserError: the input has the wrong type or lacks a column; says which, never its content.
         """
-        if isinstance(value, str):
-            if len(self.columns) > 1:
-                raise UserError(f"inputs[{index}]: this model reads an object with {', '.join(self.columns)}")
-            return {self.columns[0]: value}
-        if not isinstance(value, Mapping):
-            raise UserError(f"inputs[{index}]: a string or an object is needed, not {type(value).__name__}")
-        for column in self.columns:
-            if column not in value:
-                raise UserError(f"inputs[{index}].{column}: missing")
-            if value[column] is not None and not isinstance(value[column], READABLE):
-                raise UserError(f"inputs[{index}].{column}: a string is needed, not {type(value[column]).__name__}")
-        return value
+        return as_row(index, value, self.columns)
 
     def text(self, row: Mapping[str, Any]) -> str:
         """What is read of a row, in the Unicode form of the training rows; a missing value is nothing."""
@@ -115,15 +104,43 @@ class Reader:
 
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of one input."""
-        columns = {column: {"type": "string"} for column in self.columns}
-        row = {"type": "object", "properties": columns, "required": self.columns}
-        return {"anyOf": [{"type": "string"}, row]} if len(self.columns) == 1 else row
+        return row_schema(self.columns)
 
     def from_pretrained(self, model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:
         """The model of ``folder`` in fp32, which knows our padding token: decoders find their last token by it."""
         model = from_pretrained(model_class, folder, **settings)
         model.config.pad_token_id = self.tokenizer.pad_token_id
         return model
+
+
+def as_row(index: int, value: Any, columns: Sequence[str]) -> Mapping[str, Any]:
+    """The input of a request at ``index``, a string or an object with the text columns, as a row.
+
+    Raises:
+        UserError: it has the wrong type or lacks a column; says which, never its content.
+    """
+    if isinstance(value, str):
+        if len(columns) > 1:
+            raise UserError(f"inputs[{index}]: this model reads an object with {', '.join(columns)}")
+        return {columns[0]: value}
+    if not isinstance(value, Mapping):
+        raise UserError(f"inputs[{index}]: a string or an object is needed, not {type(value).__name__}")
+    for column in columns:
+        if column not in value:
+            raise UserError(f"inputs[{index}].{column}: missing")
+        if value[column] is not None and not isinstance(value[column], READABLE):
+            raise UserError(f"inputs[{index}].{column}: a string is needed, not {type(value[column]).__name__}")
+    return value
+
+
+def row_schema(columns: Sequence[str]) -> dict[str, Any]:
+    """The JSON Schema of what :func:`as_row` takes."""
+    row = {
+        "type": "object",
+        "properties": {column: {"type": "string"} for column in columns},
+        "required": list(columns),
+    }
+    return {"anyOf": [{"type": "string"}, row]} if len(columns) == 1 else row
 
 
 def padded(tokens: Sequence[Sequence[int]], fill: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""Cells of a table as numbers and moments, and the kind that a column of them looks like."""
+"""Cells of a table as numbers, moments and names, and the kind that a column of them looks like."""
 
 import datetime as dt
 import math
@@ -63,6 +63,15 @@ def read_seconds(cell: Any) -> float | None:
     if not isinstance(cell, dt.datetime):
         raise ValueError(A_DATE)
     return (cell if cell.tzinfo else cell.replace(tzinfo=dt.UTC)).timestamp()
+
+
+def read_label(cell: Any) -> str:
+    """A cell as a label, so that ``3``, ``3.0`` and ``"3"`` are one label whatever engine read the column."""
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell)
 
 
 def _all_read(texts: Sequence[str], read: Any) -> bool:

@@ -17,11 +17,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from cluster.errors import UserError
 from cluster.progress import say
-from training.language import LIKELIHOOD, likelihood, mean_loss
+from training.inputs.text import Tokens, padded
+from training.models.language import LIKELIHOOD, likelihood, mean_loss
 from training.recipe import Strict
 from training.strategy import is_parted
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Task
-from training.text import Tokens, padded
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section

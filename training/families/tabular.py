@@ -10,14 +10,14 @@ from pydantic import Field
 from transformers import AutoModel, PreTrainedModel
 
 from cluster.errors import UserError
-from training.cells import Kind
-from training.columns import DATE_FEATURES, Columns
-from training.fusion import FusionConfig, FusionModel, plain, without_pooler
+from training.families.predicting import Predicting
+from training.inputs.cells import Kind
+from training.inputs.columns import DATE_FEATURES, Columns
+from training.inputs.text import Reader, from_pretrained
+from training.models.fusion import FusionConfig, FusionModel, plain, without_pooler
 from training.recipe import Model, Strict
 from training.targets import Target
-from training.targets.predicting import Predicting
 from training.tasks.task import Baseline, Batch, Example, Row
-from training.text import Reader, from_pretrained
 
 
 class TableOptions(Strict):

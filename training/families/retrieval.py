@@ -14,9 +14,9 @@ import pyarrow as pa
 import torch
 
 from cluster.errors import UserError
+from training.inputs.text import Reader, padded
 from training.recipe import Model
 from training.tasks.task import Batch
-from training.text import Reader, padded
 
 PARTS = 4
 """Forward passes over a training batch. Queries are short and passages long: read in one, queries would be padding."""

@@ -17,9 +17,9 @@ from transformers.utils import logging as transformers_logging
 from cluster.errors import UserError
 from cluster.progress import say
 from cluster.storage import building, fingerprint, home, only_one
-from training.base import base_digest, resolve_base
+from training.inputs.text import in_form, open_tokenizer
+from training.models.base import base_digest, resolve_base
 from training.recipe import Model, NewBase, Recipe
-from training.text import in_form, open_tokenizer
 
 if TYPE_CHECKING:
     from training.data.fuse import Fused

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.entities import Places
+from training.inputs.entities import Places
 
 NO_TARGET = -100
 """The tag of a token that the loss leaves out: padding, and white space."""

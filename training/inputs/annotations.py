@@ -7,9 +7,8 @@ from typing import Any, Self
 import pyarrow as pa
 
 from cluster.errors import UserError
-from training import entities
-from training.entities import Entity, MisfitError, Places
-from training.tasks.task import Row
+from training.inputs import entities
+from training.inputs.entities import Entity, MisfitError, Places
 
 MISFITS_SHOWN = 3
 
@@ -49,13 +48,13 @@ class Annotations:
         """The arguments that make the same again, as JSON."""
         return asdict(self)
 
-    def read(self, row: Row) -> tuple[str, Places | None]:
+    def read(self, row: Mapping[str, Any]) -> tuple[str, Places | None]:
         """A row's text and, where it is a list of tokens, where each of them stands."""
         cell = row[self.column]
         tokens = entities.read_tokens(cell) if self.lists or not isinstance(cell, str) else None
         return entities.join(tokens) if tokens is not None else ("" if cell is None else str(cell), None)
 
-    def entities(self, row: Row) -> list[Entity]:
+    def entities(self, row: Mapping[str, Any]) -> list[Entity]:
         """The entities of a row.
 
         Raises:
@@ -101,7 +100,7 @@ class Annotations:
         return sorted(types)
 
 
-def rows_of(table: pa.Table, *columns: str) -> Iterator[Row]:
+def rows_of(table: pa.Table, *columns: str) -> Iterator[Mapping[str, Any]]:
     """The rows of a table, never all of them at once."""
     for batch in table.select(columns).to_batches(max_chunksize=CHUNK):
         yield from batch.to_pylist()

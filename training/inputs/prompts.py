@@ -14,8 +14,8 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from cluster.errors import UserError
+from training.inputs.text import Tokens, as_row, in_form, longest_input, open_tokenizer, row_schema
 from training.recipe import Model
-from training.text import READABLE, Tokens, in_form, longest_input, open_tokenizer
 
 Format = Literal["prompt", "chat"]
 Message = dict[str, str]
@@ -161,18 +161,7 @@ class TextPrompts(Prompts):
     format: ClassVar[Format] = "prompt"
 
     def row(self, index: int, value: Any) -> Mapping[str, Any]:
-        if isinstance(value, str):
-            if len(self.columns) > 1:
-                raise UserError(f"inputs[{index}]: this model reads an object with {', '.join(self.columns)}")
-            return {self.columns[0]: value}
-        if not isinstance(value, Mapping):
-            raise UserError(f"inputs[{index}]: a string or an object is needed, not {type(value).__name__}")
-        for column in self.columns:
-            if column not in value:
-                raise UserError(f"inputs[{index}].{column}: missing")
-            if value[column] is not None and not isinstance(value[column], READABLE):
-                raise UserError(f"inputs[{index}].{column}: a string is needed, not {type(value[column]).__name__}")
-        return value
+        return as_row(index, value, self.columns)
 
     def text(self, row: Mapping[str, Any]) -> str:
         cells = {column: "" if row[column] is None else str(row[column]) for column in self.columns}
@@ -180,9 +169,7 @@ class TextPrompts(Prompts):
         return in_form(text, self.unicode)
 
     def schema(self) -> dict[str, Any]:
-        columns = {column: {"type": "string"} for column in self.columns}
-        row = {"type": "object", "properties": columns, "required": self.columns}
-        return {"anyOf": [{"type": "string"}, row]} if len(self.columns) == 1 else row
+        return row_schema(self.columns)
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokens]:
         encodings = self.tokenizer.backend_tokenizer.encode_batch_fast([self.text(row) for row in rows])

@@ -6,16 +6,16 @@ most of them are of tokens that nobody asked about. The hidden states are theref
 
 import contextlib
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig
 
 from cluster.errors import UserError
-from training.tasks.task import Outputs
 
 LIKELIHOOD = {"perplexity": "min", "loss": "min"}
 """The metrics of :func:`likelihood`, and whether more or less is better."""
@@ -70,7 +70,7 @@ def mean_loss(outputs: torch.Tensor) -> torch.Tensor:
     return outputs[:, 0] / outputs[:, 1].clamp(min=1)
 
 
-def likelihood(outputs: Outputs) -> dict[str, float]:
+def likelihood(outputs: Sequence[npt.NDArray[Any]]) -> dict[str, float]:
     """The mean loss of a token, in nats, and its exponential, the perplexity.
 
     Args:

@@ -19,8 +19,8 @@ from PIL import Image, ImageOps
 from transformers import AutoConfig, AutoImageProcessor
 
 from cluster.errors import UserError
-from training import media
-from training.media import UnreadableError
+from training.inputs import media
+from training.inputs.media import UnreadableError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is decoded; other formats that the library knows have run programs or read other files."""

@@ -20,8 +20,8 @@ import torch
 from transformers import AutoConfig, AutoFeatureExtractor
 
 from cluster.errors import UserError
-from training import media
-from training.media import UnreadableError
+from training.inputs import media
+from training.inputs.media import UnreadableError
 
 SLOWEST, FASTEST = 1_000, 384_000
 """Samples a second that a file may claim; outside it resampling would fill the memory with made-up samples."""
@@ -217,7 +217,7 @@ class Sounds:
         """A sound as ``data:`` addresses: a picture of its spectrogram and, where samples are kept, itself."""
         from PIL import Image
 
-        from training.images import as_address
+        from training.inputs.images import as_address
 
         array = self.array(heard)
         mels = array.T if self.shape and self.time == 0 else array

@@ -1,0 +1,1 @@
+"""What several tasks have in common, so that each of them is one short file."""

@@ -1,0 +1,1 @@
+"""What tasks read, from cells to arrays: text, pictures, sounds, the columns of a table, stretches of time."""

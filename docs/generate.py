@@ -142,9 +142,27 @@ def benchmarks_page() -> str:
         versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
         parts.append(f"## {path.stem}\n\n{purpose}\n\n`{command}`, commit {where['commit']}, {where['date']}: ")
         parts.append(f"{where['cores']} cores of {where['processor']}; Python {where['python']}, {versions}.\n")
-        rows = [f"| {name} | {value} |" for name, value in figures(result)]
-        parts.append("\n".join(["| figure | value |", "|---|---|", *rows, ""]))
+        parts.append(as_table(result["table"]) if "table" in result else as_list(result))
     return "\n".join(parts)
+
+
+def as_list(result: Any) -> str:
+    """The single figures of a result, a line each."""
+    rows = [f"| {name} | {value} |" for name, value in figures(result)]
+    return "\n".join(["| figure | value |", "|---|---|", *rows, ""])
+
+
+def as_table(lines: list[dict[str, Any]]) -> str:
+    """A result that is a table of its own: alike lines, each from column to value."""
+    rows = [f"| {' | '.join(map(shown, line.values()))} |" for line in lines]
+    return "\n".join([f"| {' | '.join(lines[0])} |", "|---" * len(lines[0]) + "|", *rows, ""])
+
+
+def shown(value: Any) -> str:
+    """A cell of a table; of several named values each by its name."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown(one)}" for name, one in value.items())
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def purpose_of(script: Path) -> str:

@@ -118,7 +118,7 @@ def make_trainee(encoded: Encoded, options: Train, adapt: Adapt, device: torch.d
     model = task.build(encoded.base)
     adapt_model(model, task.head(model), adapt)
     if options.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     wrapped = spread(model, options.strategy, device)
     return Trainee(
         task=task,

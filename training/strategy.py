@@ -51,7 +51,7 @@ def spread(model: PreTrainedModel, wanted: str, device: torch.device) -> torch.n
         return DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=keeps_buffers(model),
+            forward_sync_buffers=keeps_buffers(model),
         )
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in _layers(model):

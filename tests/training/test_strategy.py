@@ -3,6 +3,7 @@
 Real processes that talk over gloo. Dropout is off, since each worker draws its own.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,7 @@ def run(folder: Path, encoded: Encoded, options: Train, world: int, *jobs: Job) 
 def _one_worker(
     rank: int, world: int, data: Path, base: Path, options: Train, jobs: tuple[Job, ...], folder: Path
 ) -> None:
+    warnings.simplefilter("error", FutureWarning)  # each is printed to whoever trains, once a worker
     if world > 1:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{folder}/{jobs[0].name}-meet", rank=rank, world_size=world)

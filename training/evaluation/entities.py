@@ -127,8 +127,7 @@ def types(data: ReportData) -> Fragment | None:
     if data.outputs is None or not data.rows:
         return None
     rows = entities.by_type(*_found_and_true(data), data.labels)
-    rows.sort(key=lambda row: (row["f1"] is None, row["f1"]))
-    return page.fragment("Type by type", "types", rows=rows)
+    return page.rates("Type", "There", "An entity is found where its start, its end and its type are right.", rows)
 
 
 def mistakes(data: ReportData) -> Fragment | None:

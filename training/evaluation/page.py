@@ -97,3 +97,13 @@ def duration(seconds: float) -> str:
 def fragment(title: str, template: str, **values: Any) -> Fragment:
     """A part of the page from ``templates/<template>.html``."""
     return Fragment(title, Markup(environment().get_template(f"{template}.html").render(values)))
+
+
+def rates(what: str, counted: str, lead: str, rows: list[dict[str, Any]]) -> Fragment:
+    """A table of precision, recall and F1, a line for each ``what``; the weakest first.
+
+    Args:
+        counted: what a line's ``rows`` are.
+    """
+    rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"]))
+    return fragment(f"{what} by {what.lower()}", "rates", rows=rows, what=what, counted=counted, lead=lead)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from training.evaluation import charts, intervals, metrics
-from training.evaluation.page import Fragment, fragment, measure, metric_title
+from training.evaluation.page import Fragment, fragment, measure, metric_title, rates
 from training.tasks.task import Outputs
 
 STEPS = {
@@ -303,8 +303,7 @@ def labels(data: ReportData) -> Fragment | None:
     if data.outputs is None or not data.rows:
         return None
     rows = metrics.per_class(np.asarray(data.outputs), data.targets, data.labels)
-    rows.sort(key=lambda row: (row["f1"] is None, row["f1"]))
-    return fragment("Label by label", "labels", rows=rows)
+    return rates("Label", "Rows", f"{len(rows)} labels.", rows)
 
 
 def sources(data: ReportData) -> Fragment | None:
@@ -339,8 +338,7 @@ def many_labels(data: ReportData) -> Fragment | None:
     targets = metrics.indicators(data.targets, len(data.labels))
     predicted = np.asarray(data.outputs) >= 0
     rows = [metrics.of_label(label, targets[:, place], predicted[:, place]) for place, label in enumerate(data.labels)]
-    rows.sort(key=lambda row: (row["f1"] is None, row["f1"]))
-    return fragment("Label by label", "labels", rows=rows)
+    return rates("Label", "Rows", f"{len(rows)} labels.", rows)
 
 
 CLASSIFICATION: tuple[Section, ...] = (

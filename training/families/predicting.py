@@ -3,17 +3,30 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
+from pydantic import Field
 from transformers import PreTrainedModel
 
-from training.targets import KINDS, Number, Target, every_metric
+from training.recipe import Model
+from training.targets import KINDS, Kinds, Number, Target, TargetOptions, every_metric
 from training.tasks.task import Batch, Example, Outputs, Row, Task
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section
+
+
+class MediaOptions(TargetOptions):
+    """What is predicted of a file, and where files are."""
+
+    folder: str = Field(
+        ".",
+        description="What relative names of files in the column start from, relative to the recipe; where it is given, "
+        "a job on a cluster takes the folder along.",
+    )
 
 
 class Predicting(Task):
@@ -23,13 +36,24 @@ class Predicting(Task):
         target: turns the target column into tensors, and outputs into answers.
     """
 
-    metrics_known: dict[str, str] = every_metric()
+    targets: ClassVar[Kinds] = KINDS
+    """What can be predicted; the first where the task's options name no ``problem``."""
+
+    metrics_known: dict[str, str] = every_metric(KINDS)
     headline: str = KINDS["single-label"].headline
 
     def __init__(self, target: Target) -> None:
         self.target, self.labels = target, target.labels
         self.metrics_known, self.headline = target.metrics_known, target.headline
         self.of_probabilities = target.of_probabilities
+
+    @classmethod
+    def learn_target(cls, model: Model, splits: Mapping[str, pa.Table], unicode: str) -> Target:
+        """The target that the options ask for, learned from the target column."""
+        options = cls.options_known.model_validate(model.options).model_dump()
+        kind = cls.targets[options.get("problem", next(iter(cls.targets)))]
+        cells = {split: table[model.named_target].to_pylist() for split, table in splits.items()}
+        return kind.learn(model.named_target, cells, options, unicode)
 
     def encode_target(self, row: Row) -> Any:
         return self.target.encode(row[self.target.column])
@@ -74,6 +98,17 @@ class Predicting(Task):
 
     def metrics(self, outputs: Outputs, targets: Sequence[Any]) -> dict[str, float]:
         return self.target.metrics(np.asarray(outputs), targets)
+
+    @abstractmethod
+    def input_schema(self) -> dict[str, Any]:
+        """The JSON Schema of one input."""
+
+    def signature(self) -> dict[str, Any]:
+        return {
+            "input": self.input_schema(),
+            "parameters": self.target.parameters_schema(),
+            "output": self.target.answer_schema(),
+        }
 
     @property
     def report_sections(self) -> Sequence["Section"]:

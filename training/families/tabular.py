@@ -16,7 +16,7 @@ from training.inputs.columns import DATE_FEATURES, Columns
 from training.inputs.text import Reader, from_pretrained
 from training.models.fusion import FusionConfig, FusionModel, plain, without_pooler
 from training.recipe import Model, Strict
-from training.targets import Target
+from training.targets import Target, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
 
 
@@ -51,8 +51,6 @@ class TabularTask(Predicting):
     optional_roles: ClassVar[dict[str, str]] = {"text": "the columns that are prose, read by model.base"}
     compared_roles: ClassVar[frozenset[str] | None] = frozenset({"text"})
     base_needed: ClassVar[bool] = False
-    targets: ClassVar[Mapping[str, type[Target]]]
-    """What can be predicted: problem to target."""
 
     def __init__(self, columns: Columns, reader: Reader | None, target: Target, network: Mapping[str, Any]) -> None:
         super().__init__(target)
@@ -63,8 +61,7 @@ class TabularTask(Predicting):
     @classmethod
     def learn(cls, model: Model, base: Path, splits: Mapping[str, pa.Table], *, unicode: str = "none") -> Self:
         options = cast(TableOptions, cls.options_known.model_validate(model.options))
-        cells = {split: table[model.target].to_pylist() for split, table in splits.items()}
-        target = cls.targets[cls.problem(options)].learn(model.named_target, cells, options.model_dump(), unicode)
+        target = cls.learn_target(model, splits, unicode)
         read = [column for columns in model.inputs.values() for column in columns]
         if model.target in read:
             raise UserError(f"model.inputs: '{model.target}' is the target; a model that reads it learns nothing else")
@@ -76,16 +73,10 @@ class TabularTask(Predicting):
         return cls(columns, reader, target, options.network())
 
     @classmethod
-    def problem(cls, options: TableOptions) -> str:
-        """Which of ``targets`` the options ask for."""
-        return next(iter(cls.targets))
-
-    @classmethod
     def load(cls, settings: dict[str, Any], folder: Path) -> Self:
         reader = Reader.load(settings["reader"], folder) if settings["reader"] else None
-        target = dict(settings["target"])
-        loaded = cls.targets[target.pop("problem")](**target)
-        return cls(Columns.load(settings["columns"]), reader, loaded, settings["network"])
+        target = load_target(settings["target"], cls.targets)
+        return cls(Columns.load(settings["columns"]), reader, target, settings["network"])
 
     def save(self, folder: Path) -> dict[str, Any]:
         return {
@@ -182,8 +173,8 @@ class TabularTask(Predicting):
         prose = self.reader.columns if self.reader else []
         return shuffled(self, model, rows, [*(column.name for column in self.columns.columns), *prose])
 
-    def signature(self) -> dict[str, Any]:
+    def input_schema(self) -> dict[str, Any]:
         row = self.columns.schema()
         if self.reader:
             row["properties"] |= {column: {"type": ["string", "null"]} for column in self.reader.columns}
-        return {"input": row, "parameters": self.target.parameters_schema(), "output": self.target.answer_schema()}
+        return row

@@ -8,7 +8,6 @@ import base64
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -95,11 +94,7 @@ class Pictures:
         Raises:
             UnreadableError: one cannot be read; names the file where there is one.
         """
-        cells = [row.get(self.column) for row in rows]
-        if len(cells) < 8:  # threads would cost more than they bring
-            return [self._read(cell) for cell in cells]
-        with ThreadPoolExecutor(4) as threads:  # decoders leave the interpreter to the others
-            return list(threads.map(self._read, cells))
+        return media.each(self._read, [row.get(self.column) for row in rows])
 
     def _read(self, cell: Any) -> bytes:
         if cell in (None, ""):  # nobody's picture, which asks only whether the model answers

@@ -9,7 +9,6 @@ import importlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from math import ceil, gcd
 from pathlib import Path
 from typing import Any, Self
@@ -124,11 +123,7 @@ class Sounds:
         Raises:
             UnreadableError: one cannot be read; names the file where there is one.
         """
-        cells = [row.get(self.column) for row in rows]
-        if len(cells) < 8:  # threads would cost more than they bring
-            return [self._read(cell) for cell in cells]
-        with ThreadPoolExecutor(4) as threads:
-            return list(threads.map(self._read, cells))
+        return media.each(self._read, [row.get(self.column) for row in rows])
 
     def _read(self, cell: Any) -> bytes:
         samples = self.samples(cell)

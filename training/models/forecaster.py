@@ -9,9 +9,9 @@ model serves series of any size.
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
-from training.models.fusion import Block
+from training.models.fusion import Block, FreshModel
 
 PAST_PROJECTED = 4
 """Numbers that the covariates of a past step become; as many as in the paper."""
@@ -75,7 +75,7 @@ class FromMean(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-class ForecastModel(PreTrainedModel):  # type: ignore[misc]
+class ForecastModel(FreshModel):
     """Reads a window and says quantiles of each step that follows it."""
 
     config_class = ForecastConfig
@@ -105,12 +105,6 @@ class ForecastModel(PreTrainedModel):  # type: ignore[misc]
         self.direct = FromNothing(config.context, config.horizon)
         self.repeated = FromMean(lags.shape[1], 1)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Each module draws its own weights, unless they were loaded."""
-        own = list(module.parameters(recurse=False))
-        if own and not any(getattr(weight, "_is_hf_initialized", False) for weight in own):
-            module.reset_parameters()  # type: ignore[operator]
 
     def forward(
         self,

@@ -145,7 +145,16 @@ class Block(nn.Module):
         return row + added
 
 
-class FusionModel(PreTrainedModel):  # type: ignore[misc]
+class FreshModel(PreTrainedModel):  # type: ignore[misc]
+    """A model whose modules draw their own weights, unless they were loaded."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        own = list(module.parameters(recurse=False))
+        if own and not any(getattr(weight, "_is_hf_initialized", False) for weight in own):
+            module.reset_parameters()  # type: ignore[operator]
+
+
+class FusionModel(FreshModel):
     """Encoders of columns, and the network over all that they say of a row."""
 
     config_class = FusionConfig
@@ -168,12 +177,6 @@ class FusionModel(PreTrainedModel):  # type: ignore[misc]
         self.norm = nn.LayerNorm(config.hidden)
         self.exit = nn.Linear(config.hidden, config.outputs)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Each module draws its own weights, unless they were loaded."""
-        own = list(module.parameters(recurse=False))
-        if own and not any(getattr(weight, "_is_hf_initialized", False) for weight in own):
-            module.reset_parameters()  # type: ignore[operator]
 
     def forward(
         self,

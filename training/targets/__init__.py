@@ -8,34 +8,39 @@ target column becomes a tensor, what the loss is, and how the model's outputs be
                             \\-> metrics
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from training.targets.labels import ManyLabels, OneLabel, Ordinal
 from training.targets.number import Number
-from training.targets.target import Problem, Target
+from training.targets.target import LabelOptions, Target, TargetOptions
 
 __all__ = [
     "KINDS",
+    "Kinds",
+    "LabelOptions",
     "ManyLabels",
     "Number",
     "OneLabel",
     "Ordinal",
-    "Problem",
     "Target",
+    "TargetOptions",
     "every_metric",
     "load_target",
 ]
 
-KINDS: dict[str, type[Target]] = {kind.problem: kind for kind in (OneLabel, ManyLabels, Ordinal, Number)}
+Kinds = Mapping[str, type[Target]]
+"""What can be predicted: problem to target."""
+
+KINDS: Kinds = {kind.problem: kind for kind in (OneLabel, ManyLabels, Ordinal, Number)}
 
 
-def every_metric(problems: Iterable[str] = KINDS) -> dict[str, str]:
-    """The metrics of these problems together: what a recipe may name before its problem is looked at."""
-    return {name: way for problem in problems for name, way in KINDS[problem].metrics_known.items()}
+def every_metric(kinds: Kinds) -> dict[str, str]:
+    """The metrics of these targets together: what a recipe may name before its problem is looked at."""
+    return {name: way for kind in kinds.values() for name, way in kind.metrics_known.items()}
 
 
-def load_target(settings: Mapping[str, Any]) -> Target:
+def load_target(settings: Mapping[str, Any], kinds: Kinds = KINDS) -> Target:
     """The target that ``save`` gave these settings for."""
     arguments = dict(settings)
-    return KINDS[arguments.pop("problem")](**arguments)
+    return kinds[arguments.pop("problem")](**arguments)

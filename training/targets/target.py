@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 
 from cluster.errors import UserError
 from training.evaluation.metrics import Floats
+from training.recipe import Strict
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section
@@ -16,6 +18,21 @@ Problem = Literal["single-label", "multi-label", "ordinal", "regression"]
 
 TOP_K = 5
 """Labels in an answer where the request does not say, as the Hugging Face Inference API answers."""
+
+
+class LabelOptions(Strict):
+    """How labels stand in the cells of the target column."""
+
+    separator: str = Field(",", min_length=1, description="What stands between the labels of a multi-label cell.")
+    order: list[str] = Field(
+        default_factory=list, description="The labels of an ordinal target from least to most; numbers need no order."
+    )
+
+
+class TargetOptions(LabelOptions):
+    """What is predicted of a row."""
+
+    problem: Problem = Field("single-label", description="One label, several, one of an ordered set, or a number.")
 
 
 class Target(ABC):

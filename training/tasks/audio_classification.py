@@ -9,28 +9,18 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForAudioClassification, PreTrainedModel
 
-from training.families.predicting import Predicting
+from training.families.predicting import MediaOptions, Predicting
 from training.inputs import media
 from training.inputs.sounds import Sounds, masked, shifted
 from training.inputs.text import from_pretrained
 from training.recipe import Model, Strict
-from training.targets import KINDS, Problem, Target, load_target
+from training.targets import Target, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
 
 
-class Options(Strict):
+class Options(MediaOptions):
     """What is predicted of a sound, how it is heard, and how sounds are varied while the model learns."""
 
-    problem: Problem = Field("single-label", description="One label, several, one of an ordered set, or a number.")
-    separator: str = Field(",", min_length=1, description="What stands between the labels of a multi-label cell.")
-    order: list[str] = Field(
-        default_factory=list, description="The labels of an ordinal target from least to most; numbers need no order."
-    )
-    folder: str = Field(
-        ".",
-        description="What relative names of files in the column start from, relative to the recipe; where it is given, "
-        "a job on a cluster takes the folder along.",
-    )
     rate: int | None = Field(None, ge=4000, le=48_000, description="Samples a second that a new base hears; or 16000.")
     seconds: float | None = Field(
         None, gt=0, le=600, description="Kept of a sound at most; default: 10, or what the base makes its picture of."
@@ -65,8 +55,7 @@ class AudioClassification(Predicting):
     @classmethod
     def learn(cls, model: Model, base: Path, splits: Mapping[str, pa.Table], *, unicode: str = "none") -> Self:
         options = Options.model_validate(model.options)
-        cells = {split: table[model.named_target].to_pylist() for split, table in splits.items()}
-        target = KINDS[options.problem].learn(model.named_target, cells, options.model_dump(), unicode)
+        target = cls.learn_target(model, splits, unicode)
         column = media.one_column("audio", model.inputs["audio"])
         heard = splits["train"][column].to_pylist()
         return cls(Sounds.learn(column, base, heard, rate=options.rate, seconds=options.seconds), target, options)
@@ -164,9 +153,5 @@ class AudioClassification(Predicting):
             found["frozen"] = Baseline("Frozen base + linear head", media_baselines.frozen)
         return found
 
-    def signature(self) -> dict[str, Any]:
-        return {
-            "input": media.schema(self.sounds.column, "audio"),
-            "parameters": self.target.parameters_schema(),
-            "output": self.target.answer_schema(),
-        }
+    def input_schema(self) -> dict[str, Any]:
+        return media.schema(self.sounds.column, "audio")

@@ -1,7 +1,7 @@
 """Tabular classification: one label, several, or a label of an order for a row of numbers, categories, dates, texts."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -13,13 +13,13 @@ from training.families.tabular import TableOptions, TabularTask
 from training.inputs.cells import read_label
 from training.inputs.text import in_form
 from training.recipe import Strict
-from training.targets import KINDS, OneLabel, Target
+from training.targets import KINDS, Kinds, LabelOptions, OneLabel, every_metric
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section
 
 
-class Options(TableOptions):
+class Options(TableOptions, LabelOptions):
     """What is predicted of a row, how its columns are read, and how large the network is."""
 
     problem: Literal["single-label", "multi-label", "ordinal"] = Field(
@@ -27,10 +27,6 @@ class Options(TableOptions):
     )
     positive: str | None = Field(
         None, description="Of two labels the one that is looked for; by default the one that sorts last, as in No, Yes."
-    )
-    separator: str = Field(",", min_length=1, description="What stands between the labels of a multi-label cell.")
-    order: list[str] = Field(
-        default_factory=list, description="The labels of an ordinal target from least to most; numbers need no order."
     )
 
 
@@ -72,16 +68,10 @@ class TabularClassification(TabularTask):
     name: ClassVar[str] = "tabular-classification"
     options_known: ClassVar[type[Strict]] = Options
     table_answer: ClassVar[str | None] = "label"
-    targets: ClassVar[Mapping[str, type[Target]]] = {
+    targets: ClassVar[Kinds] = {
         "single-label": Ranked,
         "multi-label": KINDS["multi-label"],
         "ordinal": KINDS["ordinal"],
     }
-    metrics_known: dict[str, str] = {
-        metric: way for target in targets.values() for metric, way in target.metrics_known.items()
-    }
+    metrics_known: dict[str, str] = every_metric(targets)
     headline: str = Ranked.headline
-
-    @classmethod
-    def problem(cls, options: TableOptions) -> str:
-        return cast(Options, options).problem

@@ -1,11 +1,11 @@
 """Tabular regression: a number for a row of numbers, categories, dates and texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from training.families.tabular import TableOptions, TabularTask
 from training.recipe import Strict
-from training.targets import Number, Target
+from training.targets import Kinds, Number
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section
@@ -17,7 +17,7 @@ class TabularRegression(TabularTask):
     name: ClassVar[str] = "tabular-regression"
     options_known: ClassVar[type[Strict]] = TableOptions
     table_answer: ClassVar[str | None] = "score"
-    targets: ClassVar[Mapping[str, type[Target]]] = {"regression": Number}
+    targets: ClassVar[Kinds] = {"regression": Number}
     metrics_known: dict[str, str] = Number.metrics_known
     headline: str = Number.headline
 

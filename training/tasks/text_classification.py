@@ -6,24 +6,13 @@ from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 import torch
-from pydantic import Field
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from training.families.predicting import Predicting
 from training.inputs.text import Reader
 from training.recipe import Model, Strict
-from training.targets import KINDS, Problem, Target, load_target
+from training.targets import Target, TargetOptions, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
-
-
-class Options(Strict):
-    """What is predicted of a text."""
-
-    problem: Problem = Field("single-label", description="One label, several, one of an ordered set, or a number.")
-    separator: str = Field(",", min_length=1, description="What stands between the labels of a multi-label cell.")
-    order: list[str] = Field(
-        default_factory=list, description="The labels of an ordinal target from least to most; numbers need no order."
-    )
 
 
 class TextClassification(Predicting):
@@ -36,7 +25,7 @@ class TextClassification(Predicting):
 
     name: ClassVar[str] = "text-classification"
     roles: ClassVar[dict[str, str]] = {"text": "the column or columns that are read"}
-    options_known: ClassVar[type[Strict]] = Options
+    options_known: ClassVar[type[Strict]] = TargetOptions
 
     def __init__(self, reader: Reader, target: Target) -> None:
         super().__init__(target)
@@ -46,9 +35,7 @@ class TextClassification(Predicting):
 
     @classmethod
     def learn(cls, model: Model, base: Path, splits: Mapping[str, pa.Table], *, unicode: str = "none") -> Self:
-        options = Options.model_validate(model.options)
-        cells = {split: table[model.target].to_pylist() for split, table in splits.items()}
-        target = KINDS[options.problem].learn(model.named_target, cells, options.model_dump(), unicode)
+        target = cls.learn_target(model, splits, unicode)
         return cls(Reader.learn(model.inputs["text"], base, model.max_length, unicode), target)
 
     @classmethod
@@ -109,9 +96,5 @@ class TextClassification(Predicting):
             "frozen": Baseline("Frozen base + linear head", baselines.frozen),
         }
 
-    def signature(self) -> dict[str, Any]:
-        return {
-            "input": self.reader.schema(),
-            "parameters": self.target.parameters_schema(),
-            "output": self.target.answer_schema(),
-        }
+    def input_schema(self) -> dict[str, Any]:
+        return self.reader.schema()

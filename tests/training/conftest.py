@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.training.recipes import recipe_of
 from training.recipe import Recipe
 
 TOPICS = {
@@ -53,6 +54,4 @@ def topics_recipe(folder: Path, base: Path, rows: int, **sections: Any) -> Recip
         },
         "train": {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "workers": 1, "precision": "fp32"},
     }
-    for section, values in sections.items():
-        tree[section] = {**tree[section], **values}
-    return Recipe.model_validate(tree, context={"folder": folder})
+    return recipe_of(tree, folder, sections)

@@ -2,10 +2,15 @@
 
 import csv
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from tests.training.recipes import recipe_of
 from training.recipe import Recipe
+from training.tasks.task import Task
 
 TOPICS = ["card", "order", "money", "parcel", "password", "invoice", "address", "plan"]
 TROUBLES = ["lost", "late", "broken", "slow", "crash", "cancel", "change", "charge"]
@@ -56,6 +61,10 @@ def search_recipe(folder: Path, base: Path, task: str, **sections: Any) -> Recip
         },
         "train": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "workers": 1, "precision": "fp32"},
     }
-    for section, values in sections.items():
-        tree[section] = {**tree[section], **values}
-    return Recipe.model_validate(tree, context={"folder": folder})
+    return recipe_of(tree, folder, sections)
+
+
+def asked(task: Task, **splits: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What a task asks about the rows of each split, which are given as columns."""
+    tables = {name: pa.table(dict(rows)) for name, rows in splits.items()}
+    return {name: table.to_pylist() for name, table in task.questions(tables).items()}

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 
+from tests.training.recipes import recipe_of
 from training.recipe import Recipe
 
 SHAPES = ("bar", "box", "ring")
@@ -68,6 +69,4 @@ def picture_recipe(folder: Path, base: Path, **sections: Any) -> Recipe:
         },
         "train": {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "workers": 1, "precision": "fp32"},
     }
-    for section, values in sections.items():
-        tree[section] = {**tree[section], **values}
-    return Recipe.model_validate(tree, context={"folder": folder})
+    return recipe_of(tree, folder, sections)

@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 from transformers import pipeline
 
 from cluster.errors import UserError
-from tests.training.tasks.searching import TOPICS, TROUBLES, search_recipe, write_search
+from tests.training.tasks.searching import TOPICS, TROUBLES, asked, search_recipe, write_search
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode, open_encoded
@@ -43,11 +43,6 @@ def of_pairs(base: Path, rows: Rows, target: str | None = None, **options: Any) 
     inputs = {"query": ["q"], "passage": ["p"]} | ({"negative": ["n"]} if "n" in rows else {})
     model = Model(task="sentence-similarity", base="", inputs=inputs, target=target, options=options)
     return SentenceSimilarity.learn(model, base, {"train": pa.table(rows)})
-
-
-def asked(task: SentenceSimilarity, **splits: Rows) -> dict[str, list[dict[str, Any]]]:
-    tables = {name: pa.table(rows) for name, rows in splits.items()}
-    return {name: table.to_pylist() for name, table in task.questions(tables).items()}
 
 
 # --- rows to questions ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
 from cluster.errors import UserError
+from tests.training.recipes import recipe_of
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
@@ -242,9 +243,7 @@ def make_loans(tmp_path: Path, home: Path, tiny_base: Path) -> Callable[..., Rec
         }
         if text:
             tree["model"]["base"] = str(tiny_base)
-        for section, values in sections.items():
-            tree[section] = {**tree[section], **values}
-        return Recipe.model_validate(tree, context={"folder": tmp_path})
+        return recipe_of(tree, tmp_path, sections)
 
     return make
 

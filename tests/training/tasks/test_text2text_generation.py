@@ -1,6 +1,5 @@
 """Text-to-text generation and summarization: an encoder and a decoder that learn, and write as transformers does."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,14 +15,6 @@ from training.encode import encode
 from training.recipe import Model
 from training.tasks.summarization import Summarization
 from training.tasks.text2text_generation import Text2TextGeneration
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("writing")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HEADRACE_HOME", str(folder / "home"))
-        yield folder
 
 
 @pytest.fixture(scope="module")

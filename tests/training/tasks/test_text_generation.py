@@ -3,7 +3,6 @@
 import json
 import math
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,6 @@ from training.tasks.task import Row, task_class
 from training.tasks.text_generation import NOT_LEARNED, TextGeneration
 
 CHAT = {"inputs": {"prompt": "messages"}, "target": "messages", "options": {"format": "chat"}}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("writing")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HEADRACE_HOME", str(folder / "home"))
-        yield folder
 
 
 @pytest.fixture(scope="module")

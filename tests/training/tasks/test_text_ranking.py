@@ -11,7 +11,7 @@ import torch
 from transformers import pipeline
 
 from cluster.errors import UserError
-from tests.training.tasks.searching import search_recipe, write_search
+from tests.training.tasks.searching import asked, search_recipe, write_search
 from training.bundle import open_bundle, write_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
@@ -38,11 +38,6 @@ def of_pairs(base: Path, rows: Rows, target: str | None = None, **options: Any) 
     inputs = {"query": ["q"], "passage": ["p"]}
     model = Model(task="text-ranking", base="", inputs=inputs, target=target, options=options)
     return TextRanking.learn(model, base, {"train": pa.table(rows)})
-
-
-def asked(task: TextRanking, **splits: Rows) -> dict[str, list[dict[str, Any]]]:
-    tables = {name: pa.table(rows) for name, rows in splits.items()}
-    return {name: table.to_pylist() for name, table in task.questions(tables).items()}
 
 
 def test_relevant_passages_get_negatives_and_judged_ones_none(tiny_base: Path) -> None:

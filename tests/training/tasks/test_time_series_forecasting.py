@@ -15,6 +15,7 @@ import torch
 from sklearn.metrics import mean_absolute_error, mean_pinball_loss
 
 from cluster.errors import UserError
+from tests.training.recipes import recipe_of
 from training.bundle import open_bundle, write_bundle
 from training.data.fuse import fuse
 from training.encode import encode
@@ -221,9 +222,7 @@ def make_sales(tmp_path: Path, home: Path) -> Callable[..., Recipe]:
             },
             "train": {"epochs": 12, "batch_size": 32, "head_learning_rate": 3e-3, "precision": "fp32"},
         }
-        for section, values in sections.items():
-            tree[section] = {**tree[section], **values}
-        return Recipe.model_validate(tree, context={"folder": tmp_path})
+        return recipe_of(tree, tmp_path, sections)
 
     return make
 

@@ -9,6 +9,7 @@ import torch
 from scipy.io import wavfile
 from transformers import ASTConfig, ASTModel, Wav2Vec2Config, Wav2Vec2Model
 
+from tests.training.recipes import recipe_of
 from training.recipe import Recipe
 
 KINDS = ("fall", "rise", "still")
@@ -91,6 +92,4 @@ def tone_recipe(folder: Path, base: Path, **sections: Any) -> Recipe:
         },
         "train": {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "workers": 1, "precision": "fp32"},
     }
-    for section, values in sections.items():
-        tree[section] = {**tree[section], **values}
-    return Recipe.model_validate(tree, context={"folder": folder})
+    return recipe_of(tree, folder, sections)

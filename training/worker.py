@@ -8,6 +8,7 @@ Rank 0 writes. What it writes to lies in the run's folder, which every node sees
     model/ outputs/              what the run leaves: the fine-tuned model, and its outputs on each held-out split
 """
 
+import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -87,26 +88,32 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         change.
     """
     job = Job(**config)
-    folder = Path(job.run)
     torch.set_num_threads(job.threads)
     try:
-        encoded = together(job.open)
-        trainee = make_trainee(encoded, Train(**job.options), read_adapt(job.adapt), get_device())
-        newest = checkpoint.newest(checkpoints(folder))
-        if newest:
-            checkpoint.load(newest, trainee)
-        with Journal(folder / "metrics.jsonl") as journal:
-            for moment in train(trainee, encoded):
-                if trainee.rank == 0:
-                    journal.write(as_record(moment) | {"workers": trainee.world})
-                if moment.best and trainee.options.early_stopping:
-                    keep_best(trainee, folder)
-                if moment.checkpoint_due:
-                    keep(trainee, folder, moment)
-        leave(trainee, encoded, folder)
+        train_and_leave(job, Path(job.run))
     except HeadraceError as error:
         return {"failure": str(error), "exit_code": error.exit_code}
+    finally:
+        gc.collect()  # DDP refers to itself; one that outlives the process group waits for ever when it is found
     return {}
+
+
+def train_and_leave(job: Job, folder: Path) -> None:
+    """The run of one worker; nothing of it is referred to afterwards."""
+    encoded = together(job.open)
+    trainee = make_trainee(encoded, Train(**job.options), read_adapt(job.adapt), get_device())
+    newest = checkpoint.newest(checkpoints(folder))
+    if newest:
+        checkpoint.load(newest, trainee)
+    with Journal(folder / "metrics.jsonl") as journal:
+        for moment in train(trainee, encoded):
+            if trainee.rank == 0:
+                journal.write(as_record(moment) | {"workers": trainee.world})
+            if moment.best and trainee.options.early_stopping:
+                keep_best(trainee, folder)
+            if moment.checkpoint_due:
+                keep(trainee, folder, moment)
+    leave(trainee, encoded, folder)
 
 
 def keep(trainee: Trainee, folder: Path, moment: Moment) -> None:

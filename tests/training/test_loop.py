@@ -1,7 +1,6 @@
 """The loop against references: a hand-written one, itself interrupted, and itself over two processes."""
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
 from cluster.errors import RunError, UserError
+from tests.training.together import together
 from training import checkpoint
 from training.batches import plan
 from training.data.fuse import fuse
@@ -173,18 +171,14 @@ def test_two_workers_equal_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(rows=101, train={"epochs": 5})
     encoded = encoded_for(recipe)
     for world in (1, 2):
-        given = (world, encoded.folder, encoded.base, recipe.train, str(tmp_path))
-        start_processes(_one_worker, given, nprocs=world, start_method="spawn")  # type: ignore[no-untyped-call]
+        together(world, _one_worker, tmp_path, world, encoded.folder, encoded.base, recipe.train, tmp_path)
     one, two = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
     assert len(encoded.split("train")) % 8 == 5, "the last batch must be partial for this to prove anything"
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)
     torch.testing.assert_close(one["outputs"], two["outputs"], rtol=0, atol=1e-3)
 
 
-def _one_worker(rank: int, world: int, folder: Path, base: Path, options: Train, out: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    dist.init_process_group("gloo", init_method=f"file://{out}/meet-{world}", rank=rank, world_size=world)
+def _one_worker(rank: int, world: int, folder: Path, base: Path, options: Train, out: Path) -> None:
     encoded = open_encoded(folder, base)
     trainee = make_trainee(encoded, options, "full", CPU)
     without_dropout(trainee.model)
@@ -192,6 +186,4 @@ def _one_worker(rank: int, world: int, folder: Path, base: Path, options: Train,
     outputs = predict(trainee, encoded.split("test"))
     if rank == 0:
         kept = {"losses": [moment.loss for moment in moments], "outputs": torch.from_numpy(np.stack(outputs))}
-        torch.save(kept, f"{out}/{world}.pt")
-    dist.barrier()  # gloo lets go of what it gathered; ended at once, its threads can wait for ever
-    dist.destroy_process_group()
+        torch.save(kept, out / f"{world}.pt")

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
 from cluster.errors import UserError
+from tests.training.together import together
 from training import checkpoint, worker
 from training.batches import parts
 from training.data.fuse import fuse
@@ -54,27 +53,19 @@ class Job:
 
 def run(folder: Path, encoded: Encoded, options: Train, world: int, *jobs: Job) -> list[dict[str, Any]]:
     """Has ``world`` processes train one job after the other; returns losses, outputs and finished weights of each."""
-    given = (world, encoded.folder, encoded.base, options, jobs, folder)
+    given = (encoded.folder, encoded.base, options, jobs, folder)
     if world == 1:
         _one_worker(0, *given)
     else:
-        start_processes(_one_worker, given, nprocs=world, start_method="spawn")  # type: ignore[no-untyped-call]
+        together(world, _one_worker, folder, *given)
     return [torch.load(folder / job.name / "found.pt", weights_only=True) for job in jobs]
 
 
-def _one_worker(
-    rank: int, world: int, data: Path, base: Path, options: Train, jobs: tuple[Job, ...], folder: Path
-) -> None:
+def _one_worker(rank: int, data: Path, base: Path, options: Train, jobs: tuple[Job, ...], folder: Path) -> None:
     warnings.simplefilter("error", FutureWarning)  # each is printed to whoever trains, once a worker
-    if world > 1:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/{jobs[0].name}-meet", rank=rank, world_size=world)
     encoded = open_encoded(data, base)
     for job in jobs:
         _train(job, encoded, options.model_copy(update=job.changes), folder)
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def _train(job: Job, encoded: Encoded, options: Train, folder: Path) -> None:

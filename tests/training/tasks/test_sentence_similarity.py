@@ -1,6 +1,5 @@
 """Bi-encoders: pairs with their negatives, the loss of a whole batch, retrieval over a corpus, vectors as answers."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
 from transformers import pipeline
 
 from cluster.errors import UserError
 from tests.training.tasks.searching import TOPICS, TROUBLES, asked, search_recipe, write_search
+from tests.training.together import together
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode, open_encoded
@@ -250,17 +248,13 @@ def test_two_workers_equal_one(make_search: MakeSearch, tmp_path: Path) -> None:
     encoded = encode(recipe, fuse(recipe))
     assert len(encoded.split("train")) % 7 % 2 == 1, "the last batch must not come out even for this to prove anything"
     for world in (1, 2):
-        given = (world, encoded.folder, encoded.base, recipe.train, str(tmp_path))
-        start_processes(_one_worker, given, nprocs=world, start_method="spawn")  # type: ignore[no-untyped-call]
+        together(world, _one_worker, tmp_path, world, encoded.folder, encoded.base, recipe.train, tmp_path)
     one, two = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-4)
     torch.testing.assert_close(one["outputs"], two["outputs"], rtol=0, atol=1e-3)
 
 
-def _one_worker(rank: int, world: int, folder: Path, base: Path, options: Train, out: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    dist.init_process_group("gloo", init_method=f"file://{out}/meet-{world}", rank=rank, world_size=world)
+def _one_worker(rank: int, world: int, folder: Path, base: Path, options: Train, out: Path) -> None:
     encoded = open_encoded(folder, base)
     trainee = make_trainee(encoded, options, read_adapt("full"), CPU)
     for module in trainee.model.modules():
@@ -270,9 +264,7 @@ def _one_worker(rank: int, world: int, folder: Path, base: Path, options: Train,
     losses = [moment.loss for moment in train(trainee, encoded)]
     outputs = predict(trainee, encoded.split("test"))
     if rank == 0:
-        torch.save({"losses": losses, "outputs": torch.from_numpy(np.stack(outputs))}, f"{out}/{world}.pt")
-    dist.barrier()  # gloo lets go of what it gathered; ended at once, its threads can wait for ever
-    dist.destroy_process_group()
+        torch.save({"losses": losses, "outputs": torch.from_numpy(np.stack(outputs))}, out / f"{world}.pt")
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

@@ -1,15 +1,13 @@
 """A model that writes, on several workers: whole on each, or a part on each. Real processes that talk over gloo."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
 from tests.training.tasks.desk import CPU, GPT2, desk_recipe
+from tests.training.together import together
 from training.data.fuse import fuse
 from training.encode import encode, open_encoded
 from training.loop import make_trainee, predict, train
@@ -27,14 +25,10 @@ def learned(data: Path, base: Path, options: Train) -> tuple[list[float], list[l
 
 
 def worker(rank: int, data: Path, base: Path, options: Train, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for strategy in STRATEGIES:
         found = learned(data, base, options.model_copy(update={"strategy": strategy}))
         if rank == 0:
             torch.save(found, folder / f"{strategy}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def test_workers_learn_and_write_the_same_together(tmp_path: Path, home: Path) -> None:
@@ -43,8 +37,7 @@ def test_workers_learn_and_write_the_same_together(tmp_path: Path, home: Path) -
     encoded = encode(recipe, fuse(recipe))
     losses, said = learned(encoded.folder, encoded.base, recipe.train)
     assert len({len(one) for one in said}) > 1, "texts of several lengths"
-    given: tuple[Any, ...] = (encoded.folder, encoded.base, recipe.train, tmp_path)
-    start_processes(worker, given, nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
+    together(2, worker, tmp_path, encoded.folder, encoded.base, recipe.train, tmp_path)
     for strategy in STRATEGIES:
         other_losses, other_said = torch.load(tmp_path / f"{strategy}.pt", weights_only=True)
         assert other_losses == pytest.approx(losses, rel=1e-3)

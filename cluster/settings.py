@@ -15,10 +15,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from cluster.errors import RecipeError, UserError
 
@@ -31,6 +31,20 @@ MASK = "***"
 COMMAND_LINE = "command line"
 
 _secrets: set[str] = set()  # values that came from the environment, so that redact can mask them
+
+
+class Strict(BaseModel):
+    """A section of a settings file: unknown keys are errors, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Columns = Annotated[list[str], BeforeValidator(_as_list)]
+"""One name, or several."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -71,15 +72,23 @@ def dotted(name: str, key: str, field: FieldInfo) -> str:
 
 def kind(field: FieldInfo) -> str:
     """A field's type as a person reads it."""
-    text = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
-    text = re.sub(r"typing\.|<class '([\w.]+)'>", lambda match: match.group(1) or "", text)
-    text = re.sub(r"^Optional\[(.+)\]$", r"\1", text)
-    text = re.sub(r"\b(training|tuning|serving)\.recipe\.(\w+)", "section", text)
-    text = re.sub(r"Annotated\[(.+?), [^\]]*\]", r"\1", text)
-    text = re.sub(r"Literal\[([^\]]+)\]", lambda match: match.group(1).replace(", ", " | "), text)
-    if models(field) and "dict" not in text:
-        text = "section" if "float" not in text else "fraction | section"
-    return "`" + text.replace(" | None", "").replace("|", "\\|") + "`"
+    return "`" + " | ".join(dict.fromkeys(kinds(field.annotation))).replace("|", "\\|") + "`"
+
+
+def kinds(annotation: Any) -> list[str]:
+    """What may stand for a type, each alternative by itself; that it may be left out is not said."""
+    origin, within = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return kinds(within[0])
+    if origin is Literal:
+        return [repr(one) for one in within]
+    if origin in (Union, UnionType):
+        return [kind for one in within for kind in kinds(one)]
+    if origin in (dict, list, tuple):
+        return [f"{origin.__name__}[{', '.join(' | '.join(kinds(one)) for one in within)}]"]
+    if annotation is NoneType:
+        return []
+    return ["section" if annotation is not Any and issubclass(annotation, BaseModel) else annotation.__name__]
 
 
 def default(field: FieldInfo) -> str:

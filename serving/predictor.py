@@ -128,7 +128,7 @@ class Predictor:
 
 def torch_engine(task: Task, bundle: Bundle, device: torch.device) -> Callable[[Batch], torch.Tensor]:
     """PyTorch's own forward pass. Another engine is another such function: a batch in, outputs out."""
-    model = task.open(bundle.folder).to(device).eval()
+    model = bundle.model(task).to(device).eval()
 
     @torch.inference_mode()
     def forward(batch: Batch) -> torch.Tensor:

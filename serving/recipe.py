@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from training.recipe import Strict
+from cluster.settings import Strict
 
 
 class Replicas(Strict):

@@ -14,10 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from cluster.errors import UserError
 from cluster.storage import fingerprint, folder_digests, read_json, write_json
+from training.models import adapter
+from training.models.adapt import learned
 from training.models.base import refuse_code
 from training.tasks.task import Task, task_class
 
@@ -35,7 +38,7 @@ class Bundle:
     Attributes:
         folder: where it lies.
         info: ``bundle.json``: ``format_version``, ``name``, ``task``, ``settings``, ``signature``, ``recipe``,
-            ``metrics``, ``baselines``, ``data``, ``created``, ``versions``, ``files``.
+            ``metrics``, ``baselines``, ``data``, ``base``, ``created``, ``versions``, ``files``.
     """
 
     folder: Path
@@ -55,9 +58,18 @@ class Bundle:
         """The task, ready to encode and decode."""
         return task_class(self.info["task"]).load(self.info["settings"], self.folder)
 
-    def model(self) -> PreTrainedModel:
-        """The fine-tuned model, in evaluation mode, on the CPU."""
-        return self.task().open(self.folder)
+    def model(self, task: Task | None = None) -> PreTrainedModel:
+        """The fine-tuned model, in evaluation mode, on the CPU.
+
+        Args:
+            task: this bundle's own, where the caller has it.
+
+        Raises:
+            UserError: the bundle lacks its base, which is not there or has changed.
+        """
+        task = task or self.task()
+        base = self.info.get("base")
+        return adapter.open_adapter(task, base, self.folder) if base else task.open(self.folder)
 
 
 def write_bundle(
@@ -70,6 +82,7 @@ def write_bundle(
     metrics: dict[str, float],
     baselines: dict[str, dict[str, float]],
     data: dict[str, Any],
+    base: dict[str, Any] | None = None,
 ) -> Bundle:
     """Writes a bundle into ``folder``, which exists and is empty.
 
@@ -78,8 +91,12 @@ def write_bundle(
         metrics: metric names like ``test/accuracy`` to values.
         baselines: for each baseline the same.
         data: ``rows``, ``splits`` and ``fingerprint`` of what it was trained on.
+        base: what :func:`training.models.adapter.describe` says, where the bundle is to lack its base.
     """
-    model.save_pretrained(folder)
+    if base is None:
+        model.save_pretrained(folder)
+    else:
+        save_file(learned(model), folder / adapter.WEIGHTS)
     settings = task.save(folder)
     info = {
         "format_version": FORMAT_VERSION,
@@ -91,6 +108,7 @@ def write_bundle(
         "metrics": metrics,
         "baselines": baselines,
         "data": data,
+        "base": base,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
         "files": folder_digests(folder),

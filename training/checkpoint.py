@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from cluster.storage import plain_disk_errors, read_json, write_json
 from training.loop import Position, Trainee
+from training.models.adapt import learned
 from training.strategy import is_parted, part_of, put, whole
 
 WEIGHTS, MOMENTS, POSITION = "weights", "optimizer", "position.json"
@@ -41,7 +42,7 @@ def save(folder: Path, trainee: Trainee) -> None:
         _write(folder / f"{WEIGHTS}-{trainee.rank:05d}.safetensors", learning(trainee))
         _write(folder / f"{MOMENTS}-{trainee.rank:05d}.safetensors", _moments(trainee))
         if trainee.rank == 0:
-            write_json(folder / POSITION, asdict(trainee.position))
+            write_json(folder / POSITION, asdict(trainee.position) | {"scaler": trainee.scaler.state_dict()})
 
 
 def load(folder: Path, trainee: Trainee) -> None:
@@ -56,6 +57,8 @@ def load(folder: Path, trainee: Trainee) -> None:
             for weight in group["params"]:
                 trainee.optimizer.state[weight].update(_state(moments, f"{names[id(weight)]}/", weight))
     trainee.position = Position(**read_json(folder / POSITION))
+    if trainee.position.scaler:
+        trainee.scaler.load_state_dict(trainee.position.scaler)
 
 
 def _state(moments: "_Parts", prefix: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -83,10 +86,8 @@ def prune(folder: Path, kept: int) -> None:
 
 
 def learning(trainee: Trainee) -> dict[str, torch.Tensor]:
-    """The weights that learn, and the buffers that move, by name; what is frozen comes from the base again."""
-    weights = {name: weight.data for name, weight in trainee.model.named_parameters() if weight.requires_grad}
-    persistent = trainee.model.state_dict(keep_vars=True)
-    return weights | {name: buffer for name, buffer in trainee.model.named_buffers() if name in persistent}
+    """What a checkpoint holds of the model, by name."""
+    return learned(trainee.model)
 
 
 def gather(trainee: Trainee) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import yaml
+from safetensors.torch import load_file
 
 from cluster.errors import RunError, UserError
 from cluster.progress import progress, say
@@ -25,6 +26,7 @@ from training.evaluation.baselines import measure
 from training.evaluation.report import ReportData, write_report
 from training.journal import Follower, Record, entries
 from training.loop import check_early_stopping
+from training.models import adapter
 from training.recipe import Elastic, Recipe, Train
 from training.registry import RunLog, register, start_run
 from training.tasks.task import Outputs
@@ -41,6 +43,7 @@ OPERATIONAL = {
     "workers",
     "strategy",
     "tokens_per_device",
+    "compile",
     "activation_checkpointing",
     "checkpoint_every",
     "max_failures",
@@ -118,7 +121,8 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
 def run_key(recipe: Recipe, encoded: Encoded) -> str:
     """The fingerprint of a training run: equal for equal results."""
     options = recipe.train.model_dump(exclude=OPERATIONAL)
-    return fingerprint(FORMAT, encoded.fingerprint, recipe.name, recipe.model.model_dump()["adapt"], options)
+    kept = recipe.model.model_dump(include={"adapt", "bundle"})
+    return fingerprint(FORMAT, encoded.fingerprint, recipe.name, kept, options)
 
 
 @contextmanager
@@ -266,7 +270,11 @@ def finish(
         "splits": {name: len(encoded.split(name)) for name in SPLITS},
         "fingerprint": fused.fingerprint,
     }
-    model = task.open(folder / "model")
+    if recipe.model.bundle == "adapter":
+        weights = load_file(folder / "model" / adapter.WEIGHTS)
+        model = adapter.put_together(task, encoded.base, recipe.model.adapt, weights).eval()
+    else:
+        model = task.open(folder / "model")
     with building(bundle_folder) as unfinished:
         write_bundle(
             unfinished,
@@ -277,6 +285,7 @@ def finish(
             metrics=metrics,
             baselines=baselines,
             data=data,
+            base=adapter.describe(recipe, encoded.base) if recipe.model.bundle == "adapter" else None,
         )
     return metrics
 

@@ -26,6 +26,7 @@ from training.batches import Indices, by_length, parts, plan, share
 from training.encode import Encoded, EncodedSplit
 from training.models.adapt import adapt_model
 from training.optimizer import make_optimizer, schedule
+from training.precision import autocast, choose_precision, make_scaler
 from training.recipe import Adapt, Train
 from training.strategy import gather_batch, is_parted, part_again, spread, whole, without_exchange
 from training.tasks.task import Batch, Output, Outputs, Task
@@ -45,6 +46,7 @@ class Position:
         best: the best value of the early-stopping metric so far.
         best_epoch: the epoch that reached it.
         stopped: early stopping has ended the run.
+        scaler: what the gradients' scaler knows, where there is one.
     """
 
     step: int = 0
@@ -53,6 +55,7 @@ class Position:
     best: float | None = None
     best_epoch: int = 0
     stopped: bool = False
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,12 @@ class Moment:
 
 @dataclass
 class Trainee:
-    """A model that learns, and everything that moves while it does."""
+    """A model that learns, and everything that moves while it does.
+
+    Attributes:
+        wrapped: what is called in a training step.
+        budget: padded tokens that are computed at once; None for all.
+    """
 
     task: Task
     model: PreTrainedModel
@@ -97,6 +105,8 @@ class Trainee:
     options: Train
     device: torch.device
     precision: torch.dtype
+    scaler: torch.amp.GradScaler
+    budget: int | None = None
     rank: int = 0
     world: int = 1
     adapt: Adapt = "full"
@@ -120,6 +130,9 @@ def make_trainee(encoded: Encoded, options: Train, adapt: Adapt, device: torch.d
     if options.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     wrapped = spread(model, options.strategy, device)
+    if options.compile:
+        wrapped.compile(dynamic=True)  # a graph for each length would be compiled more often than it is run
+    precision = choose_precision(options.precision, device)
     return Trainee(
         task=task,
         model=model,
@@ -127,25 +140,13 @@ def make_trainee(encoded: Encoded, options: Train, adapt: Adapt, device: torch.d
         optimizer=make_optimizer(model, task.head(model), options),
         options=options,
         device=device,
-        precision=choose_precision(options.precision, device),
+        precision=precision,
+        scaler=make_scaler(device, precision),
+        budget=options.tokens_per_device if options.tokens_per_device != "auto" else None,
         rank=rank,
         world=world,
         adapt=adapt,
     )
-
-
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """bf16 only where this very device computes it in hardware: emulated, it is many times slower than fp32."""
-    if precision == "auto":
-        return torch.bfloat16 if computes_bf16(device) else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bf16 matrices in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def train(trainee: Trainee, encoded: Encoded) -> Iterator[Moment]:
@@ -210,8 +211,10 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, heat: float
     mean_loss /= trainee.world
     if trainee.world > 1:
         dist.all_reduce(mean_loss)
+    trainee.scaler.unscale_(trainee.optimizer)
     norm = whole(torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.options.clip_norm))
-    if not (torch.isfinite(mean_loss) and torch.isfinite(norm)):
+    overflown = trainee.scaler.is_enabled() and trainee.scaler.get_scale() > 1  # the scaler leaves such a step out
+    if not (torch.isfinite(mean_loss) and (torch.isfinite(norm) or overflown)):
         rate = heat * trainee.options.learning_rate
         raise RunError(
             f"step {trainee.position.step + 1}: the loss is {mean_loss.item()} and the gradient's norm {norm.item()} "
@@ -220,7 +223,8 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, heat: float
         )
     for group in trainee.optimizer.param_groups:
         group["lr"] = heat * group["peak"]
-    trainee.optimizer.step()
+    trainee.scaler.step(trainee.optimizer)
+    trainee.scaler.update()
     trainee.optimizer.zero_grad()
     return mean_loss.item(), norm.item()
 
@@ -231,11 +235,10 @@ def own_parts(trainee: Trainee, rows: EncodedSplit, batch: Indices) -> list[tupl
     A parted model is gathered in every forward pass, by all workers together: one with fewer parts than another goes
     through its last one again, with weight 0.
     """
-    budget = trainee.options.tokens_per_device
 
     def of(rank: int) -> list[tuple[Indices, float]]:
         own, weight = share(batch, rank, trainee.world)
-        return [(part, weight) for part in parts(own, rows.lengths, budget)]
+        return [(part, weight) for part in parts(own, rows.lengths, trainee.budget)]
 
     own = of(trainee.rank)
     if is_parted(trainee.model):
@@ -247,12 +250,12 @@ def own_parts(trainee: Trainee, rows: EncodedSplit, batch: Indices) -> list[tupl
 def learn_from(trainee: Trainee, rows: EncodedSplit, part: Indices, weight: float, whole_rows: int) -> torch.Tensor:
     """Adds the gradient of a part's loss, times ``weight``; returns that loss."""
     tensors = collate(trainee, rows, part)
-    with autocast(trainee):
+    with autocast(trainee.device, trainee.precision):
         outputs = trainee.task.forward(trainee.wrapped, tensors)
     if trainee.task.whole_batch and trainee.world > 1:
         outputs, tensors, weight = gather_batch(outputs, tensors, whole_rows)
     loss = trainee.task.loss(outputs.float(), tensors).sum() * weight
-    loss.backward()  # type: ignore[no-untyped-call]
+    trainee.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
 
@@ -285,7 +288,7 @@ def predict(trainee: Trainee, rows: EncodedSplit, *, final: bool = False) -> Out
     batches = by_length(rows.lengths, READING_BATCH)
     if is_parted(trainee.model):  # all workers gather it together, so none may read a batch fewer than another
         batches += batches[:1] * (-len(batches) % trainee.world)
-    with torch.no_grad(), contextlib.nullcontext() if final else autocast(trainee):
+    with torch.no_grad(), contextlib.nullcontext() if final else autocast(trainee.device, trainee.precision):
         for batch in batches[trainee.rank :: trainee.world]:
             examples = rows.examples(batch)
             outputs = read(trainee.model, on_device(trainee, trainee.task.collate(examples)))
@@ -341,13 +344,6 @@ def seed_step(trainee: Trainee) -> None:
     """Draws this step's dropout from the seed, the step and the worker, so that no random state needs keeping."""
     parts = [trainee.options.seed, trainee.position.step, trainee.rank]
     torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1))
-
-
-def autocast(trainee: Trainee) -> contextlib.AbstractContextManager[Any]:
-    """bf16 arithmetic where it was chosen."""
-    if trainee.precision is torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(trainee.device.type, trainee.precision)
 
 
 def as_record(moment: Moment) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Rank 0 writes. What it writes to lies in the run's folder, which every node sees
     model/ outputs/              what the run leaves: the fine-tuned model, and its outputs on each held-out split
 """
 
+import functools
 import gc
 import shutil
 from collections.abc import Callable
@@ -21,23 +22,27 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from cluster.errors import HeadraceError, RunError, UserError
 from cluster.storage import building, plain_disk_errors
 from training import checkpoint, outputs
+from training.budget import find_budget
 from training.encode import Encoded, open_encoded
 from training.journal import Journal
 from training.loop import Moment, Trainee, as_record, make_trainee, predict, train
-from training.models.adapt import adapt_model, merge, read_adapt
+from training.models.adapt import merge, read_adapt
+from training.models.adapter import WEIGHTS, put_together
 from training.models.base import EARLIER, resolve_base
 from training.recipe import NewBase, Recipe, Train
-from training.strategy import is_parted, put
+from training.strategy import is_parted
 
 Result = TypeVar("Result")
 
 KEPT = 2
 """Checkpoints that Ray Train leaves: the newest, and the one before it."""
+
+LOOK_EVERY = 10
+"""Steps between two looks at whether a node is about to be taken away; each look has all workers meet."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Job:
         run: the run's folder.
         adapt: which weights learn, as the recipe says it.
         options: the recipe's ``train`` section.
+        adapter: what was learned is kept without the base.
         threads: that this worker may compute with.
     """
 
@@ -58,6 +64,7 @@ class Job:
     run: str
     adapt: Any
     options: dict[str, Any]
+    adapter: bool = False
     threads: int = 1
 
     @classmethod
@@ -68,7 +75,8 @@ class Job:
             name = str(encoded.base)  # it lies in the home, which every node sees, and whatever an alias says by then
         base = (name, str(recipe.folder))
         adapt = recipe.model.model_dump()["adapt"]
-        return cls(str(encoded.folder), base, str(run), adapt, recipe.train.model_dump())
+        apart = recipe.model.bundle == "adapter"
+        return cls(str(encoded.folder), base, str(run), adapt, recipe.train.model_dump(), apart)
 
     def as_config(self) -> dict[str, Any]:
         """For ``train_loop_config``."""
@@ -80,40 +88,62 @@ class Job:
         return open_encoded(Path(self.encoded), resolve_base(name, Path(folder)))
 
 
-def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Trains from the newest checkpoint, or from the base, to the end of the run.
+def ends_plainly(work: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Makes of a worker's work an answer to the driver, and holds nothing of it afterwards.
 
-    Returns:
-        ``{}``, or ``failure`` and ``exit_code`` where all workers ended for a reason that trying again would not
-        change.
+    The answer is ``{}``, or ``failure`` and ``exit_code`` where all workers ended for a reason that trying again would
+    not change.
     """
+
+    @functools.wraps(work)
+    def answer(config: dict[str, Any]) -> dict[str, Any]:
+        try:
+            work(config)
+        except HeadraceError as error:
+            return {"failure": str(error), "exit_code": error.exit_code}
+        finally:
+            gc.collect()  # DDP refers to itself; one that outlives the process group waits for ever when it is found
+        return {}
+
+    return answer
+
+
+@ends_plainly
+def run(config: dict[str, Any]) -> None:
+    """Trains from the newest checkpoint, or from the base, to the end of the run."""
     job = Job(**config)
+    folder = Path(job.run)
     torch.set_num_threads(job.threads)
-    try:
-        train_and_leave(job, Path(job.run))
-    except HeadraceError as error:
-        return {"failure": str(error), "exit_code": error.exit_code}
-    finally:
-        gc.collect()  # DDP refers to itself; one that outlives the process group waits for ever when it is found
-    return {}
-
-
-def train_and_leave(job: Job, folder: Path) -> None:
-    """The run of one worker; nothing of it is referred to afterwards."""
-    encoded = together(job.open)
-    trainee = make_trainee(encoded, Train(**job.options), read_adapt(job.adapt), get_device())
-    newest = checkpoint.newest(checkpoints(folder))
-    if newest:
-        checkpoint.load(newest, trainee)
+    encoded, trainee = ready(job, get_device())
     with Journal(folder / "metrics.jsonl") as journal:
         for moment in train(trainee, encoded):
             if trainee.rank == 0:
                 journal.write(as_record(moment) | {"workers": trainee.world})
             if moment.best and trainee.options.early_stopping:
                 keep_best(trainee, folder)
-            if moment.checkpoint_due:
+            if moment.checkpoint_due or node_is_leaving(moment.step):
                 keep(trainee, folder, moment)
-    leave(trainee, encoded, folder)
+    leave(trainee, encoded, folder, apart=job.adapter)
+
+
+def ready(job: Job, device: torch.device) -> tuple[Encoded, Trainee]:
+    """A job's data, and a trainee that stands at its newest checkpoint, or at the base."""
+    encoded = together(job.open)
+    trainee = make_trainee(encoded, Train(**job.options), read_adapt(job.adapt), device)
+    newest = checkpoint.newest(checkpoints(Path(job.run)))
+    if newest:
+        checkpoint.load(newest, trainee)
+    if trainee.options.tokens_per_device == "auto":
+        trainee.budget = find_budget(trainee, encoded.split("train"))
+    return encoded, trainee
+
+
+def node_is_leaving(step: int) -> bool:
+    """Whether Ray was told that a node of this run will be taken away (drained, or a spot instance reclaimed).
+
+    Every worker asks at the same steps and gets the same answer, so that all keep the checkpoint together.
+    """
+    return step % LOOK_EVERY == 0 and ray.train.get_preemption_info() is not None
 
 
 def keep(trainee: Trainee, folder: Path, moment: Moment) -> None:
@@ -150,34 +180,33 @@ def keep_best(trainee: Trainee, folder: Path) -> None:
     on_rank_0(write)
 
 
-def leave(trainee: Trainee, encoded: Encoded, folder: Path) -> None:
-    """The run's yield: the fine-tuned model, and what it says of every held-out row."""
+def leave(trainee: Trainee, encoded: Encoded, folder: Path, *, apart: bool = False) -> None:
+    """The run's yield: the fine-tuned model, and what it says of every held-out row.
+
+    Args:
+        apart: keep what was learned without the base.
+    """
     best = folder / "best.safetensors"
     if trainee.options.early_stopping and best.exists():
         checkpoint.scatter(trainee, load_file(best, device=str(trainee.device)))
     said = {name: predict(trainee, encoded.split(name), final=True) for name in ("validation", "test")}
-    weights = checkpoint.gather(trainee) if is_parted(trainee.model) else None
+    weights = checkpoint.gather(trainee) if apart or is_parted(trainee.model) else None
 
     def write() -> None:
         with building(folder / "outputs") as unfinished:
             for name, values in said.items():
                 outputs.save(unfinished / f"{name}.safetensors", values)
         with building(folder / "model") as unfinished:
-            model = trainee.model if weights is None else put_together(trainee, encoded, weights)
+            if apart and weights is not None:
+                save_file(weights, unfinished / WEIGHTS)
+                return
+            model = (
+                trainee.model if weights is None else put_together(trainee.task, encoded.base, trainee.adapt, weights)
+            )
             merge(model)
             model.save_pretrained(unfinished)
 
     on_rank_0(write)
-
-
-def put_together(trainee: Trainee, encoded: Encoded, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A model of the same shape that lies whole on this worker, with what was learned."""
-    model = encoded.task.build(encoded.base)
-    adapt_model(model, encoded.task.head(model), trainee.adapt)
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
-    for name, value in weights.items():
-        put(own[name], value)
-    return model
 
 
 def checkpoints(folder: Path) -> Path:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from training.recipe import Strict
+from cluster.settings import Strict
 
 KINDS = ("log_uniform", "uniform", "int_uniform", "choice")
 

@@ -20,10 +20,9 @@ from cluster.session import Resources
 from cluster.storage import building
 from training import checkpoint
 from training.journal import Follower, Journal, Record, entries
-from training.loop import Trainee, as_record, make_trainee, train
-from training.models.adapt import read_adapt
+from training.loop import Trainee, as_record, train
 from training.recipe import Train
-from training.worker import Job, checkpoints
+from training.worker import Job, checkpoints, ready
 from tuning.ledger import Epoch
 
 VALIDATION = "validation/"
@@ -86,12 +85,7 @@ def epochs(assignment: Assignment) -> Iterator[Epoch]:
     began = perf_counter() - assignment.seconds
     job = Job(**assignment.job)
     torch.set_num_threads(job.threads)
-    encoded = job.open()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainee = make_trainee(encoded, Train(**job.options), read_adapt(job.adapt), device)
-    newest = checkpoint.newest(checkpoints(Path(job.run)))
-    if newest:
-        checkpoint.load(newest, trainee)
+    encoded, trainee = ready(job, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for record in entries(Path(job.run) / "metrics.jsonl"):
         if record["step"] <= trainee.position.step and _validated(record):
             yield _epoch(record, assignment.metric, assignment.seconds)

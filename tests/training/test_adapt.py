@@ -1,5 +1,6 @@
 """Which weights learn, and that what was learned beside the base ends up in it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from cluster.errors import UserError
+from serving.predictor import Predictor
 from training import checkpoint
+from training.bundle import open_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
+from training.fit import finish
 from training.loop import Trainee, make_trainee, predict, train
 from training.models.adapt import depth_of, merge, read_adapt
 from training.recipe import Recipe
+from training.worker import leave
 
 CPU = torch.device("cpu")
 MakeRecipe = Callable[..., Recipe]
+FILES = ("model.safetensors", "adapter.safetensors")
 
 
 def started(make_recipe: MakeRecipe, adapt: Any, **options: Any) -> tuple[Encoded, Trainee]:
@@ -63,6 +70,42 @@ def test_a_continued_lora_run_equals_an_undisturbed_one_bit_for_bit(make_recipe:
     _, continued = started(make_recipe, adapt)
     checkpoint.load(tmp_path / "kept", continued)
     assert [moment.loss for moment in train(continued, encoded)] == losses[7:]
+
+
+@pytest.mark.parametrize("adapt", ["head", {"lora": {"r": 4, "alpha": 32}}])
+def test_an_adapter_bundle_lacks_its_base_and_answers_alike(
+    make_recipe: MakeRecipe, tiny_base: Path, home: Path, tmp_path: Path, adapt: Any
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    bundles = {}
+    for kind in ("whole", "adapter"):
+        recipe = make_recipe(model={"adapt": adapt, "bundle": kind, "base": "base"})
+        fused = fuse(recipe)
+        encoded = encode(recipe, fused)
+        trainee = make_trainee(encoded, recipe.train, recipe.model.adapt, CPU)
+        list(train(trainee, encoded))
+        folder = tmp_path / kind
+        leave(trainee, encoded, folder / "run", apart=kind == "adapter")
+        finish(recipe, {}, fused, encoded, folder / "run", folder / "bundle")
+        bundles[kind] = open_bundle(folder / "bundle")
+    texts = [row["text"] for row in fused.split("test").to_pylist()]
+    whole, apart = (Predictor(bundle).predict(texts) for bundle in bundles.values())
+    assert apart == whole
+    sizes = [(one.folder / name).stat().st_size for one, name in zip(bundles.values(), FILES, strict=True)]
+    assert sizes[1] < 0.2 * sizes[0]
+
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    save_file({name: weight + 0.01 for name, weight in weights.items()}, tmp_path / "base" / "model.safetensors")
+    with pytest.raises(UserError, match=r"it was learned beside .*base, which has changed since"):
+        Predictor(bundles["adapter"])
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(UserError, match=r"model\.base: there is no folder"):
+        Predictor(bundles["adapter"])
+
+
+def test_a_changed_base_cannot_be_left_out(make_recipe: MakeRecipe) -> None:
+    with pytest.raises(ValidationError, match="say lora or head"):
+        make_recipe(model={"bundle": "adapter"})
 
 
 def test_frozen_weights_stay(make_recipe: MakeRecipe) -> None:

@@ -28,6 +28,12 @@ recipe = Recipe.model_validate_json(sys.argv[1], context={"folder": Path(sys.arg
 print(fit(recipe, recipe.model_dump(mode="json")).metrics["test/accuracy"])
 """
 
+OTHER_NODE = """
+import sys, ray
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print(next(node["NodeID"] for node in ray.nodes() if "node:__internal_head__" not in node["Resources"]))
+"""
+
 
 @pytest.mark.parametrize(
     ("cores", "least", "most", "expected"), [(4, 1, 2, (2, 2)), (4, 1, 8, (4, 1)), (2, 1, 8, (2, 1))]
@@ -78,6 +84,21 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
+def start(recipe: Recipe, nodes: Nodes, home: Path, folder: Path) -> "subprocess.Popen[str]":
+    """A driver of its own, on the cluster."""
+    variables = nodes.variables | {"RAY_ADDRESS": nodes.address, "HEADRACE_HOME": str(home)}
+    words = [sys.executable, "-c", PROGRAM, recipe.model_dump_json(), str(folder)]
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            words, env=variables, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=log, text=True
+        )
+
+
+def records(home: Path) -> list[dict[str, Any]]:
+    """What the run has told, step by step."""
+    return [one for path in home.glob("runs/*/metrics.jsonl") for one in entries(path)]
+
+
 @pytest.fixture
 def nodes(wait_until: Callable[..., None]) -> Iterator[Nodes]:
     folder = Path(tempfile.mkdtemp(prefix="hr-", dir="/tmp"))  # short: the paths of sockets lie below it
@@ -88,6 +109,50 @@ def nodes(wait_until: Callable[..., None]) -> Iterator[Nodes]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def drain(nodes: Nodes, seconds: int) -> None:
+    """Tells Ray, as a cloud does before it takes a spot instance back, that the node that is no head will go."""
+    ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
+    listed = subprocess.run(
+        [sys.executable, "-c", OTHER_NODE, nodes.address], env=nodes.variables, stdout=subprocess.PIPE, check=True
+    )
+    words = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test", f"--address={nodes.address}"]
+    words += [f"--node-id={listed.stdout.decode().split()[-1]}", f"--deadline-remaining-seconds={seconds}"]
+    subprocess.run([ray, "drain-node", *words], env=nodes.variables, check=True)
+
+
+@pytest.mark.slow
+def test_what_was_learned_is_kept_before_a_node_is_taken(
+    make_recipe: Callable[..., Recipe], nodes: Nodes, home: Path, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    """No checkpoint is due but at the ends of epochs; the one that the run continues from lies inside one."""
+    options = {"epochs": 100, "batch_size": 1, "workers": {"min": 1, "max": 2}, "checkpoint_every": 10**6}
+    recipe = make_recipe(rows=2_000, train=options)
+    second = nodes.start("second")
+    process = start(recipe, nodes, home, tmp_path)
+
+    def steps(workers: int) -> list[int]:
+        return [record["step"] for record in records(home) if record["workers"] == workers]
+
+    def inside() -> list[int]:
+        """Steps of checkpoints that lie inside an epoch."""
+        per_epoch = records(home)[0]["steps"] // 100
+        kept = [int(path.name.partition("-")[2]) for path in home.glob("runs/*/ray/checkpoints/step-*")]
+        return [step for step in kept if step % per_epoch]
+
+    try:
+        wait_until(lambda: steps(2), 180)
+        drain(nodes, seconds=30)
+        wait_until(inside, 60)
+        second.kill()
+        wait_until(lambda: steps(1), 240)
+        per_epoch = records(home)[0]["steps"] // 100
+        assert (steps(1)[0] - 1) % per_epoch != 0, "it went back to the end of an epoch"
+        assert steps(1)[0] <= steps(2)[-1] + 1
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
 def test_a_lost_node_shrinks_the_group_and_a_new_one_grows_it(
     make_recipe: Callable[..., Recipe], nodes: Nodes, home: Path, tmp_path: Path, wait_until: Callable[..., None]
@@ -95,15 +160,10 @@ def test_a_lost_node_shrinks_the_group_and_a_new_one_grows_it(
     options = {"epochs": 400, "workers": {"min": 1, "max": 2}, "checkpoint_every": 10, "max_failures": 5}
     recipe = make_recipe(rows=240, train=options)
     second = nodes.start("second")
-    variables = nodes.variables | {"RAY_ADDRESS": nodes.address, "HEADRACE_HOME": str(home)}
-    root = Path(__file__).parents[2]
-    with (tmp_path / "log").open("w") as log:
-        words = [sys.executable, "-c", PROGRAM, recipe.model_dump_json(), str(tmp_path)]
-        process = subprocess.Popen(words, env=variables, cwd=root, stdout=subprocess.PIPE, stderr=log, text=True)
+    process = start(recipe, nodes, home, tmp_path)
 
     def seen() -> list[int]:
-        records: list[dict[str, Any]] = [one for path in home.glob("runs/*/metrics.jsonl") for one in entries(path)]
-        workers = [record["workers"] for record in records]
+        workers = [record["workers"] for record in records(home)]
         return [count for at, count in enumerate(workers) if at == 0 or count != workers[at - 1]]
 
     try:

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from seqeval import metrics as seqeval
 
 from tests.training.conll import read_conll
 from training.inputs import entities
@@ -50,6 +51,19 @@ def test_an_inside_that_continues_nothing_begins_an_entity() -> None:
         Entity(3, 4, "loc"),
         Entity(4, 5, "per"),
     ]
+
+
+def test_scores_are_those_of_seqeval() -> None:
+    chance = random.Random(11)
+    true = [chance.choices(TAGS[:5], k=chance.randrange(1, 15)) for _ in range(300)]
+    said = [one if chance.random() < 0.5 else chance.choices(TAGS[:5], k=len(one)) for one in true]
+    reference = {
+        "f1": seqeval.f1_score(true, said),
+        "precision": seqeval.precision_score(true, said),
+        "recall": seqeval.recall_score(true, said),
+        "macro_f1": seqeval.f1_score(true, said, average="macro"),
+    }
+    assert score([chunks(one) for one in said], [chunks(one) for one in true]) == pytest.approx(reference)
 
 
 def test_scores_are_those_of_the_definition() -> None:

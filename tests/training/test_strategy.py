@@ -15,12 +15,13 @@ import torch
 
 from cluster.errors import UserError
 from tests.training.together import together
-from training import checkpoint, worker
+from training import checkpoint
 from training.batches import parts
 from training.data.fuse import fuse
 from training.encode import Encoded, encode, open_encoded
 from training.loop import make_trainee, predict, train
 from training.models.adapt import read_adapt
+from training.models.adapter import put_together
 from training.recipe import Adapt, Recipe, Train
 from training.strategy import is_parted
 from training.tasks.text_classification import TextClassification
@@ -84,7 +85,7 @@ def _train(job: Job, encoded: Encoded, options: Train, folder: Path) -> None:
     outputs = torch.from_numpy(np.stack(predict(trainee, encoded.split("test"))))
     weights = checkpoint.gather(trainee)
     if trainee.rank == 0:
-        whole = worker.put_together(trainee, encoded, weights)
+        whole = put_together(trainee.task, encoded.base, trainee.adapt, weights)
         found = {"losses": losses, "outputs": outputs, "whole": whole.state_dict()}
         (folder / job.name).mkdir(exist_ok=True)
         torch.save(found, folder / job.name / "found.pt")

@@ -9,11 +9,12 @@ from cluster.errors import UserError
 from training.data.clean import Cleaned, clean, same_types
 from training.data.joined import Fusion
 from training.data.landing import Landed, Reject
+from training.data.recipe import Clean, HeldOut
+from training.data.recipe import Split as SplitOptions
 from training.data.report import MAIN, make_report
 from training.data.rows import Rows
 from training.data.split import Parted, compared_columns, split
-from training.recipe import Clean, HeldOut, Recipe
-from training.recipe import Split as SplitOptions
+from training.recipe import Recipe
 
 SHOWN_REJECTS = 3
 

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 
 from training.data.landing import Reject, as_text, typed
 from training.data.near_copies import first_of_copies
+from training.data.recipe import Clean
 from training.data.rows import Mask, Rows, empty, ranks, texts
 from training.inputs import entities
-from training.recipe import Clean, Model
+from training.recipe import Model
 
 TRUE, FALSE = {"true", "t", "yes", "y", "1"}, {"false", "f", "no", "n", "0"}
 WHOLE = re.compile(r"[+-]?\d{1,18}")

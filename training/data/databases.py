@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from cluster.errors import RunError, UserError
 from cluster.settings import redact
 from training.data.landing import PART_ROWS, Landed, Landing
-from training.recipe import Source
+from training.data.recipe import Source
 
 FETCHED = 5_000  # rows on their way at once
 PACKAGES = {

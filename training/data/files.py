@@ -13,7 +13,7 @@ import pyarrow.fs
 
 from cluster.errors import RunError, UserError
 from cluster.storage import file_digest
-from training.recipe import Source
+from training.data.recipe import Source
 
 ENDINGS = {
     ".csv": "csv",

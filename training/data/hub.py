@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from cluster.errors import RunError, UserError
 from training.data.landing import PART_ROWS, Landed, Landing
-from training.recipe import Source
+from training.data.recipe import Source
 
 
 def local_folder(source: Source, recipe_folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from training.data.files import File
 from training.data.landing import Landed, Landing
-from training.recipe import Source
+from training.data.recipe import Source
 
 FILE = "file"
 """The column with a file's path: relative to the recipe's folder where it lies in it, else in full."""

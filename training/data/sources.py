@@ -16,8 +16,8 @@ from training.data.files import File, delimiter_of, find, format_of
 from training.data.hub import land_hub, local_folder
 from training.data.landing import HIDDEN, PART_ROWS, Landed, Landing
 from training.data.names import land_names, named
+from training.data.recipe import Source
 from training.data.text_files import land_csv, land_json, land_jsonl
-from training.recipe import Source
 
 
 def identity(name: str, source: Source, recipe_folder: Path, work: Path) -> tuple[Any, Landed | None]:

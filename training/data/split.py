@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from cluster.errors import UserError
 from training.data.landing import as_text
 from training.data.near_copies import components, copied_in
+from training.data.recipe import Split
 from training.data.rows import ranks, texts
-from training.recipe import Model, Split
+from training.recipe import Model
 
 SPLITS = ("train", "validation", "test")
 SIMILARITY = 0.9

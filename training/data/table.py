@@ -13,9 +13,9 @@ from cluster.errors import UserError
 from cluster.progress import say
 from training.data.files import ENDINGS
 from training.data.landing import ROW, Landed, written
+from training.data.recipe import Source
 from training.data.sources import land
 from training.inputs import media
-from training.recipe import Source
 
 SOURCE = "file"
 """What the file is called where it is read as a recipe's source; its errors name it by its path instead."""

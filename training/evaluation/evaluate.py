@@ -57,7 +57,7 @@ def measure(bundle: Bundle, rows: list[Row]) -> dict[str, float]:
     examples = task.encode(task.rows(rows))
     if task.has_targets:
         examples = [{**example, "target": target} for example, target in zip(examples, targets, strict=True)]
-    model = task.open(bundle.folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = bundle.model(task).to("cuda" if torch.cuda.is_available() else "cpu")
     return task.metrics(outputs_of(task, model, examples), targets)
 
 

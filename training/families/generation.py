@@ -17,9 +17,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from cluster.errors import UserError
 from cluster.progress import say
+from cluster.settings import Strict
 from training.inputs.text import Tokens, padded
 from training.models.language import LIKELIHOOD, likelihood, mean_loss
-from training.recipe import Strict
 from training.strategy import is_parted
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Task
 

@@ -10,12 +10,13 @@ from pydantic import Field
 from transformers import AutoModel, PreTrainedModel
 
 from cluster.errors import UserError
+from cluster.settings import Strict
 from training.families.predicting import Predicting
 from training.inputs.cells import Kind
 from training.inputs.columns import DATE_FEATURES, Columns
 from training.inputs.text import Reader, from_pretrained
 from training.models.fusion import FusionConfig, FusionModel, plain, without_pooler
-from training.recipe import Model, Strict
+from training.recipe import Model
 from training.targets import Target, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
 

@@ -99,6 +99,13 @@ def _matching(model: PreTrainedModel, patterns: Sequence[str], field: str) -> It
         yield from (weights[name] for name in found)
 
 
+def learned(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights that learn, and the buffers that move, by name; what is frozen comes from the base again."""
+    weights = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
+    persistent = model.state_dict(keep_vars=True)
+    return weights | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+
+
 def merge(model: PreTrainedModel) -> None:
     """Adds what LoRA learned to the base's own matrices and takes its layers out, in place."""
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 
 from cluster.errors import UserError
+from cluster.settings import Strict
 from training.evaluation.metrics import Floats
-from training.recipe import Strict
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section

@@ -9,11 +9,12 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForAudioClassification, PreTrainedModel
 
+from cluster.settings import Strict
 from training.families.predicting import MediaOptions, Predicting
 from training.inputs import media
 from training.inputs.sounds import Sounds, masked, shifted
 from training.inputs.text import from_pretrained
-from training.recipe import Model, Strict
+from training.recipe import Model
 from training.targets import Target, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
 

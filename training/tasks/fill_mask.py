@@ -18,9 +18,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from cluster.errors import UserError
 from cluster.progress import say
+from cluster.settings import Strict
 from training.inputs.text import Reader
 from training.models.language import LIKELIHOOD, likelihood, logits_at, mean_loss, plain, refuse_other_kinds, scores
-from training.recipe import Model, Strict
+from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
 if TYPE_CHECKING:

@@ -12,12 +12,13 @@ from pydantic import Field
 from transformers import AutoModel, PreTrainedModel
 
 from cluster.errors import UserError
+from cluster.settings import Strict
 from training.evaluation import retrieval
 from training.families.retrieval import Pairs, Relevance, pad_lists, pad_texts, read_texts
 from training.inputs.text import in_form
 from training.models import pooling
 from training.models.pooling import Pooling
-from training.recipe import Model, Strict
+from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
 if TYPE_CHECKING:

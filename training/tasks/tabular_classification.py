@@ -7,12 +7,12 @@ import numpy as np
 from pydantic import Field
 
 from cluster.errors import UserError
+from cluster.settings import Strict
 from training.evaluation import metrics
 from training.evaluation.metrics import Floats
 from training.families.tabular import TableOptions, TabularTask
 from training.inputs.cells import read_label
 from training.inputs.text import in_form
-from training.recipe import Strict
 from training.targets import KINDS, Kinds, LabelOptions, OneLabel, every_metric
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from cluster.settings import Strict
 from training.families.tabular import TableOptions, TabularTask
-from training.recipe import Strict
 from training.targets import Kinds, Number
 
 if TYPE_CHECKING:

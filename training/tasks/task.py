@@ -26,7 +26,8 @@ import torch
 from transformers import PreTrainedModel
 
 from cluster.errors import UserError
-from training.recipe import Model, Strict
+from cluster.settings import Strict
+from training.recipe import Model
 
 if TYPE_CHECKING:
     from training.evaluation.sections import Section  # it draws, and a replica does not

@@ -9,11 +9,12 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
+from cluster.settings import Strict
 from training.families.generation import TextWriter, WritingOptions, answer_length
 from training.inputs.prompts import end_tokens
 from training.inputs.text import Reader, Tokens, in_form, padded
 from training.models.language import logits_at, plain, refuse_other_kinds, scores
-from training.recipe import Model, Strict
+from training.recipe import Model
 from training.tasks.task import Batch, Example, Row
 
 NOT_LEARNED = -100

@@ -8,9 +8,10 @@ import pyarrow as pa
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from cluster.settings import Strict
 from training.families.predicting import Predicting
 from training.inputs.text import Reader
-from training.recipe import Model, Strict
+from training.recipe import Model
 from training.targets import Target, TargetOptions, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
 

@@ -12,11 +12,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from cluster.errors import UserError
 from cluster.progress import say
+from cluster.settings import Strict
 from training.families.generation import TextWriter, WritingOptions, answer_length, padded_left
 from training.inputs.prompts import FORMATS, Format, Prompts
 from training.inputs.text import from_pretrained, padded
 from training.models.language import logits_at, plain, refuse_other_kinds, scores
-from training.recipe import Model, Strict
+from training.recipe import Model
 from training.tasks.task import Batch, Example, Row
 
 NOT_LEARNED = -100

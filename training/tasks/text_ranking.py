@@ -11,12 +11,13 @@ from pydantic import Field
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from cluster.errors import UserError
+from cluster.settings import Strict
 from training.evaluation import retrieval
 from training.evaluation.metrics import sigmoid
 from training.families.retrieval import Pairs, Relevance, pad_lists, pad_texts, read_texts
 from training.inputs.text import Reader, in_form
 from training.models import pooling
-from training.recipe import Model, Strict
+from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
 if TYPE_CHECKING:

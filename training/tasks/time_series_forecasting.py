@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from transformers import PreTrainedModel
 
 from cluster.errors import UserError
+from cluster.settings import Strict
 from training.evaluation import metrics
 from training.inputs.cells import Kind, read_label, read_number
 from training.inputs.columns import Columns
@@ -19,7 +20,7 @@ from training.inputs.text import from_pretrained
 from training.inputs.timeline import Timeline
 from training.inputs.windows import FUTURE, HISTORY, Shape, by_series, cut, features, lines, numbers, seasonal_errors
 from training.models.forecaster import ForecastConfig, ForecastModel, pinball
-from training.recipe import Model, Strict
+from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from cluster.errors import UserError
 from cluster.progress import say
+from cluster.settings import Strict
 from training.inputs import entities, stretches, units
 from training.inputs.annotations import Annotations, rows_of
 from training.inputs.entities import Entity
 from training.inputs.text import Reader, padded
-from training.recipe import Model, Strict
+from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from training.data.clean import Cleaned, clean, same_types
+from training.data.recipe import Clean
 from training.data.rows import Rows
-from training.recipe import Clean, Model
+from training.recipe import Model
 
 MODEL = Model.model_validate(
     {"task": "text-classification", "base": "unused", "inputs": {"text": ["text"]}, "target": "label"}

@@ -11,8 +11,8 @@ import sqlalchemy
 
 from cluster.errors import HeadraceError, RunError, UserError
 from training.data.landing import ROW, Landed
+from training.data.recipe import Source
 from training.data.sources import identity, land
-from training.recipe import Source
 
 
 def read(folder: Path, url: str, query: str, limit: int | None = None) -> Landed:

@@ -11,9 +11,9 @@ import pytest
 from training.data import engine
 from training.data.joined import Fusion, main_source
 from training.data.landing import Landed
+from training.data.recipe import Source
 from training.data.sources import land
 from training.data.statement import Statement
-from training.recipe import Source
 
 
 @pytest.fixture(scope="module")

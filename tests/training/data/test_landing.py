@@ -11,8 +11,8 @@ import pytest
 
 from cluster.errors import RunError, UserError
 from training.data.landing import ROW, Landed
+from training.data.recipe import Source
 from training.data.sources import identity, land
-from training.recipe import Source
 
 
 def read(folder: Path, name: str, content: bytes | str | None = None, **options: Any) -> Landed:

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from cluster.errors import UserError
 from training.data.fuse import fuse
-from training.recipe import Recipe, Source
+from training.data.recipe import Source
+from training.recipe import Recipe
 
 
 def recipe(folder: Path, sources: dict[str, Any], **data: Any) -> Recipe:

@@ -10,8 +10,8 @@ import pytest
 
 from cluster.errors import UserError
 from training.data.near_copies import copied_in
+from training.data.recipe import Split
 from training.data.split import SIMILARITY, SPLITS, Parted, split
-from training.recipe import Split
 
 WORDS = (
     "card money account parcel refund late lost broken login charge cancel upgrade price error page street".split()  # noqa: SIM905

@@ -124,10 +124,12 @@ def test_a_killed_driver_continues_with_the_same_command(
 
 
 def assert_same(result: dict[str, Any], records: list[Any], undisturbed: tuple[dict[str, Any], list[Any]]) -> None:
-    """Bit for bit: the same processor, the same number of workers, fp32."""
+    """Bit for bit, to every file of the bundle: the same processor, the same number of workers, fp32."""
     calm, curve = undisturbed
     assert [record["loss"] for record in records] == [record["loss"] for record in curve]
     assert result["metrics"] == calm["metrics"]
+    ours, theirs = (open_bundle(Path(one["bundle"])).info for one in (result, calm))
+    assert ours | {"created": None} == theirs | {"created": None}
 
 
 def is_worker(process: psutil.Process) -> bool:

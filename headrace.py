@@ -88,17 +88,18 @@ def check(
     """Try a recipe on a sample, without training.
 
     Validates everything and runs the fusion on the first rows: unmatched keys, missing values, the balance of labels,
-    text lengths, and what would run where. Takes seconds.
+    text lengths, what would run where, and the memory it will take. Takes seconds.
     """
     with working():
         from training.data.fuse import inspect
         from training.data.summary import summary
-        from training.preflight import plan
+        from training.preflight import needs, plan
 
         recipe, _ = load_recipe(recipe_file, overrides)
-        planned = plan(recipe)  # first: a base that is missing is said at once
-        found: dict[str, Any] = {"recipe": "valid", "data": inspect(recipe, rows), "plan": planned}
-    answer(found, [*summary(found["data"]), "", *outline(planned)], as_json)
+        planned, seen = plan(recipe), inspect(recipe, rows)  # in this order: a base that is missing is said at once
+        planned |= needs(recipe, seen.tables, planned["workers"])
+    found = {"recipe": "valid", "data": seen.report, "plan": planned}
+    answer(found, [*summary(seen.report), "", *outline(planned)], as_json)
 
 
 @app.command(epilog="Example: headrace fuse recipe.yaml data.split.seed=8")

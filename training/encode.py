@@ -108,7 +108,7 @@ def encode(recipe: Recipe, fused: "Fused") -> Encoded:
     parts = recipe.model.model_dump(include={"task", "inputs", "target", "options", "max_length"})
     parts["unicode"] = recipe.data.clean.unicode
     if columns := file_columns(recipe):
-        parts["files"] = media.digest(located_rows(recipe, fused), columns)
+        parts["files"] = media.digest(located_rows(recipe, fused.tables()), columns)
     key = fingerprint(FORMAT, fused.fingerprint, base_digest(base), parts)
     folder = home() / "encoded" / key
     with only_one(folder, wait=True):
@@ -130,14 +130,14 @@ def file_columns(recipe: Recipe) -> list[str]:
     return [column for role in inputs if role in task.file_roles for column in inputs[role]]
 
 
-def located_rows(recipe: Recipe, fused: "Fused") -> dict[str, pa.Table]:
+def located_rows(recipe: Recipe, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     """The fused rows of each split; files that they name, by their full paths."""
     folder = recipe.folder / Path(recipe.model.options.get("folder", ".")).expanduser()
-    return {name: media.located(table, file_columns(recipe), folder) for name, table in fused.tables().items()}
+    return {name: media.located(table, file_columns(recipe), folder) for name, table in tables.items()}
 
 
 def _encode_into(folder: Path, recipe: Recipe, fused: "Fused", base: Path) -> None:
-    tables = located_rows(recipe, fused)
+    tables = located_rows(recipe, fused.tables())
     if not tables["train"].num_rows:
         raise UserError("data: no row is left to train on; see the fuse report for where they went")
     task = task_class(recipe.model.task).learn(recipe.model, base, tables, unicode=recipe.data.clean.unicode)

@@ -339,6 +339,7 @@ def report_data(
         recipe=yaml.safe_dump(bundle.info["recipe"], sort_keys=False, allow_unicode=True),
         versions=bundle.info["versions"],
         seconds=sum(record["seconds"] for record in history),
+        memory=max((record.get("memory", 0) for record in history), default=0),
     )
 
 
@@ -354,7 +355,7 @@ def measured_baselines(recipe: Recipe, fused: Fused, encoded: Encoded) -> dict[s
 
 def asked(recipe: Recipe, fused: Fused, encoded: Encoded) -> Mapping[str, pa.Table]:
     """What the model is asked about the rows of each split, row by row what it has examples of."""
-    return encoded.kept(encoded.task.questions(located_rows(recipe, fused)))
+    return encoded.kept(encoded.task.questions(located_rows(recipe, fused.tables())))
 
 
 def plain_cause(error: Exception, max_failures: int) -> str:
@@ -386,5 +387,5 @@ def of_validation(record: Record) -> dict[str, float]:
 
 def numbers(record: Record) -> dict[str, float]:
     """What of a record has a curve."""
-    hidden = {"step", "steps", "rows", "best", "checkpoint_due", "last", "workers"}
+    hidden = {"step", "steps", "rows", "best", "checkpoint_due", "last", "workers", "memory"}
     return {name: value for name, value in record.items() if name not in hidden and value is not None}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -11,16 +11,14 @@ from cluster.errors import UserError
 from cluster.session import Resources, cluster_address, on_cluster, usable_cores
 from cluster.settings import Document, unknown_key
 from training.models.base import resolve_base
-from training.recipe import Adapt, Elastic, Freeze, NewBase, Recipe
+from training.recipe import Elastic, NewBase, Recipe
 from training.tasks.task import Task, task_class
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 METRICS = (("train", "early_stopping", "metric"), ("tune", "metric"))
 """Where a recipe names a metric of its task."""
-
-HELD = 4
-"""Bytes of a weight that does not learn, in fp32."""
-
-MIB = 1024**2
 
 
 def task_problems(document: Document) -> list[str]:
@@ -92,8 +90,8 @@ def _told(document: Document, options: type[BaseModel], error: Any) -> str:
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
-    """What would run where: place, workers and their cores, and an estimate of each worker's memory in MiB, without
-    the activations of a batch. A cluster's workers are chosen there, for it may grow until then.
+    """What would run where: place, workers and their cores. A cluster's workers are chosen there, for it may grow
+    until then.
 
     Raises:
         UserError: the base is not there or is damaged, or the recipe asks for more workers than this machine has.
@@ -108,10 +106,27 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         **(_on_cluster(recipe) if on_cluster() else _on_this_machine(recipe)),
         "base": named,
         "weights": weights,
-        "memory of a worker (MiB)": round(weights * _bytes_per_weight(recipe.model.adapt) / MIB),
         "epochs": recipe.train.epochs,
         "batch_size": recipe.train.batch_size,
     }
+
+
+def needs(recipe: Recipe, tables: "Mapping[str, pa.Table]", workers: Any) -> dict[str, Any]:
+    """How much memory each worker will take at most, in MiB, as the rows of a sample foretell it.
+
+    Args:
+        workers: their number, or what is said of it where it is not known yet; one alone holds the most rows.
+    """
+    from training.memory import MIB, foretold  # torch, and a task's own libraries
+
+    try:
+        memory = foretold(recipe, tables, workers if isinstance(workers, int) else 1)
+    except UserError as error:  # what a sample lacks may stand in the rows that it left out
+        return {"memory of a worker": f"not to be told from this sample: {error}"}
+    parts = {"program": memory.process, "weights": memory.weights, "optimizer": memory.moments + memory.exchanged}
+    parts |= {"gradients": memory.gradients, "activations": memory.activations}
+    told = {name: round(size / MIB) for name, size in parts.items()}
+    return {"memory of a worker (MiB)": {"at its fullest": round(memory.peak / MIB), **told}}
 
 
 def count_weights(file: Path) -> int:
@@ -140,13 +155,6 @@ def _weights_of_new(base: NewBase) -> int:
     with torch.device("meta"):
         model = AutoModel.from_config(new_config(base, **({"vocab_size": base.vocabulary} if base.tokenizer else {})))
     return sum(weight.numel() for weight in model.parameters())
-
-
-def _bytes_per_weight(adapt: Adapt) -> int:
-    """Of the base's weights; those of a new head or of LoRA are few beside them."""
-    from training.strategy import BYTES_WHILE_LEARNING  # torch.distributed, which takes a second to import
-
-    return BYTES_WHILE_LEARNING if adapt == "full" or isinstance(adapt, Freeze) else HELD
 
 
 def _on_cluster(recipe: Recipe) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from training.budget import find_budget
 from training.encode import Encoded, open_encoded
 from training.journal import Journal
 from training.loop import Moment, Trainee, as_record, make_trainee, predict, train
+from training.memory import most_held
 from training.models.adapt import merge, read_adapt
 from training.models.adapter import WEIGHTS, put_together
 from training.models.base import EARLIER, resolve_base
@@ -118,7 +119,7 @@ def run(config: dict[str, Any]) -> None:
     with Journal(folder / "metrics.jsonl") as journal:
         for moment in train(trainee, encoded):
             if trainee.rank == 0:
-                journal.write(as_record(moment) | {"workers": trainee.world})
+                journal.write(as_record(moment) | {"workers": trainee.world, "memory": most_held(trainee.device)})
             if moment.best and trainee.options.early_stopping:
                 keep_best(trainee, folder)
             if moment.checkpoint_due or node_is_leaving(moment.step):

@@ -148,13 +148,23 @@ def _rejected_table(rejects: list[Reject]) -> pa.Table:
     return pa.Table.from_pylist([asdict(one) for one in rejects], schema=REJECTED)
 
 
-def inspect(recipe: Recipe, sample_rows: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sample:
+    """What the first rows of a recipe's data come to.
+
+    Attributes:
+        tables: as :meth:`Fused.tables`.
+        report: as of :class:`Fused`, with ``sampled``: the sources of which only the first rows were read.
+    """
+
+    tables: dict[str, pa.Table]
+    report: dict[str, Any]
+
+
+def inspect(recipe: Recipe, sample_rows: int) -> Sample:
     """The same over the first ``sample_rows`` of the main source and of held out ones; joined tables are read whole.
 
-    Nothing is kept. Rejected rows do not stop it.
-
-    Returns:
-        The report, with ``sampled``: the sources of which only the first rows were read.
+    Nothing is kept on disk. Rejected rows do not stop it.
 
     Raises:
         UserError, RunError: as :func:`fuse`.
@@ -167,6 +177,7 @@ def inspect(recipe: Recipe, sample_rows: int) -> dict[str, Any]:
             name: land(name, source, recipe.folder, work, limit=sample_rows if name in sampled else None)
             for name, source in recipe.data.sources.items()
         }
-        report = assemble(recipe, landed, max_rejected=1.0).report
+        done = assemble(recipe, landed, max_rejected=1.0)
     cut = [name for name in landed if name in sampled and landed[name].rows >= sample_rows]
-    return {"sampled": cut, **report}
+    corpus = {} if done.corpus is None else {CORPUS: done.corpus}
+    return Sample(done.parted.tables | corpus, {"sampled": cut, **done.report})

@@ -77,6 +77,7 @@ class ReportData:
         titles: what the baselines are called; one that is not among them is called by its name.
         recipe: the recipe as it may be shown, as YAML.
         seconds: the time that training took.
+        memory: the most that a worker held at once, in bytes.
     """
 
     name: str
@@ -101,6 +102,7 @@ class ReportData:
     recipe: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
+    memory: int = 0
 
     @property
     def rows(self) -> int:

@@ -7,6 +7,7 @@ reads rows the same way wherever they come from.
 import contextlib
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self, cast
@@ -27,6 +28,8 @@ READABLE = (str, int, float, Decimal, dt.date, dt.time)
 """Types of a value that is read as its ``str``; a ``datetime`` is a ``date``."""
 
 Tokens = list[int]
+
+_without_weights = ContextVar("without_weights", default=False)
 
 
 class Reader:
@@ -188,10 +191,25 @@ def from_pretrained(model_class: Any, folder: Path, **settings: Any) -> PreTrain
         settings: of the configuration, such as ``num_labels``.
     """
     with quietly():
+        if _without_weights.get():
+            config, _ = AutoConfig.from_pretrained(
+                folder, trust_remote_code=False, return_unused_kwargs=True, **settings
+            )
+            return cast(PreTrainedModel, model_class.from_config(config, dtype=torch.float32))
         model: PreTrainedModel = model_class.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **settings
         )
     return model
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """What :func:`from_pretrained` opens while the block runs has the shape alone; none of its weights is read."""
+    before = _without_weights.set(True)
+    try:
+        yield
+    finally:
+        _without_weights.reset(before)
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ For data that no pre-trained model knows (another language, pictures, signals), 
 It is a folder like any other base, so everything after it is the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -47,7 +48,8 @@ def find_base(recipe: Recipe, fused: "Fused") -> Path:
         if not folder.exists():
             say(f"making a new {new.new['type']} to start from")
             with building(folder) as unfinished:
-                _make(unfinished, new, taken, lambda: _texts(recipe.model, fused, recipe.data.clean.unicode))
+                texts = _texts(recipe.model, fused.split("train"), recipe.data.clean.unicode)
+                _make(unfinished, new, taken, texts)
     return folder
 
 
@@ -65,18 +67,8 @@ def new_config(new: NewBase, **settings: Any) -> Any:
         raise UserError(f"model.base.new: transformers makes no such model: {first}") from None
 
 
-def _make(folder: Path, new: NewBase, taken: Path | None, texts: Any) -> None:
-    settings: dict[str, Any] = {}
-    if new.tokenizer:
-        tokenizer = open_tokenizer(taken) if taken else train_tokenizer(texts(), new)
-        tokenizer.save_pretrained(folder)
-        settings = {
-            "vocab_size": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        }
-    config = new_config(new, **{key: value for key, value in settings.items() if value is not None})
+def _make(folder: Path, new: NewBase, taken: Path | None, texts: Iterable[str]) -> None:
+    config = new_config(new, **_tokenizer_into(folder, new, taken, texts))
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         model = AutoModel.from_config(config, dtype=torch.float32)
@@ -84,7 +76,36 @@ def _make(folder: Path, new: NewBase, taken: Path | None, texts: Any) -> None:
     model.save_pretrained(folder)
 
 
-def train_tokenizer(texts: Iterator[str], new: NewBase) -> PreTrainedTokenizerFast:
+def shape_base(folder: Path, recipe: Recipe, train: pa.Table) -> None:
+    """Writes into ``folder`` what a recipe's new base would be, without weights; its tokenizer has seen ``train`` only.
+
+    Raises:
+        UserError: as :func:`find_base`.
+    """
+    new = recipe.model.base
+    assert isinstance(new, NewBase)
+    taken = resolve_base(new.tokenizer, recipe.folder) if new.tokenizer not in (None, "train") else None
+    settings = _tokenizer_into(folder, new, taken, _texts(recipe.model, train, recipe.data.clean.unicode))
+    most = {"vocab_size": new.vocabulary} if new.tokenizer == "train" else {}  # all rows may well fill it
+    new_config(new, **settings | most).save_pretrained(folder)
+
+
+def _tokenizer_into(folder: Path, new: NewBase, taken: Path | None, texts: Iterable[str]) -> dict[str, Any]:
+    """Writes the tokenizer of a new base, where it has one; returns what the model's configuration must know of it."""
+    if not new.tokenizer:
+        return {}
+    tokenizer = open_tokenizer(taken) if taken else train_tokenizer(texts, new)
+    tokenizer.save_pretrained(folder)
+    settings = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def train_tokenizer(texts: Iterable[str], new: NewBase) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer (Sennrich et al., 2016): every script, and no text that it cannot read.
 
     A model that reads a whole text gets it between ``[CLS]`` and ``[SEP]``; one that writes gets the bare tokens.
@@ -117,10 +138,9 @@ def is_decoder(model_type: str) -> bool:
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def _texts(model: Model, fused: "Fused", unicode: str) -> Iterator[str]:
+def _texts(model: Model, train: pa.Table, unicode: str) -> Iterator[str]:
     """All that the model will read or write in the training rows: texts of its columns, however deep in lists."""
     columns = [column for columns in model.inputs.values() for column in columns]
-    train = fused.split("train")
     for column in dict.fromkeys([*columns, *([model.target] if model.target else [])]):
         for value in train[column].to_pylist():
             yield from (in_form(text, unicode) for text in _inside(value))

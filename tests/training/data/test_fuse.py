@@ -227,7 +227,7 @@ def test_what_a_killed_run_left_is_swept_up(shop: Callable[..., Recipe], home: P
 
 
 def test_a_look_at_a_sample(shop: Callable[..., Recipe], home: Path) -> None:
-    found = inspect(shop(max_rejected=0), 100)
+    found = inspect(shop(max_rejected=0), 100).report
     assert found["sampled"] == ["tickets"]
     assert found["sources"]["tickets"]["rows"] == 100
     assert found["sources"]["customers"]["rows"] == 60
@@ -235,7 +235,7 @@ def test_a_look_at_a_sample(shop: Callable[..., Recipe], home: Path) -> None:
     assert "fused rows: 2 rows rejected" in found["notes"]
     assert any("rows of tickets find no partner" in note for note in found["notes"])
     assert list((home / "fused").iterdir()) == []
-    assert inspect(shop(), 10_000)["sampled"] == []
+    assert inspect(shop(), 10_000).report["sampled"] == []
 
 
 def test_notes_point_at_what_deserves_a_look(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:

@@ -148,6 +148,6 @@ def test_a_sample_is_looked_at(real: Path, home: Path, tmp_path: Path, make_reci
         connection.execute(f"CREATE TABLE customers ({', '.join(header)})")
         connection.executemany(f"INSERT INTO customers VALUES ({', '.join('?' * len(header))})", rows)
     connection.close()
-    found = inspect(olist(real, f"sqlite:///{tmp_path}/shop.db", make_recipe), 2000)
+    found = inspect(olist(real, f"sqlite:///{tmp_path}/shop.db", make_recipe), 2000).report
     assert found["sampled"] == ["order_reviews"]
     assert found["sources"]["orders"]["rows"] == 23_240

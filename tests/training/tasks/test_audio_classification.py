@@ -175,7 +175,7 @@ def test_a_model_learns_and_transformers_gives_the_same_answers(
     trainee = make_trainee(encoded, made.train, made.model.adapt, CPU)
     list(train(trainee, encoded))
     if base == "ast":
-        baselines = measure(encoded.task, encoded.base, encoded.kept(located_rows(made, fused)))
+        baselines = measure(encoded.task, encoded.base, encoded.kept(located_rows(made, fused.tables())))
         assert set(baselines) == {"majority", "linear"}
         assert baselines["linear"]["test/accuracy"] > 0.8
         assert validate(trainee, encoded.split("test"))["accuracy"] > baselines["majority"]["test/accuracy"]

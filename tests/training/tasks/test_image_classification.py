@@ -170,7 +170,7 @@ def test_a_model_learns_and_transformers_gives_the_same_answers(recipe: Callable
     trainee = make_trainee(encoded, made.train, made.model.adapt, CPU)
     list(train(trainee, encoded))
     measured = validate(trainee, encoded.split("test"))
-    baselines = measure(encoded.task, encoded.base, encoded.kept(located_rows(made, fused)))
+    baselines = measure(encoded.task, encoded.base, encoded.kept(located_rows(made, fused.tables())))
     assert set(baselines) == {"majority", "linear"}
     assert measured["accuracy"] > baselines["majority"]["test/accuracy"]
 
@@ -209,7 +209,7 @@ def test_the_linear_baseline_is_scikit_learns(recipe: Callable[..., Recipe]) -> 
     made = recipe()
     fused = fuse(made)
     encoded = encode(made, fused)
-    splits = located_rows(made, fused)
+    splits = located_rows(made, fused.tables())
     measured = measure(encoded.task, encoded.base, splits)["linear"]["test/accuracy"]
 
     def pixels(name: str) -> Any:
@@ -234,7 +234,7 @@ def test_the_frozen_baseline_is_scikit_learns_on_transformers_hidden_states(
     made = recipe()
     fused = fuse(made)
     encoded = encode(made, fused)
-    splits = located_rows(made, fused)
+    splits = located_rows(made, fused.tables())
     measured = measure(encoded.task, encoded.base, splits)["frozen"]["test/accuracy"]
     base = AutoModel.from_pretrained(tmp_path / "base").eval()
 
@@ -299,7 +299,7 @@ def test_files_that_cannot_be_read_are_put_aside_with_their_reasons(
     encoded = encode(made, fused)
     assert "box/001.png: it is no picture" in capsys.readouterr().err
     assert sum(len(encoded.split(name)) for name in ("train", "validation", "test")) == 59
-    kept = encoded.kept(located_rows(made, fused))
+    kept = encoded.kept(located_rows(made, fused.tables()))
     for name, table in kept.items():
         assert table.num_rows == len(encoded.split(name))
         assert [encoded.task.encode_target(row) for row in table.to_pylist()] == encoded.split(name).targets

@@ -66,7 +66,7 @@ def measured(folder: Path, tree: Mapping[str, Any]) -> dict[str, float]:
     test = encoded.split("test")
     outputs = predict(trainee, test, final=True)
     found = {"model": trainee.task.metrics(outputs, test.targets)["accuracy"]}
-    baselines = measure(encoded.task, encoded.base, encoded.kept(located_rows(recipe, fused)))
+    baselines = measure(encoded.task, encoded.base, encoded.kept(located_rows(recipe, fused.tables())))
     found |= {name: values["test/accuracy"] for name, values in baselines.items()}
     say(f"{recipe.name}: {len(encoded.split('train'))} rows to learn from, {len(test)} to test on, {found}")
     return found

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
-WINDOW = 50
+WINDOW = 100
 """Batches in a window that is sorted by length."""
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from training.worker import Job
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same recipe and data would give another model or other measurements."""
 
 OPERATIONAL = {

@@ -35,6 +35,8 @@ def environment() -> dict[str, str]:
         "DAFT_PROGRESS_BAR": "0",
         # The pattern by which trials and workers are launched here is that of Train V2.
         "RAY_TRAIN_V2_ENABLED": "1",
+        # A worker's next checkpoint and a run's end wait until Ray looks again, which it does every 2 s by itself.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
         # Workers stay in the folder they start in, so that a relative path means one place in a whole run.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         # Under `uv run` Ray would pack and upload the working directory, data and all; how code travels is ours.

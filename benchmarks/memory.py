@@ -2,8 +2,8 @@
 
     python examples/prepare.py FOLDER && python benchmarks/memory.py
 
-Each line is a recipe of ``examples/`` with changes, checked on its first rows and then trained for one epoch over all
-of them. Taken is what the fullest worker's process held at most, as the system counts it. Writes
+Each line is a recipe of ``examples/`` with changes, checked on its first 20,000 rows and then trained for one epoch
+over all of them. Taken is what the fullest worker's process held at most, as the system counts it. Writes
 benchmarks/results/memory.json.
 """
 
@@ -30,6 +30,9 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "small matrices": ("hotel_reviews", ["train.workers=1", "model.adapt={lora: {r: 8}}", *LONG]),
     "a new head alone": ("hotel_reviews", ["train.workers=1", "model.adapt=head", *LONG]),
     "tags": ("wnut17", ["train.workers=1", "train.batch_size=128"]),
+    "pictures": ("digits", []),
+    "writing": ("bitext_replies", []),
+    "a small table": ("telco_churn", []),
 }
 
 
@@ -42,7 +45,7 @@ def main(names: list[str]) -> None:
         example, changes = CASES[name]
         words = [str(ROOT / "examples" / f"{example}.yaml"), *ONCE, *changes]
         with tempfile.TemporaryDirectory() as home:
-            told = json.loads(headrace(home, "check", *words))["plan"]["memory of a worker (MiB)"]
+            told = json.loads(headrace(home, "check", *words, "--rows", "20000"))["plan"]["memory of a worker (MiB)"]
             headrace(home, "train", *words)
             (journal,) = Path(home).glob("runs/*/metrics.jsonl")
             records = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]

@@ -1,21 +1,24 @@
-"""How much memory a worker will hold at its fullest: added up from shapes, before anything runs.
+"""How much memory a worker will hold at its fullest: told from shapes, before anything runs.
 
-The model is made, and goes through a step of the longest rows, in fake tensors: they have a shape and a device and no
-content, so that no weight is read and no number computed. What such a step keeps for its backward pass is counted.
+The model is made on ``meta`` and goes through steps of the longest rows in fake tensors: they have a shape and a device
+and no content, so that no weight is read and no number computed. What lives of them at once is counted.
 """
 
 import resource
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
 
 from cluster.errors import UserError
 from training.batches import parts, share
@@ -24,45 +27,41 @@ from training.inputs.text import without_weights
 from training.models.adapt import adapt_model
 from training.models.base import resolve_base
 from training.models.new_base import shape_base
+from training.optimizer import make_optimizer
 from training.precision import autocast, choose_precision
 from training.recipe import Adapt, NewBase, Recipe, Train
-from training.tasks.task import Example, Task, task_class
+from training.tasks.task import Batch, Example, Task, task_class
 
 MIB = 1024**2
 
-PROCESS = 900 * MIB
+PROCESS = 650 * MIB
 """A worker that has imported Ray, torch, transformers and scikit-learn, and holds no model; nothing on a GPU."""
+
+
+FILES = 200
+"""Pictures or sounds of a sample that are opened."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What lies in a worker's memory at once, in bytes.
+    """What lies in a worker's memory at the fullest moment of a step, in bytes.
 
     Attributes:
         process: the program itself, where it shares the memory with the model.
         weights: of the whole model, in fp32.
-        moments: AdamW's two of each weight that learns.
-        exchanged: gradients on their way between workers, where there are several.
-        gradients: of the weights that learn.
-        activations: what the largest part of a batch keeps for its backward pass, its outputs and their gradient.
-        in_parts: a step is computed in several parts, whose gradients add up while the next one's activations come.
+        optimizer: AdamW's two moments of each weight that learns; with several workers, the gradients on their way too.
+        step: gradients as far as they have come, what the backward pass still needs, and what is being computed with.
     """
 
     process: int
     weights: int
-    moments: int
-    exchanged: int
-    gradients: int
-    activations: int
-    in_parts: bool
+    optimizer: int
+    step: int
 
     @property
     def peak(self) -> int:
-        """At the fullest moment of a step. Activations go as gradients come, unless earlier parts' are there."""
-        standing = self.process + self.weights + self.moments + self.exchanged
-        if self.in_parts:
-            return standing + self.gradients + self.activations
-        return standing + max(self.gradients, self.activations)
+        """All of it."""
+        return self.process + self.weights + self.optimizer + self.step
 
 
 def foretold(recipe: Recipe, tables: Mapping[str, pa.Table], workers: int) -> Memory:
@@ -78,7 +77,8 @@ def foretold(recipe: Recipe, tables: Mapping[str, pa.Table], workers: int) -> Me
         else:
             base = resolve_base(recipe.model.base, recipe.folder)
         task = task_class(recipe.model.task).learn(recipe.model, base, located, unicode=recipe.data.clean.unicode)
-        examples, _ = readable(task, task.questions(located)["train"].to_pylist())
+        rows = task.questions(located)["train"]
+        examples, _ = readable(task, (rows.slice(0, FILES) if task.file_roles else rows).to_pylist())
         if not examples:
             raise UserError("data: no row of it is one to train on")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,36 +102,37 @@ def worker_memory(
     Args:
         examples: at least the longest ones of the training split, with their targets and ``length``.
     """
-    lengths = np.array([example["length"] for example in examples])
-    batch = np.argsort(-lengths, kind="stable")[: options.batch_size]
-    own, _ = share(batch, 0, workers)
-    budget = options.tokens_per_device if isinstance(options.tokens_per_device, int) else None
-    cut = parts(own, lengths, budget)
-    real = task.collate([{k: v for k, v in examples[at].items() if k != "length"} for at in cut[0]])
     with torch.device("meta"), without_weights():
         model = task.build(base)
         adapt_model(model, task.head(model), adapt)
     if options.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    fake = FakeTensorMode()
-    pretend(model.train(), device, fake)
-    with fake:
-        given = {name: fake.from_tensor(tensor).to(device) for name, tensor in real.items()}
-        own_storages = {storage_of(one) for one in (*model.parameters(), *model.buffers(), *given.values())}
-        with counted(own_storages) as kept, autocast(device, choose_precision(options.precision, device)):
-            outputs = task.forward(model, given)
-            task.loss(outputs.float(), given).sum()
-        weights = sum(bytes_of(one) for one in model.parameters())
-        learning = sum(bytes_of(one) for one in model.parameters() if one.requires_grad)
-        return Memory(
-            process=PROCESS if device.type == "cpu" else 0,
-            weights=weights,
-            moments=2 * learning,
-            exchanged=learning if workers > 1 else 0,
-            gradients=learning,
-            activations=sum(kept.values()) + 2 * outputs.numel() * 4,
-            in_parts=len(cut) > 1,
-        )
+    pretended = Pretended(model.train(), device)
+    weights = pretended.held.now
+    optimizer = make_optimizer(model, task.head(model), options)
+    for _ in range(2):  # the first step makes the moments
+        for batch in _longest_parts(task, examples, options, workers):
+            with autocast(device, choose_precision(options.precision, device)):
+                pretended.learn_from(task, batch)
+        pretended.step(optimizer)
+    learning = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
+    return Memory(
+        process=PROCESS if device.type == "cpu" else 0,
+        weights=weights,
+        optimizer=(3 if workers > 1 else 2) * learning,
+        step=pretended.held.most - weights - 2 * learning,
+    )
+
+
+def _longest_parts(task: Task, examples: Sequence[Example], options: Train, workers: int) -> list[Batch]:
+    """What a worker computes one after the other in a step of the longest rows: two parts are as full as all."""
+    lengths = np.array([example["length"] for example in examples])
+    own, _ = share(np.argsort(-lengths, kind="stable")[: options.batch_size], 0, workers)
+    budget = options.tokens_per_device if isinstance(options.tokens_per_device, int) else None
+    return [
+        task.collate([{key: value for key, value in examples[at].items() if key != "length"} for at in part])
+        for part in parts(own, lengths, budget)[:2]
+    ]
 
 
 def most_held(device: torch.device) -> int:
@@ -141,40 +142,100 @@ def most_held(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-def pretend(model: torch.nn.Module, device: torch.device, fake: FakeTensorMode) -> None:
-    """Makes the weights of a model on ``meta`` fake ones that say they lie on ``device``; tied ones stay one."""
-    seen: dict[torch.Tensor, torch.Tensor] = {}  # a tensor is found by what it is, not by what it holds
+class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors that live at once, of those that are made while it is on.
 
-    def of(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor not in seen:
-            seen[tensor] = FakeTensor(fake, tensor.detach(), device)
-            if isinstance(tensor, torch.nn.Parameter):
-                seen[tensor] = torch.nn.Parameter(seen[tensor], tensor.requires_grad)
-        return seen[tensor]
+    Attributes:
+        now: of those that live.
+        most: the highest that ``now`` has been.
+    """
 
-    for module in model.modules():
-        for place in (module._parameters, module._buffers):
-            for name, tensor in place.items():
-                place[name] = of(tensor) if tensor is not None else None  # type: ignore[assignment]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._known = WeakIdKeyDictionary()
 
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self.see, made)
+        return made
 
-@contextmanager
-def counted(known: set[int]) -> Iterator[dict[int, int]]:
-    """Counts what is saved for a backward pass while the block runs: storage to bytes, those ``known`` left out."""
-    kept: dict[int, int] = {}
+    def see(self, tensor: torch.Tensor) -> None:
+        """Counts a tensor's storage, which others may share, until it is gone."""
+        storage = tensor.untyped_storage()
+        if storage not in self._known:
+            self._known[storage] = weakref.finalize(storage, self._gone, storage.nbytes())
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if (storage := storage_of(tensor)) not in known:
-            kept[storage] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield kept
-
-
-def storage_of(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    def _gone(self, size: int) -> None:
+        self.now -= size
 
 
-def bytes_of(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+class Pretended:
+    """A model on ``meta`` that goes through its layers in fake tensors which say they lie on ``device``.
+
+    A task takes it for a model. Around it the task works with real tensors, whose content tells it what to pick; what
+    it gets back has a shape and is zero.
+
+    Attributes:
+        module: the model, by the name that every wrapper has for it.
+        held: what its tensors take.
+    """
+
+    training = True
+
+    def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
+        self.module, self.device = model, device
+        self.fake, self.held = FakeTensorMode(allow_non_fake_inputs=True), Held()
+        self._answers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._pretend()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's answer, of the right shapes."""
+        with self.fake, self.held:
+            args, kwargs = tree_map_only(torch.Tensor, self._seen, (args, kwargs))
+            answer = self.module(*args, **kwargs)
+        return tree_map_only(torch.Tensor, self._stand_in, answer)
+
+    def learn_from(self, task: Task, batch: Batch) -> None:
+        """Goes forward and back over a batch."""
+        with self.held:
+            outputs = task.forward(cast(torch.nn.Module, self), batch)
+            task.loss(outputs.float(), batch).sum().backward()  # type: ignore[no-untyped-call]
+        used = [fake for fake, zero in self._answers if zero.grad is not None]
+        self._answers.clear()
+        with self.fake, self.held:
+            torch.autograd.backward(used, [torch.ones_like(one) for one in used])
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Has the optimizer take its step."""
+        with self.fake, self.held:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def _seen(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.fake.from_tensor(tensor).to(self.device)
+
+    def _stand_in(self, fake: torch.Tensor) -> torch.Tensor:
+        """A real tensor of a fake one's shape that takes next to no memory."""
+        zero = torch.zeros((), dtype=fake.dtype, requires_grad=fake.requires_grad)
+        self._answers.append((fake, zero))
+        return zero.expand(fake.shape)
+
+    def _pretend(self) -> None:
+        """Puts a fake tensor in the place of each weight and buffer; tied ones stay one."""
+        seen: dict[torch.Tensor, torch.Tensor] = {}  # a tensor is found by what it is, not by what it holds
+
+        def of(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor not in seen:
+                seen[tensor] = FakeTensor(self.fake, tensor.detach(), self.device)
+                if isinstance(tensor, torch.nn.Parameter):
+                    seen[tensor] = torch.nn.Parameter(seen[tensor], tensor.requires_grad)
+                self.held.see(seen[tensor])
+            return seen[tensor]
+
+        for module in self.module.modules():
+            for place in (module._parameters, module._buffers):
+                for name, tensor in place.items():
+                    place[name] = of(tensor) if tensor is not None else None  # type: ignore[assignment]

@@ -12,6 +12,8 @@ import headrace
 from cluster.errors import UserError
 from cluster.storage import folder_digests
 from training import samples
+from training.data.fuse import inspect
+from training.preflight import needs
 from training.samples import text_classification
 from training.samples.phrases import ASKS, SETTLED
 
@@ -24,10 +26,12 @@ def test_the_same_files_every_time(tmp_path: Path, task: str) -> None:
 
 
 @pytest.mark.parametrize("task", samples.sample_tasks())
-def test_the_recipe_is_valid_as_it_is(tmp_path: Path, task: str) -> None:
+def test_the_recipe_is_valid_as_it_is_and_its_needs_can_be_told(tmp_path: Path, home: Path, task: str) -> None:
     samples.write_sample(tmp_path / "new", task)
     recipe, _ = headrace.load_recipe(tmp_path / "new" / "recipe.yaml")
     assert recipe.model.task == task
+    told = needs(recipe, inspect(recipe, 300).tables, 1)["memory of a worker (MiB)"]
+    assert told["weights"] + told["optimizer"] + told["step"] > 0
 
 
 def test_data_is_as_untidy_as_promised(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from cluster.errors import UserError
 
@@ -41,8 +40,10 @@ def logits_at(
 
 @contextlib.contextmanager
 def _picking(inner: torch.nn.Module, chosen: torch.Tensor) -> Iterator[None]:
+    texts, places = chosen.nonzero(as_tuple=True)
+
     def pick(module: torch.nn.Module, arguments: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[chosen].unsqueeze(0)
+        output.last_hidden_state = output.last_hidden_state[texts, places].unsqueeze(0)
         return output
 
     handle = inner.register_forward_hook(pick)
@@ -99,4 +100,4 @@ def refuse_other_kinds(base: Path, known: Container[str], wanted: str) -> None:
 
 def plain(model: torch.nn.Module) -> Any:
     """The model itself, out of what spreads it over workers."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    return model if isinstance(model, PreTrainedModel) else model.module

@@ -7,9 +7,12 @@ Candidates are found by prefix filtering (Chaudhuri, Ganti and Kaushik 2006; Bay
 grams of every text sorted from the rarest to the commonest, two sets x and y of similarity t or more share a gram among
 the first |x| - ceil(t |x|) + 1 of x and the like of y. Unlike MinHash this misses no pair, and the rare grams that it
 looks up are shared by few texts. Every candidate is then compared exactly.
+
+Grams take many times the memory of their texts. So those of a part of the texts at a time are made, and made again for
+each of three passes: how rare is each, which of the rare ones stand in two texts, and in which texts do those stand.
 """
 
-import math
+import functools
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,6 +22,22 @@ import numpy.typing as npt
 
 GRAM = 5
 STEPS = [step * 0x9E3779B97F4A7C15 % 2**64 for step in range(1, GRAM + 1)]  # tells a gram's characters apart
+
+PART = 1_000_000
+"""Characters whose grams are made at once; some hundred bytes each."""
+
+KEPT = 5 * PART
+"""Characters whose grams are not made again, but kept from pass to pass."""
+
+BUCKETS = 2**22
+"""Grams are counted by this many numbers. Two that share one seem more common than they are, which costs time alone."""
+
+CACHED = 2_048
+"""Texts whose grams are kept while candidates are compared."""
+
+BITS = 512
+"""Of a text's sketch, which has the bit of each of its grams set: most candidates differ in more bits than two near
+copies can, and are not compared further."""
 
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
@@ -31,7 +50,7 @@ def first_of_copies(texts: Sequence[str | None], similarity: float) -> Ints:
     """
     distinct = _Distinct(texts)
     first = np.arange(len(distinct.texts))
-    kept = _Index(_GramSets(distinct.texts), similarity)
+    kept = _Index(distinct.texts, similarity)
     for text in range(len(distinct.texts)):
         earliest = min(kept.copies(text), default=None)
         if earliest is None:
@@ -45,7 +64,7 @@ def components(texts: Sequence[str | None], similarity: float) -> Ints:
     """A number for each text, equal for texts linked by a chain of near copies: the smallest index among them."""
     distinct = _Distinct(texts)
     groups = Groups(len(distinct.texts))
-    seen = _Index(_GramSets(distinct.texts), similarity)
+    seen = _Index(distinct.texts, similarity)
     for text in range(len(distinct.texts)):
         seen.join_copies(text, groups)
     return distinct.spread(groups.numbers())
@@ -54,7 +73,7 @@ def components(texts: Sequence[str | None], similarity: float) -> Ints:
 def copied_in(texts: Sequence[str | None], others: Sequence[str | None], similarity: float) -> npt.NDArray[np.bool_]:
     """Which of ``texts`` are near copies of any of ``others``."""
     distinct = _Distinct([*others, *texts])
-    index = _Index(_GramSets(distinct.texts), similarity)
+    index = _Index(distinct.texts, similarity)
     known = int(distinct.of[: len(others)].max(initial=-1)) + 1  # the distinct texts of `others` come first
     for other in range(known):
         index.add(other)
@@ -121,29 +140,90 @@ class Groups:
         return number
 
 
-class _GramSets:
-    """The grams of every text as ranks, sorted from the rarest gram to the commonest."""
+class _RareGrams:
+    """Of every text those of its rarest grams that stand among the rarest of another text, too, by number.
 
-    def __init__(self, texts: list[str]) -> None:
-        owners, hashes = _grams(texts)
-        unique, codes, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-        rank = np.empty(len(unique), dtype=np.int64)
-        rank[np.lexsort((unique, counts))] = np.arange(len(unique))
-        pairs = np.unique(owners * max(len(unique), 1) + rank[codes])  # sorted by text, then by rank; no gram twice
-        self._ranks = pairs % max(len(unique), 1)
-        self._starts = np.searchsorted(pairs // max(len(unique), 1), np.arange(len(texts) + 1))
-        self._sets: dict[int, frozenset[int]] = {}
+    Attributes:
+        sizes: how many different grams each text has.
+        sketches: of each text, as bytes: shape ``[texts, BITS / 8]``.
+    """
 
-    def ranks(self, text: int) -> Ints:
-        return self._ranks[self._starts[text] : self._starts[text + 1]]
+    def __init__(self, texts: list[str], similarity: float) -> None:
+        self._texts = texts
+        self._parts = list(self._made()) if sum(map(len, texts)) <= KEPT else None
+        self.sizes = np.zeros(len(texts), dtype=np.int64)
+        self.sketches = np.zeros((len(texts), BITS // 8), dtype=np.uint8)
+        counts = np.zeros(BUCKETS, dtype=np.int64)
+        for owners, hashes in self._all():
+            self._describe(owners, hashes)
+            _count(counts, hashes)
+        common = np.zeros(BUCKETS, dtype=np.int64)
+        rare = functools.partial(self._rare, counts, similarity)
+        kept = list(rare()) if self._parts is not None else None
+        for _, hashes in kept or rare():
+            _count(common, hashes)
+        found = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64))]
+        for owners, hashes in kept or rare():
+            again = common[_bucket(hashes)] > 1
+            found.append((owners[again], hashes[again]))
+        owners, hashes = np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
+        _, numbers, texts_with = np.unique(hashes, return_inverse=True, return_counts=True)
+        several = texts_with[numbers] > 1
+        order = np.argsort(owners[several], kind="stable")
+        self._numbers = numbers[several][order]
+        self._starts = np.searchsorted(owners[several][order], np.arange(len(texts) + 1))
 
-    def size(self, text: int) -> int:
-        return int(self._starts[text + 1] - self._starts[text])
+    def of(self, text: int) -> list[int]:
+        """The numbers of a text's grams; equal grams have equal numbers."""
+        numbers: list[int] = self._numbers[self._starts[text] : self._starts[text + 1]].tolist()
+        return numbers
 
-    def set(self, text: int) -> frozenset[int]:
-        if text not in self._sets:
-            self._sets[text] = frozenset(self.ranks(text).tolist())
-        return self._sets[text]
+    def _describe(self, owners: Ints, hashes: Hashes) -> None:
+        """Notes the sizes and sketches of a part's texts."""
+        if not len(owners):
+            return
+        first, last = int(owners[0]), int(owners[-1]) + 1
+        self.sizes[first:last] = np.bincount(owners - first, minlength=last - first)
+        bits = np.zeros((last - first, BITS), dtype=bool)
+        bits[owners - first, (hashes >> np.uint64(32)).astype(np.int64) % BITS] = True
+        self.sketches[first:last] = np.packbits(bits, axis=1)
+
+    def _rare(self, counts: Ints, similarity: float) -> Iterator[tuple[Ints, Hashes]]:
+        """Part by part the grams of each text's prefix. Any order will do that is the same for all texts."""
+        lengths = np.where(self.sizes > 0, self.sizes - np.ceil(similarity * self.sizes - 1e-9).astype(np.int64) + 1, 0)
+        for owners, hashes in self._all():
+            order = np.lexsort((counts[_bucket(hashes)], owners))  # of equal ones the lower hash, as they came
+            begins = np.flatnonzero(np.diff(owners, prepend=-1))
+            place = np.arange(len(owners)) - np.repeat(begins, np.diff(begins, append=len(owners)))
+            first = place < lengths[owners]
+            yield owners[first], hashes[order][first]
+
+    def _all(self) -> Iterator[tuple[Ints, Hashes]]:
+        return iter(self._parts) if self._parts is not None else self._made()
+
+    def _made(self) -> Iterator[tuple[Ints, Hashes]]:
+        """Part by part the different grams of each text, and the texts that they belong to."""
+        start = 0
+        while start < len(self._texts):
+            end, characters = start, 0
+            while end < len(self._texts) and characters < PART:
+                characters += len(self._texts[end])
+                end += 1
+            owners, hashes = _grams(self._texts[start:end])
+            order = np.lexsort((hashes, owners))
+            owners, hashes = owners[order] + start, hashes[order]
+            new = np.ones(len(owners), dtype=bool)
+            new[1:] = (owners[1:] != owners[:-1]) | (hashes[1:] != hashes[:-1])
+            yield owners[new], hashes[new]
+            start = end
+
+
+def _bucket(hashes: Hashes) -> Ints:
+    return (hashes % np.uint64(BUCKETS)).astype(np.int64)
+
+
+def _count(counts: Ints, hashes: Hashes) -> None:
+    counts += np.bincount(_bucket(hashes), minlength=BUCKETS)
 
 
 def _grams(texts: list[str]) -> tuple[Ints, Hashes]:
@@ -179,19 +259,21 @@ def _mix(values: Hashes) -> Hashes:
 class _Index:
     """Finds the near copies of a text among those that were added."""
 
-    def __init__(self, sets: _GramSets, similarity: float) -> None:
-        self._sets = sets
+    def __init__(self, texts: list[str], similarity: float) -> None:
+        self._texts = texts
         self._similarity = similarity
+        self._rare = _RareGrams(texts, similarity)
         self._with_gram: dict[int, dict[int, list[int]]] = defaultdict(dict)  # gram to group to texts
+        self._grams = functools.lru_cache(CACHED)(self._different_grams)
 
     def add(self, text: int, group: int = 0) -> None:
-        for gram in self._prefix(text):
+        for gram in self._rare.of(text):
             self._with_gram[gram].setdefault(group, []).append(text)
 
     def copies(self, text: int) -> Iterator[int]:
         """The added texts that are near copies."""
         candidates: set[int] = set()
-        for gram in self._prefix(text):
+        for gram in self._rare.of(text):
             for texts in self._with_gram.get(gram, {}).values():
                 candidates.update(texts)
         return (other for other in candidates if self._similar(text, other))
@@ -202,7 +284,7 @@ class _Index:
         One copy in a group is enough, so that a thousand copies of one template do not take a million comparisons.
         """
         compared: set[int] = set()
-        for gram in self._prefix(text):
+        for gram in self._rare.of(text):
             for group, texts in self._with_gram.get(gram, {}).items():
                 if groups.root(group) == groups.root(text):
                     continue
@@ -215,14 +297,17 @@ class _Index:
         self.add(text, groups.root(text))
 
     def _similar(self, one: int, other: int) -> bool:
-        small, large = sorted((self._sets.size(one), self._sets.size(other)))
-        if small < self._similarity * large:
+        sizes = self._rare.sizes
+        small, large = sorted((int(sizes[one]), int(sizes[other])))
+        needed = self._similarity / (1 + self._similarity) * (small + large)
+        if small < needed - 1e-9:
             return False
-        shared = len(self._sets.set(one) & self._sets.set(other))
+        ours, theirs = (int.from_bytes(self._rare.sketches[text].tobytes()) for text in (one, other))
+        if min(sizes[one] - (ours & ~theirs).bit_count(), sizes[other] - (theirs & ~ours).bit_count()) < needed - 1e-9:
+            return False
+        shared = len(self._grams(one) & self._grams(other))
         return shared >= self._similarity * (small + large - shared)
 
-    def _prefix(self, text: int) -> list[int]:
-        size = self._sets.size(text)
-        length = size - math.ceil(self._similarity * size - 1e-9) + 1 if size else 0
-        ranks: list[int] = self._sets.ranks(text)[:length].tolist()
-        return ranks
+    def _different_grams(self, text: int) -> frozenset[str]:
+        plain = self._texts[text]
+        return frozenset(plain[at : at + GRAM] for at in range(max(len(plain) - GRAM + 1, 1 if plain else 0)))

@@ -7,6 +7,7 @@ import string
 import numpy as np
 import pytest
 
+from training.data import near_copies
 from training.data.near_copies import comparable, components, copied_in, first_of_copies
 
 CHINESE = (
@@ -65,6 +66,15 @@ def test_all_near_copies_are_found_and_no_others(seed: int, threshold: float, le
     assert len(set(found.tolist())) == len(set(group))
     expected = [max(similarity(text, other) for other in texts[:50]) >= threshold for text in texts[50:]]
     assert copied_in(texts[50:], texts[:50], threshold).tolist() == expected
+
+
+def test_texts_that_are_taken_in_parts_have_the_same_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few characters are taken at a time, and however many grams are counted by one number."""
+    texts = made_up(3, string.ascii_lowercase[:6] + " ")
+    at_once = [first_of_copies(texts, 0.8).tolist(), components(texts, 0.8).tolist()]
+    for name, value in {"PART": 300, "KEPT": 0, "BUCKETS": 64, "CACHED": 2}.items():
+        monkeypatch.setattr(near_copies, name, value)
+    assert [first_of_copies(texts, 0.8).tolist(), components(texts, 0.8).tolist()] == at_once
 
 
 def test_case_width_and_spacing_are_no_difference() -> None:

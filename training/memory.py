@@ -4,6 +4,7 @@ The model is made on ``meta`` and goes through steps of the longest rows in fake
 and no content, so that no weight is read and no number computed. What lives of them at once is counted.
 """
 
+import logging
 import resource
 import weakref
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ from training.recipe import Adapt, NewBase, Recipe, Train
 from training.tasks.task import Batch, Example, Task, task_class
 
 MIB = 1024**2
+
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what it reports is raised, too
 
 PROCESS = 620 * MIB
 """A worker that has imported Ray, torch, transformers and scikit-learn, and holds no model; nothing on a GPU."""
@@ -73,8 +76,11 @@ def foretold(recipe: Recipe, tables: Mapping[str, pa.Table], workers: int) -> Me
     """What training will need, told from a sample of fused rows whose longest are taken for the longest of all.
 
     Raises:
-        UserError: the base is not there, the sample is too small, or its target cannot be learned.
+        UserError: the base is not there, the sample is too small, its target cannot be learned, or shapes alone do not
+            tell what the model does.
     """
+    if recipe.train.strategy == "fsdp":
+        raise UserError("train.strategy: fsdp parts the model over the workers")
     located = located_rows(recipe, tables)
     with TemporaryDirectory() as place:
         if isinstance(recipe.model.base, NewBase):
@@ -87,9 +93,12 @@ def foretold(recipe: Recipe, tables: Mapping[str, pa.Table], workers: int) -> Me
         if not examples:
             raise UserError("data: no row of it is one to train on")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return worker_memory(
-            task, base, examples, options=recipe.train, adapt=recipe.model.adapt, workers=workers, device=device
-        )
+        try:
+            return worker_memory(
+                task, base, examples, options=recipe.train, adapt=recipe.model.adapt, workers=workers, device=device
+            )
+        except RuntimeError as error:  # a layer that looks at numbers, or that has no fake counterpart
+            raise UserError(f"shapes alone do not tell what the model does ({str(error).splitlines()[0]})") from None
 
 
 def worker_memory(

@@ -122,7 +122,7 @@ def needs(recipe: Recipe, tables: "Mapping[str, pa.Table]", workers: Any) -> dic
     try:
         memory = foretold(recipe, tables, workers if isinstance(workers, int) else 1)
     except UserError as error:  # what a sample lacks may stand in the rows that it left out
-        return {"memory of a worker": f"not to be told from this sample: {error}"}
+        return {"memory of a worker": f"not to be told beforehand: {error}"}
     parts = {"program": memory.process, "weights": memory.weights, "optimizer": memory.optimizer, "step": memory.step}
     told = {name: round(size / MIB) for name, size in parts.items()}
     return {"memory of a worker (MiB)": {"at its fullest": round(memory.peak / MIB), **told}}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pytest
@@ -64,7 +65,30 @@ def test_check_tells_it_or_why_it_cannot(make_recipe: MakeRecipe) -> None:
     told = needs(recipe, tables, plan(recipe)["workers"])["memory of a worker (MiB)"]
     assert told["at its fullest"] >= told["program"] > 0
     one_label = {name: table.filter(pc.equal(table["topic"], "billing")) for name, table in tables.items()}
-    assert needs(recipe, one_label, 1)["memory of a worker"].startswith("not to be told from this sample: ")
+    assert needs(recipe, one_label, 1)["memory of a worker"].startswith("not to be told beforehand: ")
+
+
+EXPERTS = {
+    "type": "mixtral",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_local_experts": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        ({"train": {"strategy": "fsdp"}}, "fsdp parts the model over the workers"),
+        ({"model": {"base": {"new": EXPERTS, "tokenizer": "train", "vocabulary": 300}}}, "shapes alone do not tell"),
+    ],
+)
+def test_what_shapes_do_not_tell_is_said(make_recipe: MakeRecipe, sections: Any, reason: str) -> None:
+    recipe = make_recipe(**sections)
+    assert reason in needs(recipe, inspect(recipe, 100).tables, 1)["memory of a worker"]
 
 
 def test_a_new_base_needs_no_weights_to_be_told_of(make_recipe: MakeRecipe, home: Path) -> None:

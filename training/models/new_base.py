@@ -41,7 +41,7 @@ def find_base(recipe: Recipe, fused: "Fused") -> Path:
     new = recipe.model.base
     if not isinstance(new, NewBase):
         return resolve_base(new, recipe.folder)
-    taken = resolve_base(new.tokenizer, recipe.folder) if new.tokenizer not in (None, "train") else None
+    taken = _tokenizer_taken(new, recipe)
     seen = base_digest(taken) if taken else fused.fingerprint if new.tokenizer else None
     folder = home() / "bases" / fingerprint(FORMAT, new.model_dump(), seen, recipe.data.clean.unicode)
     with only_one(folder, wait=True):
@@ -84,10 +84,15 @@ def shape_base(folder: Path, recipe: Recipe, train: pa.Table) -> None:
     """
     new = recipe.model.base
     assert isinstance(new, NewBase)
-    taken = resolve_base(new.tokenizer, recipe.folder) if new.tokenizer not in (None, "train") else None
+    taken = _tokenizer_taken(new, recipe)
     settings = _tokenizer_into(folder, new, taken, _texts(recipe.model, train, recipe.data.clean.unicode))
     most = {"vocab_size": new.vocabulary} if new.tokenizer == "train" else {}  # all rows may well fill it
     new_config(new, **settings | most).save_pretrained(folder)
+
+
+def _tokenizer_taken(new: NewBase, recipe: Recipe) -> Path | None:
+    """The folder of another base whose tokenizer a new one takes, where it does."""
+    return None if new.tokenizer in (None, "train") else resolve_base(new.tokenizer, recipe.folder)
 
 
 def _tokenizer_into(folder: Path, new: NewBase, taken: Path | None, texts: Iterable[str]) -> dict[str, Any]:

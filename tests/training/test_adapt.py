@@ -19,7 +19,8 @@ from training.data.fuse import fuse
 from training.encode import Encoded, encode
 from training.fit import finish
 from training.loop import Trainee, make_trainee, predict, train
-from training.models.adapt import depth_of, merge, read_adapt
+from training.models.adapt import depth_of, learned, merge, read_adapt
+from training.models.adapter import put_together
 from training.recipe import Recipe
 from training.worker import leave
 
@@ -101,6 +102,15 @@ def test_an_adapter_bundle_lacks_its_base_and_answers_alike(
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(UserError, match=r"model\.base: there is no folder"):
         Predictor(bundles["adapter"])
+
+
+def test_weights_that_are_not_an_adapters_are_refused(make_recipe: MakeRecipe) -> None:
+    encoded, trainee = started(make_recipe, "head")
+    weights = learned(trainee.model)
+    name = min(weights)
+    for wrong in ({**weights, name: torch.zeros(7)}, {**weights, "z": torch.zeros(3)}, {}):
+        with pytest.raises(UserError, match=r"^adapter\.safetensors: .* and the base with model\.adapt has"):
+            put_together(encoded.task, encoded.base, "head", wrong)
 
 
 def test_a_changed_base_cannot_be_left_out(make_recipe: MakeRecipe) -> None:

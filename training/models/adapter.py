@@ -37,11 +37,20 @@ def _name(recipe: Recipe, base: Path) -> str:
 
 
 def put_together(task: "Task", base: Path, adapt: Adapt, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """A base and what was learned of it or beside it, not yet one."""
+    """A base and what was learned of it or beside it, not yet one.
+
+    Raises:
+        UserError: the weights are not those that learn by ``adapt``.
+    """
     model = task.build(base)
     adapt_model(model, task.head(model), adapt)
     own = learned(model)
-    assert own.keys() == weights.keys(), "what learned follows from the base and model.adapt"
+    shapes, wanted = ({name: list(weight.shape) for name, weight in some.items()} for some in (weights, own))
+    if shapes != wanted:
+        other = min(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+        raise UserError(
+            f"{WEIGHTS}: {other} is {shapes.get(other)}, and the base with model.adapt has {wanted.get(other)}"
+        )
     for name, weight in own.items():
         weight.copy_(weights[name])
     return model

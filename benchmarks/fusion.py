@@ -3,9 +3,10 @@
     python benchmarks/fusion.py --data FOLDER [--times 100] [--rounds 3]
 
 FOLDER holds Olist's CSV files; each row is there ``times`` times, with keys of its own each time. Every contender reads
-the CSV files and writes the joined rows as Parquet, in a process of its own; the rounds take turns, figures are
-medians. headrace also types every cell, puts aside what it cannot read, counts for every join what matched, and parts
-the rows into training, validation and test by time; the others do not. Writes benchmarks/results/fusion.json.
+the CSV files and writes the joined rows (headrace as Arrow, the others as Parquet), in a process of its own; the rounds
+take turns, figures are medians. headrace also types every cell, puts aside what it cannot read, counts for every join
+what matched, and parts the rows into training, validation and test by time; the others do not. Writes
+benchmarks/results/fusion.json.
 """
 
 import argparse

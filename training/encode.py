@@ -17,6 +17,7 @@ from cluster.errors import UserError
 from cluster.progress import Progress, progress, say
 from cluster.storage import building, fingerprint, home, only_one, read_json, write_json
 from training.inputs import media
+from training.mapped import parts
 from training.models.base import base_digest
 from training.models.new_base import find_base
 from training.recipe import Recipe
@@ -201,7 +202,8 @@ def _write_split(
     done = 0
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(pa.ipc.new_stream(str(file), schema)) if schema else None
-        for batch in table.to_batches(max_chunksize=FILES_CHUNK if task.file_roles else CHUNK):
+        rows_each = FILES_CHUNK if task.file_roles else CHUNK
+        for batch in (batch for part in parts(table) for batch in part.to_batches(max_chunksize=rows_each)):
             rows = batch.to_pylist()
             examples, reasons = readable(task, rows)
             lost |= {done + index: reason for index, reason in reasons.items()}

@@ -22,7 +22,7 @@ from training import outputs
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.data.fuse import Fused, fuse
 from training.encode import SPLITS, Encoded, encode, located_rows
-from training.evaluation.baselines import measure
+from training.evaluation.baselines import learned_from, measure
 from training.evaluation.report import ReportData, write_report
 from training.journal import Follower, Record, entries
 from training.loop import check_early_stopping
@@ -269,6 +269,7 @@ def finish(
         "rows": sum(len(encoded.split(name)) for name in SPLITS),
         "splits": {name: len(encoded.split(name)) for name in SPLITS},
         "fingerprint": fused.fingerprint,
+        "baselines_learned_from": baselines["learned_from"],
     }
     if recipe.model.bundle == "adapter":
         weights = load_file(folder / "model" / adapter.WEIGHTS)
@@ -283,7 +284,7 @@ def finish(
             name=recipe.name,
             recipe=public,
             metrics=metrics,
-            baselines=baselines,
+            baselines=baselines["metrics"],
             data=data,
             base=adapter.describe(recipe, encoded.base) if recipe.model.bundle == "adapter" else None,
         )
@@ -336,6 +337,7 @@ def report_data(
         importance=lambda: bundle.task().importance(bundle.model(), rows),
         history=[record | {"validation": of_validation(record)} for record in history],
         data=fused.report,
+        learned_from=bundle.info["data"]["baselines_learned_from"],
         recipe=yaml.safe_dump(bundle.info["recipe"], sort_keys=False, allow_unicode=True),
         versions=bundle.info["versions"],
         seconds=sum(record["seconds"] for record in history),
@@ -343,14 +345,19 @@ def report_data(
     )
 
 
-def measured_baselines(recipe: Recipe, fused: Fused, encoded: Encoded) -> dict[str, dict[str, float]]:
-    """The baselines on the same splits; kept, since they depend on the data and the base alone."""
+def measured_baselines(recipe: Recipe, fused: Fused, encoded: Encoded) -> dict[str, Any]:
+    """The baselines' ``metrics`` on the same splits, and how many training rows they ``learned_from``.
+
+    They are kept, since they depend on the data and the base alone.
+    """
     kept = home() / "baselines" / f"{encoded.fingerprint}-{FORMAT}.json"
     if not kept.exists():
-        say("measuring the baselines")
-        write_json(kept, measure(encoded.task, encoded.base, asked(recipe, fused, encoded)))
-    baselines: dict[str, dict[str, float]] = read_json(kept)
-    return baselines
+        tables = asked(recipe, fused, encoded)
+        rows, seen = tables["train"].num_rows, len(learned_from(tables["train"]))
+        say("measuring the baselines" + (f", which learn from {seen:,} of {rows:,} training rows" * (seen < rows)))
+        write_json(kept, {"learned_from": seen, "metrics": measure(encoded.task, encoded.base, tables)})
+    measured: dict[str, Any] = read_json(kept)
+    return measured
 
 
 def asked(recipe: Recipe, fused: Fused, encoded: Encoded) -> Mapping[str, pa.Table]:

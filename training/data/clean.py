@@ -10,14 +10,16 @@ from typing import Any, Literal
 from unicodedata import normalize
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from training.data.landing import Reject, as_text, typed
 from training.data.near_copies import first_of_copies
 from training.data.recipe import Clean
-from training.data.rows import Mask, Rows, empty, ranks, texts
+from training.data.rows import Mask, Rows, digests, empty, texts
 from training.inputs import entities
+from training.mapped import changed, parts
 from training.recipe import Model
 
 TRUE, FALSE = {"true", "t", "yes", "y", "1"}, {"false", "f", "no", "n", "0"}
@@ -82,15 +84,19 @@ def _normalise(rows: Rows, form: Literal["NFC", "NFKC", "NFD", "NFKD"], model: M
 
     Where the target holds character spans of a text that the form makes longer or shorter, they move with it.
     """
-    table = rows.table
-    for index, field_ in enumerate(rows.table.schema):
-        if pa.types.is_string(field_.type):
-            texts_ = [_in_form(text, form) for text in rows.table[field_.name].to_pylist()]
-            table = table.set_column(index, field_, pa.array(texts_, pa.string()))
-    for column in input_columns(model):
-        if model.target in table.column_names and pa.types.is_string(table.schema.field(column).type):
-            table = _move_spans(table, rows.table[column].to_pylist(), column, str(model.target), form)
-    return rows.with_table(table)
+
+    def in_form(part: pa.Table) -> pa.Table:
+        table = part
+        for index, field_ in enumerate(part.schema):
+            if pa.types.is_string(field_.type):
+                texts_ = [_in_form(text, form) for text in part[field_.name].to_pylist()]
+                table = table.set_column(index, field_, pa.array(texts_, pa.string()))
+        for column in input_columns(model):
+            if model.target in table.column_names and pa.types.is_string(table.schema.field(column).type):
+                table = _move_spans(table, part[column].to_pylist(), column, str(model.target), form)
+        return table
+
+    return rows.with_table(changed(rows.table, in_form))
 
 
 def _in_form(text: str | None, form: Literal["NFC", "NFKC", "NFD", "NFKD"]) -> str | None:
@@ -128,13 +134,17 @@ def _move_spans(
 
 def _types(done: Cleaned, types: Mapping[str, str]) -> None:
     before = done.rows
-    table = before.table
-    bad: dict[str, Mask] = {}
-    for column, kind in types.items():
-        array, mask = _as_type(table[column], kind)
-        bad[column] = mask
-        table = table.set_column(table.schema.get_field_index(column), column, array)
-    done.rows = before.with_table(table)
+    found: dict[str, list[Mask]] = {column: [] for column in types}
+
+    def typed_(part: pa.Table) -> pa.Table:
+        for column, kind in types.items():
+            array, mask = _as_type(part[column], kind)
+            found[column].append(mask)
+            part = part.set_column(part.schema.get_field_index(column), column, array)
+        return part
+
+    done.rows = before.with_table(changed(before.table, typed_))
+    bad = {column: np.concatenate(masks) for column, masks in found.items()}
     done.put_aside("types", bad, {column: f"no {kind}" for column, kind in types.items()}, before)
 
 
@@ -211,12 +221,16 @@ def _allowed(done: Cleaned, allowed: Mapping[str, list[Any]]) -> None:
     for column, values in allowed.items():
         known = {as_text(value) for value in values}
         known |= {as_text(float(value)) for value in values if isinstance(value, int) and not isinstance(value, bool)}
-        encoded = done.rows.table[column].combine_chunks().dictionary_encode()
-        wrong = [as_text(value) not in known for value in encoded.dictionary.to_pylist()]
-        taken = pc.fill_null(pa.array(wrong, pa.bool_()).take(encoded.indices), False)
-        bad[column] = np.asarray(taken.to_numpy(zero_copy_only=False), dtype=bool)
+        bad[column] = np.concatenate([_unknown(part[column], known) for part in parts(done.rows.table)])
     reasons = {column: f"not one of {_shown(values)}" for column, values in allowed.items()}
     done.put_aside("allowed", bad, reasons, done.rows)
+
+
+def _unknown(column: pa.ChunkedArray, known: set[str]) -> Mask:
+    encoded = column.combine_chunks().dictionary_encode()
+    wrong = [as_text(value) not in known for value in encoded.dictionary.to_pylist()]
+    found = pc.fill_null(pa.array(wrong, pa.bool_()).take(encoded.indices), False)
+    return np.asarray(found.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _shown(values: list[Any]) -> str:
@@ -241,10 +255,8 @@ def input_columns(model: Model) -> list[str]:
 
 
 def _duplicates(done: Cleaned, columns: list[str], target: str | None) -> None:
-    table = done.rows.table
-    keys = np.stack([ranks(table[column]) for column in columns], axis=1) if len(table) else np.zeros((0, 1))
-    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    _copies(done, "drop_duplicates", first[group.reshape(-1)], columns, target)
+    _, first, group = np.unique(_contents(done.rows, columns), return_index=True, return_inverse=True)
+    _copies(done, "drop_duplicates", first[group], columns, target)
 
 
 def _copies(done: Cleaned, step: str, first: Any, columns: list[str], target: str | None) -> None:
@@ -252,9 +264,13 @@ def _copies(done: Cleaned, step: str, first: Any, columns: list[str], target: st
     gone = first != np.arange(len(first))
     conflicting = 0
     if target:
-        targets = ranks(done.rows.table[target])
+        targets = _contents(done.rows, [target])
         conflicting = int((targets[gone] != targets[first[gone]]).sum())
     done.drop(step, gone, columns=columns, conflicting=conflicting)
+
+
+def _contents(rows: Rows, columns: list[str]) -> npt.NDArray[np.uint64]:
+    return digests(rows.table.select(columns), missing="\0null")  # unlike an empty text
 
 
 def same_types(table: pa.Table, model: pa.Table) -> pa.Table:
@@ -265,7 +281,7 @@ def same_types(table: pa.Table, model: pa.Table) -> pa.Table:
     """
     columns = []
     for field_ in model.schema:
-        column = table[field_.name].combine_chunks()
+        column = table[field_.name]
         try:
             columns.append(column if column.type == field_.type else column.cast(field_.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -1,5 +1,6 @@
 """Figures about the columns of a table: what is missing, how many values there are, how long texts are."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from training.data.landing import as_text
-from training.data.rows import empty
+from training.data.rows import Mask, digest, empty
 
 MOST_VALUES = 200
 """A label column with more values than this is shown by its commonest ones."""
+
+LONGEST_LABEL = 200
+"""Characters; what is longer on average is text."""
 
 
 def columns(table: pa.Table) -> dict[str, dict[str, Any]]:
@@ -22,19 +26,21 @@ def columns(table: pa.Table) -> dict[str, dict[str, Any]]:
 
 
 def labels(table: pa.Table, column: str | None) -> dict[str, int]:
-    """The rows of each value of a label column, the commonest first; nothing for one of measurements or lists."""
+    """The rows of each value of a label column, the commonest first; nothing for measurements, lists and texts."""
     if column is None or not _holds_labels(table[column]):
         return {}
-    counted = pc.value_counts(table[column].combine_chunks()).to_pylist()
-    pairs = [(as_text(one["values"]), one["counts"]) for one in counted if one["values"] is not None]
-    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:MOST_VALUES])
+    counts: Counter[str] = Counter()
+    for chunk in table[column].chunks:
+        for one in pc.value_counts(chunk.drop_null()).to_pylist():
+            counts[as_text(one["values"])] += one["counts"]
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_VALUES])
 
 
 def _holds_labels(column: pa.ChunkedArray) -> bool:
     if pa.types.is_nested(column.type) or pa.types.is_floating(column.type) or pa.types.is_temporal(column.type):
         return False
     if pa.types.is_string(column.type):
-        return not _lists(column)
+        return not _lists(column) and (pc.mean(pc.utf8_length(column)).as_py() or 0) <= LONGEST_LABEL
     return not pa.types.is_integer(column.type) or pc.count_distinct(column).as_py() <= MOST_VALUES
 
 
@@ -46,22 +52,32 @@ def _lists(texts: pa.ChunkedArray) -> bool:
 
 def _column(column: pa.ChunkedArray, kind: pa.DataType) -> dict[str, Any]:
     missing = empty(column)
-    present = column.filter(pa.array(~missing))
     figures: dict[str, Any] = {"type": type_name(kind), "missing": int(missing.sum())}
+    if pa.types.is_string(kind):
+        return figures | {"distinct": _different(column), "characters": _lengths(column, ~missing)}
+    present = column.filter(pa.array(~missing))
     if not pa.types.is_nested(kind):
         figures["distinct"] = pc.count_distinct(present).as_py()
-    if pa.types.is_string(kind):
-        figures["characters"] = _lengths(present)
-    elif len(present) and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)):
+    if len(present) and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)):
         ends = pc.min_max(present)
         figures["range"] = [_plain(ends["min"].as_py()), _plain(ends["max"].as_py())]
     return figures
 
 
-def _lengths(texts: pa.ChunkedArray) -> dict[str, float]:
-    if not len(texts):
+def _different(texts: pa.ChunkedArray) -> int:
+    """How many texts there are that are not empty; Arrow's own count would hold them all."""
+    seen = [np.zeros(0, dtype=np.uint64)]
+    for chunk in texts.chunks:
+        different = chunk.unique().drop_null()
+        present = different.filter(pa.array(~empty(pa.chunked_array([different]))))
+        seen.append(np.array([digest(text) for text in present.to_pylist()], dtype=np.uint64))
+    return len(np.unique(np.concatenate(seen)))
+
+
+def _lengths(texts: pa.ChunkedArray, present: Mask) -> dict[str, float]:
+    if not present.any():
         return {}
-    lengths = pc.utf8_length(texts).to_numpy()
+    lengths = pc.fill_null(pc.utf8_length(texts), 0).to_numpy()[present]
     shares = {"median": 50, "p95": 95, "max": 100}
     return {"mean": round(float(lengths.mean()), 1)} | {n: int(np.percentile(lengths, p)) for n, p in shares.items()}
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from cluster.session import on_cluster, session
 from training.data.landing import HIDDEN, ROW, Landed
+from training.mapped import mapped
 
 if TYPE_CHECKING:
     import daft
@@ -59,7 +60,7 @@ def plan(statement: str, sources: "Mapping[str, daft.DataFrame]") -> "daft.DataF
 
 
 def collect(frame: "daft.DataFrame") -> pa.Table:
-    """The rows of a table.
+    """The rows of a table, laid down as they are computed.
 
     Raises:
         StatementError: computing it failed.
@@ -68,11 +69,11 @@ def collect(frame: "daft.DataFrame") -> pa.Table:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise StatementError(f"two columns are named '{twice}'; rename one with AS")
+    plain = pa.schema([(field.name, _plain_type(field.type)) for field in frame.schema().to_pyarrow_schema()])
     try:
-        table = frame.to_arrow()
+        return mapped((pa.Table.from_batches([batch]).cast(plain) for batch in frame.to_arrow_iter()), plain)
     except Exception as error:  # noqa: BLE001
         raise StatementError(_reason(error)) from None
-    return table.cast(pa.schema([(field.name, _plain_type(field.type)) for field in table.schema]))
 
 
 def _table(name: str, landed: Landed, numbered: bool) -> "daft.DataFrame":

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from cluster.progress import say
 from cluster.storage import building, fingerprint, home, only_one, plain_disk_errors, read_json, write_json
+from training import mapped
 from training.data.assemble import TooManyRejectedError, assemble, held_out_sources
 from training.data.joined import main_source
 from training.data.landing import Landed, Reject
@@ -37,8 +38,8 @@ class Fused:
     """What the data stage made.
 
     Attributes:
-        folder: holds ``train.parquet``, ``validation.parquet``, ``test.parquet``, where the recipe names one
-            ``corpus.parquet``, ``rejected.parquet`` (columns source, row, column, value, reason: see
+        folder: holds ``train.arrow``, ``validation.arrow``, ``test.arrow``, where the recipe names one
+            ``corpus.arrow``, ``rejected.parquet`` (columns source, row, column, value, reason: see
             :class:`training.data.landing.Reject`) and ``fuse.json``.
         fingerprint: of the rows of every source and of what the recipe does to them.
         report: the content of ``fuse.json``: see :func:`training.data.report.make_report`.
@@ -49,15 +50,15 @@ class Fused:
     report: dict[str, Any]
 
     def split(self, name: str) -> pa.Table:
-        """The rows of ``train``, ``validation`` or ``test``; the latter two may have none."""
+        """The rows of ``train``, ``validation`` or ``test``, mapped into memory; the latter two may have none."""
         assert name in SPLITS
-        return pq.read_table(self.folder / f"{name}.parquet", partitioning=None)
+        return mapped.kept(self.folder / f"{name}.arrow")
 
     def tables(self) -> dict[str, pa.Table]:
         """The splits by their names, training first, and the ``corpus`` where the recipe names one."""
         tables = {name: self.split(name) for name in SPLITS}
-        corpus = self.folder / f"{CORPUS}.parquet"
-        return tables | ({CORPUS: pq.read_table(corpus, partitioning=None)} if corpus.exists() else {})
+        corpus = self.folder / f"{CORPUS}.arrow"
+        return tables | ({CORPUS: mapped.kept(corpus)} if corpus.exists() else {})
 
 
 def fuse(recipe: Recipe) -> Fused:
@@ -129,23 +130,19 @@ def _build(recipe: Recipe, folder: Path, landed: dict[str, Landed], work: Path) 
         done = assemble(recipe, in_order, max_rejected=recipe.data.max_rejected)
     except TooManyRejectedError as error:
         place = folder.with_name(f"{folder.name}-rejected.parquet")
-        _write(_rejected_table(error.rejects), place)
+        _write_rejected(error.rejects, place)
         raise UserError(f"{error} All of them: {place}") from None
     with building(folder) as beside:
         for name in SPLITS:
-            _write(done.parted.tables[name], beside / f"{name}.parquet")
+            mapped.keep(done.parted.tables[name], beside / f"{name}.arrow")
         if done.corpus is not None:
-            _write(done.corpus, beside / f"{CORPUS}.parquet")
-        _write(_rejected_table(done.rejects), beside / "rejected.parquet")
+            mapped.keep(done.corpus, beside / f"{CORPUS}.arrow")
+        _write_rejected(done.rejects, beside / "rejected.parquet")
         write_json(beside / "fuse.json", {"fingerprint": folder.name, **done.report})
 
 
-def _write(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd")
-
-
-def _rejected_table(rejects: list[Reject]) -> pa.Table:
-    return pa.Table.from_pylist([asdict(one) for one in rejects], schema=REJECTED)
+def _write_rejected(rejects: list[Reject], path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([asdict(one) for one in rejects], schema=REJECTED), path)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from cluster.errors import UserError
 from training.data import engine
 from training.data.joins import measure
 from training.data.landing import HIDDEN, Landed
-from training.data.rows import Rows, ranks
+from training.data.rows import Rows, digests, ranks
 from training.data.statement import ORIGIN, Statement, UnreadableError
+from training.mapped import taken
 
 
 def main_source(statement: str | None, joined: Sequence[str]) -> str | None:
@@ -119,14 +120,14 @@ class Fusion:
     def _ordered(
         self, table: pa.Table, origins: dict[str, str], order: list[tuple[str, bool, bool]], tables: dict[str, Landed]
     ) -> Rows:
-        """The rows in the statement's ORDER BY, then as they stand in the sources, then by content."""
-        keys = [ranks(table[name], descending=down, nulls_first=first) for name, down, first in order]
+        """The rows in the statement's ORDER BY, then as they stand in the sources, then by a hash."""
+        keys: list[Any] = [ranks(table[name], descending=down, nulls_first=first) for name, down, first in order]
         keys += [ranks(table[name]) for name, source in origins.items() if tables[source].ordered]
         shown = [name for name in table.column_names if HIDDEN not in name]
         if _ties(keys, table.num_rows):
-            keys += [ranks(table[name]) for name in shown]
+            keys.append(digests(table.select(shown)))
         if keys and table.num_rows:
-            table = table.take(pa.array(np.lexsort(keys[::-1])))
+            table = taken(table, np.lexsort(keys[::-1]))
         numbers: dict[str, Any] = {}
         for hidden, source in origins.items():
             first = 0 if tables[source].numbered else 1  # Daft counts the rows of a Parquet file from 0

@@ -30,6 +30,7 @@ ROW = HIDDEN + "row"
 """The column of a landed file that holds each row's number in its source."""
 
 PART_ROWS = 50_000
+PART_CHARACTERS = 16_000_000  # of a text file, where its rows are long
 LARGEST_EXACT = 2**53  # beyond it a float cannot hold every whole number
 
 BOOLEANS = (("true", "false"), ("True", "False"), ("TRUE", "FALSE"))

@@ -1,6 +1,7 @@
 """Fused rows, and where each came from."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from training.data.landing import Reject, as_text
+from training.mapped import filtered, parts
 
 FIRST_PARTITION = 2**36  # from here on Daft's ids tell of a partition on a cluster, and no longer which row it is
 
@@ -37,7 +39,7 @@ class Rows:
         if mask.all():
             return self
         origins = {source: numbers[mask] for source, numbers in self.origins.items()}
-        return Rows(self.table.filter(pa.array(mask)), origins, self.column_source)
+        return Rows(filtered(self.table, mask), origins, self.column_source)
 
     def with_table(self, table: pa.Table) -> "Rows":
         """The same rows with changed values."""
@@ -53,32 +55,58 @@ class Rows:
 
 def ranks(column: pa.ChunkedArray, *, descending: bool = False, nulls_first: bool = False) -> npt.NDArray[np.int64]:
     """The place of each value among the column's distinct ones, nulls at the named end."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if pa.types.is_nested(array.type) or pa.types.is_binary(array.type) or pa.types.is_boolean(array.type):
-        array = pa.array([None if value is None else as_text(value) for value in array.to_pylist()], pa.string())
-    if pa.types.is_null(array.type):
-        return np.zeros(len(array), dtype=np.int64)
-    encoded = array.dictionary_encode()
-    count = len(encoded.dictionary)
-    order = pc.array_sort_indices(encoded.dictionary, order="descending" if descending else "ascending")
-    places = np.empty(count + 1, dtype=np.int64)
-    places[order.to_numpy()] = np.arange(count)
-    places[count] = -1 if nulls_first else count
-    codes: npt.NDArray[np.int64] = places[encoded.indices.fill_null(count).to_numpy(zero_copy_only=False)]
-    return codes
+    kind = column.type
+    if pa.types.is_null(kind) or not len(column):
+        return np.zeros(len(column), dtype=np.int64)
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_boolean(kind):
+        written = (
+            [None if value is None else as_text(value) for value in chunk.to_pylist()] for chunk in column.chunks
+        )
+        column = pa.chunked_array([pa.array(values, pa.string()) for values in written])
+    encoded = column.dictionary_encode().unify_dictionaries()
+    values = encoded.chunk(0).dictionary
+    order = pc.array_sort_indices(values, order="descending" if descending else "ascending")
+    places = np.empty(len(values) + 1, dtype=np.int64)
+    places[order.to_numpy()] = np.arange(len(values))
+    places[len(values)] = -1 if nulls_first else len(values)
+    codes = [chunk.indices.fill_null(len(values)).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    return np.asarray(places[np.concatenate(codes)], dtype=np.int64)
 
 
-def texts(table: pa.Table, columns: list[str]) -> list[str]:
+def digests(table: pa.Table, salt: str = "", missing: str = "") -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of the content of each row. Of a million rows two different ones are equal with a chance of 3e-8.
+
+    Args:
+        salt: goes before each row's content.
+        missing: what a null is hashed as.
+    """
+    found = [np.zeros(0, dtype=np.uint64)]
+    for part in parts(table):
+        columns = [[missing if value is None else as_text(value) for value in one.to_pylist()] for one in part.columns]
+        contents = (salt + "\0".join(row) for row in zip(*columns, strict=True))
+        found.append(np.array([digest(content) for content in contents], dtype=np.uint64))
+    return np.concatenate(found)
+
+
+def digest(text: str) -> int:
+    """A 64-bit hash of a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def texts(table: pa.Table, columns: list[str]) -> Iterator[str]:
     """The values of the columns of each row as one text; nulls are empty."""
-    parts = [["" if value is None else as_text(value) for value in table[column].to_pylist()] for column in columns]
-    return ["\n".join(row) for row in zip(*parts, strict=True)] if parts else [""] * table.num_rows
+    for part in parts(table.select(columns)):
+        values = [["" if value is None else as_text(value) for value in one.to_pylist()] for one in part.columns]
+        yield from map("\n".join, zip(*values, strict=True))
 
 
 def empty(column: pa.ChunkedArray) -> Mask:
     """Where there is nothing: null, or text of white space alone."""
-    missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True))
-    return np.asarray(
-        missing.to_numpy(zero_copy_only=False) if isinstance(missing, pa.Array) else missing.to_numpy(), bool
-    )
+    return np.concatenate([np.zeros(0, dtype=bool), *map(_empty, column.chunks)])
+
+
+def _empty(values: pa.Array) -> Mask:
+    missing = pc.is_null(values, nan_is_null=pa.types.is_floating(values.type))
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(values), ""), True))
+    return np.asarray(missing.to_numpy(zero_copy_only=False), dtype=bool)

@@ -7,7 +7,7 @@ A test that has seen the training rows measures memory. Two ways keep them apart
   that matters less: from train first, then from validation; the test split is measured as it comes.
 """
 
-import hashlib
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import UserError
-from training.data.landing import as_text
 from training.data.near_copies import components, copied_in
 from training.data.recipe import Split
-from training.data.rows import ranks, texts
+from training.data.rows import digests, ranks, texts
+from training.mapped import filtered
 from training.recipe import Model
 
 SPLITS = ("train", "validation", "test")
@@ -72,7 +72,7 @@ def split(table: pa.Table, held_out: dict[str, pa.Table], options: Split, compar
     rest = apart.without_copies("train", table, references) if references else table
     fractions = _fractions(options, held_out)
     side = _sides(rest, fractions, options, columns, apart)
-    parts = {name: rest.filter(pa.array(side == name)) for name in SPLITS}
+    parts = {name: filtered(rest, side == name) for name in SPLITS}
     parts |= {name: part for name, part in (("test", test), ("validation", validation)) if part is not None}
     if options.group or options.time:
         parts = _drop_copies(parts, fractions, apart)
@@ -92,10 +92,10 @@ class _Apart:
         """``table`` without the rows that are near copies of one in ``references``."""
         if not self.columns or not table.num_rows:
             return table
-        others = [text for reference in references for text in texts(reference, self.columns)]
+        others = itertools.chain.from_iterable(texts(reference, self.columns) for reference in references)
         copied = copied_in(texts(table, self.columns), others, SIMILARITY)
         self.removed[name] += int(copied.sum())
-        return table.filter(pa.array(~copied))
+        return filtered(table, ~copied)
 
     def units(self, table: pa.Table) -> Ints:
         """A number for each row, equal for rows that must stay together."""
@@ -140,56 +140,42 @@ def _sides(
         return _by_time(table, fractions, options.time)
     units = _groups(table[options.group]) if options.group else apart.units(table)
     strata = _strata(table, units, options.stratify)
-    return _draw(units, strata, fractions, _keys(table, options.seed))
+    # drawn by a hash of their content, so that neither their order nor other rows matter
+    return _draw(units, strata, fractions, digests(table, salt=f"{options.seed}:"))
 
 
 def _groups(column: pa.ChunkedArray) -> Ints:
     """A number for each row by its value; a row without a value is a group of its own."""
     groups = ranks(column)
-    missing = np.asarray(column.combine_chunks().is_null().to_numpy(zero_copy_only=False), dtype=bool)
+    missing = np.asarray(column.is_null().to_numpy(), dtype=bool)
     groups[missing] = len(groups) + 1 + np.arange(int(missing.sum()))
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
     return np.asarray(first[inverse], dtype=np.int64)
 
 
-def _strata(table: pa.Table, units: Ints, column: str | None) -> dict[int, int]:
-    """The stratum of each unit: the commonest label in it (the first of several equally common ones)."""
+def _strata(table: pa.Table, units: Ints, column: str | None) -> Ints:
+    """The stratum of each row's unit: the commonest label in it (the first of several equally common ones)."""
     if column is None:
-        return dict.fromkeys(units.tolist(), 0)
-    labels: dict[int, Counter[int]] = {}
-    for unit, label in zip(units.tolist(), ranks(table[column]).tolist(), strict=True):
-        labels.setdefault(unit, Counter())[label] += 1
-    return {unit: min(counts, key=lambda label: (-counts[label], label)) for unit, counts in labels.items()}
+        return np.zeros(len(units), dtype=np.int64)
+    pairs, counts = np.unique(np.stack([units, ranks(table[column])], axis=1), axis=0, return_counts=True)
+    best = np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))
+    known, first = np.unique(pairs[best, 0], return_index=True)
+    return np.asarray(pairs[best, 1][first][np.searchsorted(known, units)], dtype=np.int64)
 
 
-def _keys(table: pa.Table, seed: int) -> list[bytes]:
-    """What rows are drawn by: a hash of their content, so that neither their order nor other rows matter."""
-    columns = [column.to_pylist() for column in table.columns]
-    contents = ("\0".join(map(_text, row)) for row in zip(*columns, strict=True))
-    return [
-        hashlib.blake2b(f"{seed}:{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in contents
-    ]
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else as_text(value)
-
-
-def _draw(units: Ints, strata: dict[int, int], fractions: dict[str, float], keys: list[bytes]) -> npt.NDArray[np.str_]:
+def _draw(units: Ints, strata: Ints, fractions: dict[str, float], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.str_]:
     """Draws whole units, stratum by stratum, until each split has its share of the rows."""
-    sizes = Counter(units.tolist())
-    lowest: dict[int, bytes] = {}
-    for unit, key in zip(units.tolist(), keys, strict=True):
-        lowest[unit] = min(lowest.get(unit, key), key)
-    order = sorted(sizes, key=lambda unit: (lowest[unit], unit))
-    left = Counter(dict.fromkeys(sorted(set(strata.values())), 0))
-    for unit, size in sizes.items():
-        left[strata[unit]] += size
-    chosen: dict[int, str] = {}
-    targets = _targets(left, fractions)
-    for name in fractions:
-        _fill(name, targets[name], order, sizes, strata, chosen)
-    return np.array([chosen.get(unit, "train") for unit in units.tolist()])
+    _, first, places, sizes = np.unique(units, return_index=True, return_inverse=True, return_counts=True)
+    lowest = np.full(len(sizes), np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(lowest, places, keys)
+    order = np.argsort(lowest, kind="stable")  # of equal ones the earlier unit
+    stratum, held = strata[first], Counter(dict.fromkeys(np.unique(strata).tolist(), 0))
+    for number, size in zip(stratum.tolist(), sizes.tolist(), strict=True):
+        held[number] += size
+    chosen = ["train"] * len(sizes)
+    for name, target in _targets(held, fractions).items():
+        _fill(name, target, order.tolist(), sizes.tolist(), stratum.tolist(), chosen)
+    return np.array(chosen)[places]
 
 
 def _targets(strata: Counter[int], fractions: dict[str, float]) -> dict[str, dict[int, int]]:
@@ -215,22 +201,17 @@ def _targets(strata: Counter[int], fractions: dict[str, float]) -> dict[str, dic
 
 
 def _fill(
-    name: str,
-    target: dict[int, int],
-    order: list[int],
-    sizes: Counter[int],
-    strata: dict[int, int],
-    chosen: dict[int, str],
+    name: str, target: dict[int, int], order: list[int], sizes: list[int], strata: list[int], chosen: list[str]
 ) -> None:
     """Chooses units in their drawn order as long as they fit; where none does, the smallest one."""
     taken: Counter[int] = Counter()
     for unit in order:
         stratum = strata[unit]
-        if unit not in chosen and taken[stratum] + sizes[unit] <= target[stratum]:
+        if chosen[unit] == "train" and taken[stratum] + sizes[unit] <= target[stratum]:
             chosen[unit] = name
             taken[stratum] += sizes[unit]
     if not taken:
-        free = [unit for unit in order if unit not in chosen]
+        free = [unit for unit in order if chosen[unit] == "train"]
         if len(free) > 1:
             chosen[min(free, key=lambda unit: sizes[unit])] = name
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from cluster.errors import UserError
 from training.data.encodings import UNDECODABLE, Encoding, open_text
 from training.data.files import File
-from training.data.landing import PART_ROWS, Landing
+from training.data.landing import PART_CHARACTERS, PART_ROWS, Landing
 
 LONGEST_FIELD = 1 << 24  # characters; a longer one is a quote that was never closed
 OTHER_DELIMITERS = {";": "';'", "\t": '"\\t"', "|": "'|'"}
@@ -35,6 +35,7 @@ def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing) -
         landing.declare(names)
         rows: list[list[str]] = []
         numbers: list[int] = []
+        characters = 0
         for line, values, problem in stream:
             problem = problem or _problem(values, names, encoding)
             if problem:
@@ -42,8 +43,10 @@ def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing) -
                 continue
             rows.append(values)
             numbers.append(line)
-            if len(rows) == PART_ROWS:
+            characters += sum(map(len, values))
+            if len(rows) == PART_ROWS or characters > PART_CHARACTERS:
                 _flush(landing, names, rows, numbers)
+                characters = 0
             if landing.full:
                 return
         _flush(landing, names, rows, numbers)
@@ -146,6 +149,7 @@ def land_jsonl(file: File, encoding: Encoding, landing: Landing) -> None:
     """Lands a file with one JSON object on each line. Objects inside objects become columns ``outer.inner``."""
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
+    characters = 0
     with open_text(file, encoding) as text:
         for number, line in enumerate(text, start=1):
             if not line.strip():
@@ -156,9 +160,10 @@ def land_jsonl(file: File, encoding: Encoding, landing: Landing) -> None:
             except (ValueError, RecursionError) as error:  # nested deeper than Python reads
                 shown = line.rstrip("\r\n").encode("utf-8", "backslashreplace").decode()
                 landing.reject(number, None, shown, _json_problem(error, encoding, line))
-            if len(rows) == PART_ROWS:
+            characters += len(line)
+            if len(rows) == PART_ROWS or characters > PART_CHARACTERS:
                 landing.add_rows(rows, numbers)
-                rows, numbers = [], []
+                rows, numbers, characters = [], [], 0
             if landing.full:
                 return
     landing.add_rows(rows, numbers)

@@ -22,13 +22,17 @@ from transformers import AutoModel
 
 from training.evaluation import metrics
 from training.inputs.text import from_pretrained
+from training.mapped import taken
 from training.targets import ManyLabels, Number, Target
 from training.tasks.task import Example, Output, Outputs, Row, Task
 
 SEED = 7
 TOKENS_PER_BATCH = 4096
 TERMS = 200_000  # of each kind, so that long texts do not fill the memory; beyond it accuracy no longer rises
+TEXTS = 2_000  # whose features are made at once
 
+MOST_TEXT = 8_000_000
+"""Bytes of text that the baselines learn from; the features of a text take some hundred times its own memory."""
 
 CONSTANTS: dict[str, str] = {
     "single-label": "Most frequent label",
@@ -68,7 +72,8 @@ class TextPredictor(Protocol):
 def measure(task: Task, base: Path, splits: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
     """The task's baselines, trained on ``splits["train"]`` and judged on every other split that has rows.
 
-    The task's metrics ``of_probabilities`` are left out for a baseline that gives none.
+    The task's metrics ``of_probabilities`` are left out for a baseline that gives none. Where the training rows hold
+    much text, the baselines learn from those of :func:`learned_from` alone.
 
     Returns:
         ``{"tfidf": {"validation/accuracy": …, "test/accuracy": …, …}, …}``.
@@ -78,9 +83,10 @@ def measure(task: Task, base: Path, splits: Mapping[str, pa.Table]) -> dict[str,
         name: [task.encode_target(row) if task.has_targets else None for row in table.to_pylist()]
         for name, table in others.items()
     }
+    train = taken(splits["train"], learned_from(splits["train"]))
     measured: dict[str, dict[str, float]] = {}
     for baseline_name, baseline in task.baselines.items():
-        outputs = baseline.outputs(task, base, splits["train"], list(others.values()))
+        outputs = baseline.outputs(task, base, train, list(others.values()))
         measured[baseline_name] = {
             f"{split}/{metric}": value
             for split, one in zip(others, outputs, strict=True)
@@ -88,6 +94,13 @@ def measure(task: Task, base: Path, splits: Mapping[str, pa.Table]) -> dict[str,
             if baseline.probabilities or metric not in task.of_probabilities
         }
     return measured
+
+
+def learned_from(train: pa.Table) -> npt.NDArray[np.int64]:
+    """The training rows that the baselines see: all, or as many at even distances as hold :data:`MOST_TEXT`."""
+    text = sum(train[field.name].nbytes for field in train.schema if pa.types.is_string(field.type))
+    rows = max(1, train.num_rows * MOST_TEXT // max(text, MOST_TEXT))
+    return np.linspace(0, train.num_rows, rows, endpoint=False).astype(np.int64)
 
 
 def majority(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -> list[Outputs]:
@@ -121,9 +134,11 @@ def tfidf(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -
     seen, *unseen = [[predictor.text(row) for row in table.to_pylist()] for table in (train, *others)]
     kinds = {"regression": Ridge(), "ordinal": LogisticRegression(C=10, max_iter=300, random_state=SEED)}
     model = kinds.get(predictor.target.problem, LinearSVC(random_state=SEED))
-    return linear(predictor.target, model, features.fit_transform(seen), _targets(predictor, train))(
-        [features.transform(texts) for texts in unseen]
-    )
+    says = linear(predictor.target, model, features.fit_transform(seen), _targets(predictor, train))
+    return [
+        [one for at in range(0, len(texts), TEXTS) for one in says([features.transform(texts[at : at + TEXTS])])[0]]
+        for texts in unseen
+    ]
 
 
 def frozen(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -> list[Outputs]:
@@ -194,14 +209,16 @@ def _embeddings(task: TextPredictor, base: Path, rows: Sequence[Row]) -> npt.NDA
     first: dict[str, int] = {}
     same = np.array([first.setdefault(task.text(row), len(first)) for row in rows], dtype=np.int64)
     _, distinct = np.unique(same, return_index=True)
-    examples = task.encode([rows[index] for index in distinct])
-    embeddings = np.empty((len(examples), model.config.hidden_size), dtype=np.float32)
-    for places in _batches([task.length(example) for example in examples]):
-        batch = task.collate([examples[place] for place in places])
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        hidden = model(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1)
-        embeddings[places] = ((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)).cpu().numpy()
+    embeddings = np.empty((len(distinct), model.config.hidden_size), dtype=np.float32)
+    for start in range(0, len(distinct), TEXTS):
+        examples = task.encode([rows[index] for index in distinct[start : start + TEXTS]])
+        for places in _batches([task.length(example) for example in examples]):
+            batch = task.collate([examples[place] for place in places])
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            hidden = model(**batch).last_hidden_state
+            mask = batch["attention_mask"].unsqueeze(-1)
+            mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+            embeddings[start + np.array(places)] = mean.cpu().numpy()
     return embeddings[same]
 
 

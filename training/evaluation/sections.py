@@ -72,6 +72,7 @@ class ReportData:
         history: a mapping for each step, with ``step``, ``loss``, ``learning_rate`` and, at an epoch's end,
             ``validation``: metrics by name.
         data: the content of ``fuse.json``.
+        learned_from: how many training rows the baselines learned from.
         headline: the metric of the verdict.
         direction: whether more (``max``) or less (``min``) of it is better.
         titles: what the baselines are called; one that is not among them is called by its name.
@@ -99,6 +100,7 @@ class ReportData:
     importance: Callable[[], Mapping[str, float]] = dict
     history: Sequence[Mapping[str, Any]] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    learned_from: int = 0
     recipe: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None

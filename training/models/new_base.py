@@ -19,6 +19,7 @@ from cluster.errors import UserError
 from cluster.progress import say
 from cluster.storage import building, fingerprint, home, only_one
 from training.inputs.text import in_form, open_tokenizer
+from training.mapped import parts
 from training.models.base import base_digest, resolve_base
 from training.recipe import Model, NewBase, Recipe
 
@@ -147,8 +148,9 @@ def _texts(model: Model, train: pa.Table, unicode: str) -> Iterator[str]:
     """All that the model will read or write in the training rows: texts of its columns, however deep in lists."""
     columns = [column for columns in model.inputs.values() for column in columns]
     for column in dict.fromkeys([*columns, *([model.target] if model.target else [])]):
-        for value in train[column].to_pylist():
-            yield from (in_form(text, unicode) for text in _inside(value))
+        for part in parts(train.select([column])):
+            for value in part[column].to_pylist():
+                yield from (in_form(text, unicode) for text in _inside(value))
 
 
 def _inside(value: Any) -> Iterator[str]:

@@ -3,10 +3,12 @@
 import functools
 import random
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from training import mapped
 from training.data import near_copies
 from training.data.near_copies import comparable, components, copied_in, first_of_copies
 
@@ -68,12 +70,13 @@ def test_all_near_copies_are_found_and_no_others(seed: int, threshold: float, le
     assert copied_in(texts[50:], texts[:50], threshold).tolist() == expected
 
 
-def test_texts_that_are_taken_in_parts_have_the_same_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few characters are taken at a time, and however many grams are counted by one number."""
+def test_texts_that_are_taken_in_parts_have_the_same_copies(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few are taken at a time, and though they lie on the disk."""
     texts = made_up(3, string.ascii_lowercase[:6] + " ")
     at_once = [first_of_copies(texts, 0.8).tolist(), components(texts, 0.8).tolist()]
-    for name, value in {"PART": 300, "KEPT": 0, "BUCKETS": 64, "CACHED": 2}.items():
+    for name, value in {"PART": 300, "PART_TEXTS": 7, "CACHED": 2}.items():
         monkeypatch.setattr(near_copies, name, value)
+    monkeypatch.setattr(mapped, "PART", 1_000)
     assert [first_of_copies(texts, 0.8).tolist(), components(texts, 0.8).tolist()] == at_once
 
 

@@ -346,15 +346,15 @@ def report_data(
 
 
 def measured_baselines(recipe: Recipe, fused: Fused, encoded: Encoded) -> dict[str, Any]:
-    """The baselines' ``metrics`` on the same splits, and how many training rows they ``learned_from``.
+    """The baselines' ``metrics`` on the same splits, and how many training rows those of texts ``learned_from``.
 
     They are kept, since they depend on the data and the base alone.
     """
     kept = home() / "baselines" / f"{encoded.fingerprint}-{FORMAT}.json"
     if not kept.exists():
         tables = asked(recipe, fused, encoded)
-        rows, seen = tables["train"].num_rows, len(learned_from(tables["train"]))
-        say("measuring the baselines" + (f", which learn from {seen:,} of {rows:,} training rows" * (seen < rows)))
+        rows, seen = tables["train"].num_rows, len(learned_from(encoded.task, tables["train"]))
+        say("measuring the baselines" + (f"; those of texts learn from {seen:,} of {rows:,} rows" * (seen < rows)))
         write_json(kept, {"learned_from": seen, "metrics": measure(encoded.task, encoded.base, tables)})
     measured: dict[str, Any] = read_json(kept)
     return measured

@@ -4,7 +4,7 @@ Each is what a ``Baseline`` of ``training/tasks/task.py`` calls for its outputs,
 task's own metrics judge both.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -22,7 +22,7 @@ from transformers import AutoModel
 
 from training.evaluation import metrics
 from training.inputs.text import from_pretrained
-from training.mapped import taken
+from training.mapped import parts, taken
 from training.targets import ManyLabels, Number, Target
 from training.tasks.task import Example, Output, Outputs, Row, Task
 
@@ -31,8 +31,8 @@ TOKENS_PER_BATCH = 4096
 TERMS = 200_000  # of each kind, so that long texts do not fill the memory; beyond it accuracy no longer rises
 TEXTS = 2_000  # whose features are made at once
 
-MOST_TEXT = 8_000_000
-"""Bytes of text that the baselines learn from; the features of a text take some hundred times its own memory."""
+MOST_TEXT = 4_000_000
+"""Characters that a baseline of texts learns from; their features take some hundred times their own memory."""
 
 CONSTANTS: dict[str, str] = {
     "single-label": "Most frequent label",
@@ -72,21 +72,21 @@ class TextPredictor(Protocol):
 def measure(task: Task, base: Path, splits: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
     """The task's baselines, trained on ``splits["train"]`` and judged on every other split that has rows.
 
-    The task's metrics ``of_probabilities`` are left out for a baseline that gives none. Where the training rows hold
-    much text, the baselines learn from those of :func:`learned_from` alone.
+    The task's metrics ``of_probabilities`` are left out for a baseline that gives none. Those ``of_texts`` see the rows
+    of :func:`learned_from` alone.
 
     Returns:
         ``{"tfidf": {"validation/accuracy": …, "test/accuracy": …, …}, …}``.
     """
     others = {name: table for name, table in splits.items() if name != "train" and table.num_rows}
     targets = {
-        name: [task.encode_target(row) if task.has_targets else None for row in table.to_pylist()]
+        name: [task.encode_target(row) if task.has_targets else None for row in _rows(table)]
         for name, table in others.items()
     }
-    train = taken(splits["train"], learned_from(splits["train"]))
+    few = taken(splits["train"], learned_from(task, splits["train"]))
     measured: dict[str, dict[str, float]] = {}
     for baseline_name, baseline in task.baselines.items():
-        outputs = baseline.outputs(task, base, train, list(others.values()))
+        outputs = baseline.outputs(task, base, few if baseline.of_texts else splits["train"], list(others.values()))
         measured[baseline_name] = {
             f"{split}/{metric}": value
             for split, one in zip(others, outputs, strict=True)
@@ -96,10 +96,10 @@ def measure(task: Task, base: Path, splits: Mapping[str, pa.Table]) -> dict[str,
     return measured
 
 
-def learned_from(train: pa.Table) -> npt.NDArray[np.int64]:
-    """The training rows that the baselines see: all, or as many at even distances as hold :data:`MOST_TEXT`."""
-    text = sum(train[field.name].nbytes for field in train.schema if pa.types.is_string(field.type))
-    rows = max(1, train.num_rows * MOST_TEXT // max(text, MOST_TEXT))
+def learned_from(task: Task, train: pa.Table) -> npt.NDArray[np.int64]:
+    """The training rows that a baseline of texts sees: all, or as many at even distances as hold :data:`MOST_TEXT`."""
+    characters = sum(len(task.text(row)) for row in _rows(train))
+    rows = max(1, train.num_rows * MOST_TEXT // max(characters, MOST_TEXT))
     return np.linspace(0, train.num_rows, rows, endpoint=False).astype(np.int64)
 
 
@@ -189,7 +189,11 @@ def _predictor(task: Task) -> TextPredictor:
 
 
 def _targets(predictor: TextPredictor, table: pa.Table) -> list[Any]:
-    return [predictor.encode_target(row) for row in table.to_pylist()]
+    return [predictor.encode_target(row) for row in _rows(table)]
+
+
+def _rows(table: pa.Table) -> Iterator[Row]:
+    return (row for part in parts(table) for row in part.to_pylist())
 
 
 def _by_label(scores: npt.NDArray[Any], classes: Sequence[int], width: int) -> Outputs:

@@ -72,7 +72,7 @@ class ReportData:
         history: a mapping for each step, with ``step``, ``loss``, ``learning_rate`` and, at an epoch's end,
             ``validation``: metrics by name.
         data: the content of ``fuse.json``.
-        learned_from: how many training rows the baselines learned from.
+        learned_from: how many training rows the baselines of texts learned from.
         headline: the metric of the verdict.
         direction: whether more (``max``) or less (``min``) of it is better.
         titles: what the baselines are called; one that is not among them is called by its name.

@@ -185,7 +185,9 @@ class TextWriter(Task):
 
         return {
             "untouched": Baseline("Untouched base", writing.untouched),
-            "nearest": Baseline("Answer of the nearest training row", writing.nearest, probabilities=False),
+            "nearest": Baseline(
+                "Answer of the nearest training row", writing.nearest, probabilities=False, of_texts=True
+            ),
         }
 
     @property

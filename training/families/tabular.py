@@ -165,7 +165,9 @@ class TabularTask(Predicting):
         }
         if self.reader:
             probabilities = self.target.problem in ("ordinal", "regression")
-            found["text"] = Baseline("TF-IDF + linear model on the text alone", table_baselines.text, probabilities)
+            found["text"] = Baseline(
+                "TF-IDF + linear model on the text alone", table_baselines.text, probabilities, of_texts=True
+            )
         return found
 
     def importance(self, model: PreTrainedModel, rows: Sequence[Row]) -> dict[str, float]:

@@ -62,11 +62,13 @@ class Baseline:
             ``others``, shaped like the model's, so that the same metrics judge both. ``base`` is the pre-trained
             model's folder.
         probabilities: whether its outputs are log-probabilities; margins only rank.
+        of_texts: whether it holds features of all texts of ``train`` in memory, which then are no more than it can.
     """
 
     title: str
     outputs: Callable[["Task", Path, pa.Table, Sequence[pa.Table]], list[Outputs]]
     probabilities: bool = True
+    of_texts: bool = False
 
 
 class Task(ABC):

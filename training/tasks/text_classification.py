@@ -92,9 +92,12 @@ class TextClassification(Predicting):
         return {
             "majority": Baseline(baselines.CONSTANTS[self.target.problem], baselines.majority),
             "tfidf": Baseline(
-                "TF-IDF + linear model", baselines.tfidf, probabilities=self.target.problem in ("ordinal", "regression")
+                "TF-IDF + linear model",
+                baselines.tfidf,
+                probabilities=self.target.problem in ("ordinal", "regression"),
+                of_texts=True,
             ),
-            "frozen": Baseline("Frozen base + linear head", baselines.frozen),
+            "frozen": Baseline("Frozen base + linear head", baselines.frozen, of_texts=True),
         }
 
     def input_schema(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_the_whole_way(recipe: Path, tmp_path: Path) -> None:
     assert (result["model"], result["version"]) == ("topics", 1)
     assert result["metrics"].keys() >= {"test/accuracy", "validation/accuracy"}
     assert result["baselines"].keys() == {"majority", "tfidf", "frozen"}
-    assert result["data"].keys() == {"rows", "splits", "fingerprint"}
+    assert result["data"].keys() == {"rows", "splits", "fingerprint", "baselines_learned_from"}
     assert Path(result["report"]).is_file()
 
     again = call("run", recipe, "--json", "train.epochs=3")

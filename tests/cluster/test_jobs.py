@@ -138,7 +138,7 @@ def test_a_command_runs_on_the_cluster_as_it_would_here(head: Head, home: Path, 
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)  # the job's stdout is ours, and nothing else is
     assert Path(found["folder"]).is_relative_to(home)
-    assert (Path(found["folder"]) / "train.parquet").is_file()
+    assert (Path(found["folder"]) / "train.arrow").is_file()
     job = next(word for word in run.stderr.split() if word.startswith("headrace-fuse-"))
     chatter = ("Running entrypoint", "Connecting to existing Ray cluster", "it/s]", "DeprecationWarning")
     assert not [word for word in chatter if word in run.stderr]

@@ -3,7 +3,7 @@
 import functools
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -70,8 +70,14 @@ def collect(frame: "daft.DataFrame") -> pa.Table:
     if twice:
         raise StatementError(f"two columns are named '{twice}'; rename one with AS")
     plain = pa.schema([(field.name, _plain_type(field.type)) for field in frame.schema().to_pyarrow_schema()])
+    return mapped(_computed(frame, plain), plain)
+
+
+def _computed(frame: "daft.DataFrame", schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows as they are computed. A disk that is full while they are laid down is no fault of the statement's."""
     try:
-        return mapped((pa.Table.from_batches([batch]).cast(plain) for batch in frame.to_arrow_iter()), plain)
+        for batch in frame.to_arrow_iter():
+            yield pa.Table.from_batches([batch]).cast(schema)
     except Exception as error:  # noqa: BLE001
         raise StatementError(_reason(error)) from None
 

@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from training import mapped
 from training.data import engine
 from training.data.joined import Fusion, main_source
 from training.data.landing import Landed
@@ -218,3 +219,12 @@ def test_keys_of_different_types_are_pointed_out(tmp_path: Path) -> None:
 def test_nothing_is_added_where_rows_are_not_those_of_a_source(sources: dict[str, Landed]) -> None:
     for case in ("grouped", "distinct", "united", "stars within", "counted", "everything, distinct"):
         assert Statement(STATEMENTS[case], sources).tracked(engine.row_column) is None, case
+
+
+def test_a_disk_that_takes_nothing_is_no_fault_of_the_statement(
+    sources: dict[str, Landed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "PART", 100)
+    monkeypatch.setenv("HEADRACE_HOME", "/proc/nowhere")
+    with pytest.raises(OSError, match="/proc/nowhere"):
+        engine.run("SELECT id, text FROM tickets", engine.tables(sources, numbered=False))

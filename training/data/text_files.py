@@ -133,7 +133,15 @@ class _Records:
                 return
             self._taken.append(line)
             self._line += 1
+            if len(line) == LONGEST_FIELD and not line.endswith("\n"):
+                self._skip_line()
+                raise csv.Error(f"a line of more than {LONGEST_FIELD} characters")
             yield line
+
+    def _skip_line(self) -> None:
+        """Passes over what is left of a line that is too long; it must not be taken for a row."""
+        while (rest := self._text.readline(LONGEST_FIELD)) and not rest.endswith("\n"):
+            pass
 
 
 def _plain(error: csv.Error) -> str:

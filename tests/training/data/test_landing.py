@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import RunError, UserError
+from training.data import text_files
 from training.data.landing import ROW, Landed
 from training.data.recipe import Source
 from training.data.sources import identity, land
@@ -249,3 +250,14 @@ def test_a_hub_that_cannot_be_reached_names_the_ways_round(tmp_path: Path, monke
         "data.sources.hub.hub: the data set 'nobody/no-such-data-set' cannot be fetched from the hub"
     )
     assert "save_to_disk" in str(raised.value)
+
+
+def test_what_is_left_of_a_line_that_is_too_long_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "LONGEST_FIELD", 20)
+    landed = read(tmp_path, "rows.csv", f"text,label\ngood,a\n{'x' * 50},b\nnext,c\n{'y' * 70}")
+    assert values(landed, "text") == ["good", "next"]
+    assert table(landed)[ROW].to_pylist() == [2, 4]
+    assert [(one.row, one.reason) for one in landed.rejects] == [
+        (3, "a line of more than 20 characters"),
+        (5, "a line of more than 20 characters"),
+    ]

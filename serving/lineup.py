@@ -10,14 +10,15 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cluster.errors import HeadraceError
 from cluster.storage import read_json
 from serving.metrics import Metrics
 from serving.predictor import Predictor
 from serving.recipe import Serve
-from serving.scheduler import Limits, Scheduler
+from serving.scheduler import Batch, Limits, Scheduler
+from serving.writer import Writer, WritingTask
 from training.bundle import open_bundle
 
 POLL_SECONDS = 0.5
@@ -34,7 +35,7 @@ class Served:
     version: str
     wanted: dict[str, Any]
     predictor: Predictor
-    scheduler: Scheduler
+    scheduler: Scheduler | Writer
 
     def about(self) -> dict[str, Any]:
         """What ``GET /models/{name}`` tells."""
@@ -118,10 +119,15 @@ class Lineup:
     def _load(self, name: str, entry: dict[str, Any]) -> Served:
         predictor = Predictor(open_bundle(Path(entry["bundle"])))
         version = str(entry["version"] or "unregistered")
-        scheduler = Scheduler(
-            predictor.prepare,
-            predictor.answer,
-            Limits(budget=predictor.budget, waiting=self._options.max_queue),
-            observe=lambda batch: self._metrics.batch(name, version, batch),
-        )
-        return Served(name, version, entry, predictor, scheduler)
+        return Served(name, version, entry, predictor, self._scheduler(name, version, predictor))
+
+    def _scheduler(self, name: str, version: str, predictor: Predictor) -> Scheduler | Writer:
+        waiting = self._options.max_queue
+
+        def observe(batch: Batch) -> None:
+            self._metrics.batch(name, version, batch)
+
+        if predictor.task.writes_on:
+            return Writer(cast(WritingTask, predictor.task), predictor.model, predictor.prepare, waiting, observe)
+        limits = Limits(budget=predictor.budget, waiting=waiting)
+        return Scheduler(predictor.prepare, predictor.answer, limits, observe)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from cluster.errors import RunError
 from training.bundle import Bundle
@@ -26,6 +27,7 @@ class Predictor:
     Attributes:
         bundle: what it was opened from.
         task: encodes and decodes.
+        model: computes.
         budget: padded tokens that one forward pass should take on this device.
     """
 
@@ -39,7 +41,8 @@ class Predictor:
         self.task: Task = bundle.task()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.budget = GPU_BUDGET if self.device.type == "cuda" else CPU_BUDGET
-        self._forward = torch_engine(self.task, bundle, self.device)
+        self.model = bundle.model(self.task).to(self.device).eval()
+        self._forward = torch_engine(self.task, self.model, self.device)
         self._warm = self.task.encode([self._blank_row()])
         self._warm_outputs = self.forward(self._warm)
 
@@ -126,9 +129,8 @@ class Predictor:
         return next((dict.fromkeys(shape["properties"], "") for shape in shapes if shape.get("type") == "object"), {})
 
 
-def torch_engine(task: Task, bundle: Bundle, device: torch.device) -> Callable[[Batch], torch.Tensor]:
+def torch_engine(task: Task, model: PreTrainedModel, device: torch.device) -> Callable[[Batch], torch.Tensor]:
     """PyTorch's own forward pass. Another engine is another such function: a batch in, outputs out."""
-    model = bundle.model(task).to(device).eval()
 
     @torch.inference_mode()
     def forward(batch: Batch) -> torch.Tensor:

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 PREPARE_AT_ONCE = 256
 WINDOW = 1024  # the oldest ready items among which a batch is sought: bounds the sorting, not the queue
@@ -77,13 +77,25 @@ class Failed:
     error: Exception
 
 
+class Answered(NamedTuple):
+    """What became of a request.
+
+    Attributes:
+        answers: one for each value, in order.
+        lengths: the tokens of each.
+    """
+
+    answers: list[Any]
+    lengths: list[int]
+
+
 @dataclass(eq=False, slots=True)
 class _Request:
     loop: asyncio.AbstractEventLoop
-    future: "asyncio.Future[list[Any]]"
+    future: "asyncio.Future[Answered]"
     deadline: float
     submitted: float
-    answers: list[Any]
+    answered: Answered
     missing: int
 
 
@@ -143,8 +155,8 @@ class Scheduler:
 
     # --- for the event loop ---------------------------------------------------------------------------------------
 
-    def submit(self, values: Sequence[Any], deadline: float) -> "asyncio.Future[list[Any]]":
-        """Queues the values of one request; the future resolves to their answers, in order.
+    def submit(self, values: Sequence[Any], deadline: float) -> "asyncio.Future[Answered]":
+        """Queues the values of one request; the future resolves to their answers.
 
         Cancelling the future drops what has not been computed. An item that fails fails its request, and no other.
 
@@ -156,12 +168,13 @@ class Scheduler:
             ClosedError: after :meth:`close`.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Any]] = loop.create_future()
+        future: asyncio.Future[Answered] = loop.create_future()
+        answered = Answered([None] * len(values), [0] * len(values))
         if not values:
-            future.set_result([])
+            future.set_result(answered)
             return future
         now = self._clock()
-        request = _Request(loop, future, deadline, now, [None] * len(values), len(values))
+        request = _Request(loop, future, deadline, now, answered, len(values))
         with self._came:
             if self._state.closed:
                 raise ClosedError
@@ -346,7 +359,8 @@ def _settle(results: list[tuple[_Item, Any]]) -> None:
         if isinstance(result, Failed):
             request.future.set_exception(result.error)
             continue
-        request.answers[item.index] = result
+        request.answered.answers[item.index] = result
+        request.answered.lengths[item.index] = item.length
         request.missing -= 1
         if not request.missing:
-            request.future.set_result(request.answers)
+            request.future.set_result(request.answered)

@@ -7,11 +7,18 @@ answer alone. A ``table``, an object with a list of cells for each column, stand
 then answered with the best label, or the number, and nothing else.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serving.exchange import RefusalError
+from serving.lineup import Served
 from serving.predictor import EMPTY
+from serving.protocols import described
+from serving.protocols.described import TEXT, Paths, Schema
+from serving.protocols.form import Body, Call, MalformedError, Route, whole_characters, whole_numbers
+
+PREFIX = "/models/"
 
 # `options` (wait_for_model, use_cache) asks nothing that we do not do.
 KEYS = {"inputs", "table", "parameters", "options"}
@@ -20,28 +27,21 @@ AT_ROOT = {"normalize", "truncate"}
 """Parameters that stand beside ``inputs`` where vectors are asked for, as the client's ``feature_extraction`` does."""
 
 
-class MalformedError(ValueError):
-    """The body is no such request; the message names the field."""
+def find(path: str) -> Route | None:
+    """``/models/{name}``."""
+    name = path.removeprefix(PREFIX)
+    return None if name == path or "/" in name else Route(call, model=name, media=True)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A parsed request body."""
-
-    inputs: list[Any]
-    parameters: Mapping[str, Any]
-    alone: bool = False
-    """Whether the one input stood in no list."""
-    table: bool = False
-    """Whether the inputs are the rows of a table."""
-
-
-def parse(body: Any) -> Question:
-    """The JSON value of a body as a question.
+def call(body: Body | bytes, served: Served) -> Call:
+    """What a body asks; bytes are the one input itself.
 
     Raises:
         MalformedError: it has the wrong shape.
     """
+    task = served.predictor.task
+    if isinstance(body, bytes):
+        return Call([body], EMPTY, functools.partial(_write, alone=task.lone_answer))
     if not isinstance(body, dict):
         raise MalformedError("the body must be a JSON object with 'inputs'")
     table = "table" in body and "inputs" not in body
@@ -49,15 +49,35 @@ def parse(body: Any) -> Question:
         raise MalformedError("inputs: missing")
     if set(body) - KEYS - AT_ROOT or {"inputs", "table"} <= body.keys():
         raise MalformedError("only inputs (or table), parameters and options may stand in the body")
+    if table and task.table_answer is None:
+        raise MalformedError("table: this model reads no tables; ask it with inputs")
     alone = not table and not isinstance(body["inputs"], list)
     inputs = _rows(body["table"]) if table else [body["inputs"]] if alone else body["inputs"]
-    parameters = body.get("parameters") or EMPTY
-    if not isinstance(parameters, dict):
-        raise MalformedError("parameters: an object is needed")
-    parameters = {**parameters, **{name: body[name] for name in AT_ROOT & body.keys()}}
+    parameters = {} if body.get("parameters") is None else body["parameters"]
+    if not isinstance(parameters, dict) or not isinstance(body.get("options", {}), dict):
+        raise MalformedError("parameters, options: an object is needed")
+    parameters = whole_numbers({**parameters, **{name: body[name] for name in AT_ROOT & body.keys()}})
     for index, value in enumerate(inputs):
-        _check_text(value, f"inputs[{index}]")
-    return Question(inputs, parameters or EMPTY, alone, table)
+        whole_characters(value, f"inputs[{index}]")
+    write = functools.partial(_write, alone=alone and task.lone_answer, cell=task.table_answer if table else None)
+    return Call(inputs, parameters or EMPTY, write)
+
+
+def _write(answers: list[Any], tokens: Sequence[int], *, alone: bool, cell: str | None = None) -> Body:
+    """The answers as the client expects them.
+
+    Args:
+        alone: the one that there is, and no list.
+        cell: of each answer's first entry this field alone.
+    """
+    if cell:
+        return [one[0][cell] for one in answers]
+    return answers[0] if alone else answers
+
+
+def error(refusal: RefusalError, request_id: str) -> Body:
+    """A refusal with its stable code."""
+    return {"error": {"code": refusal.code, "message": refusal.message, "request_id": request_id}}
 
 
 def _rows(table: Any) -> list[dict[str, Any]]:
@@ -76,51 +96,38 @@ def media(signature: Mapping[str, Any]) -> str | None:
     return next((kind for kind in kinds if kind), None)
 
 
-def raw(body: bytes) -> Question:
-    """A body that is the one input itself."""
-    return Question([body], EMPTY, alone=True)
+ERROR_NAME = "Error"
+ERROR: Schema = {
+    "type": "object",
+    "properties": {"error": described.an_object({"code": TEXT, "message": TEXT, "request_id": TEXT})},
+    "required": ["error"],
+}
 
 
-def answer(answers: list[Any], alone: bool, cell: str | None = None) -> Any:
-    """The answers as the client expects them.
-
-    Args:
-        alone: the one that there is, and no list.
-        cell: of each answer's first entry this field alone.
-    """
-    if cell:
-        return [one[0][cell] for one in answers]
-    return answers[0] if alone else answers
-
-
-def schema(signature: Mapping[str, Any], max_items: int, lone_answer: bool) -> dict[str, Any]:
-    """JSON Schemas of the request body and of the answer, from a bundle's signature."""
-    answers = {"type": "array", "items": signature["output"]}
-    one = signature["input"]
-    many = {"type": "array", "items": one, "maxItems": max_items}
-    body = {
-        "type": "object",
-        "properties": {
-            "inputs": {"anyOf": [one, many]},
-            "parameters": signature["parameters"],
-            "options": {"type": "object"},
-        },
-        "required": ["inputs"],
-        "additionalProperties": False,
+def paths(served: Served, max_items: int) -> Paths:
+    """What OpenAPI says of ``/models/{name}``."""
+    info, task = served.predictor.bundle.info, served.predictor.task
+    signature = info["signature"]
+    one, answers = signature["input"], {"type": "array", "items": signature["output"]}
+    inputs = {"anyOf": [one, {"type": "array", "items": one, "maxItems": max_items}]}
+    body = described.an_object(
+        {"inputs": inputs}, {"parameters": _or_null(signature["parameters"]), "options": {"type": "object"}}
+    )
+    kinds = media(signature)
+    return {
+        f"{PREFIX}{served.name}": {
+            "post": described.post(
+                info["recipe"].get("description") or f"Ask {served.name}.",
+                f"Hugging Face inference, {info['task']}, version {served.version}.",
+                body,
+                {"anyOf": [signature["output"], answers]} if task.lone_answer else answers,
+                ERROR_NAME,
+                **({f"{kinds}/*": {}, "application/octet-stream": {}} if kinds else {}),
+            ),
+            "get": described.get("Version, task, signature and metrics.", {"type": "object"}),
+        }
     }
-    return {"body": body, "answer": {"anyOf": [signature["output"], answers]} if lone_answer else answers}
 
 
-def _check_text(value: Any, where: str) -> None:
-    """JSON can spell half a character (a lone surrogate), which no tokenizer takes."""
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise MalformedError(f"{where}: not valid Unicode text") from None
-    elif isinstance(value, dict):
-        for inner in value.values():
-            _check_text(inner, where)  # a column's name is the client's word, too
-    elif isinstance(value, list):
-        for inner in value:
-            _check_text(inner, where)
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}

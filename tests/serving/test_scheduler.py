@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from serving.scheduler import (
+    Answered,
     Batch,
     ClosedError,
     ExpiredError,
@@ -75,8 +76,8 @@ async def all_are_ready(scheduler: Scheduler) -> None:
         await scheduler.submit([UNPREPARABLE], NEVER)
 
 
-async def all_of(*futures: "asyncio.Future[list[Any]]") -> list[list[Any]]:
-    return list(await asyncio.gather(*futures))
+async def all_of(*futures: "asyncio.Future[Answered]") -> list[list[Any]]:
+    return [answered.answers for answered in await asyncio.gather(*futures)]
 
 
 def play(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -108,8 +109,8 @@ def test_nothing_waits_when_the_model_is_free() -> None:
 
     async def scenario() -> None:
         with scheduler_of(gate) as scheduler:
-            assert await scheduler.submit(["a"], NEVER) == ["A"]
-            assert await scheduler.submit(["b"], NEVER) == ["B"]
+            assert (await scheduler.submit(["a"], NEVER)).answers == ["A"]
+            assert (await scheduler.submit(["b"], NEVER)).answers == ["B"]
         assert gate.batches == [["a"], ["b"]]
 
     play(scenario)
@@ -122,7 +123,7 @@ def test_answers_of_a_list_come_back_in_its_order() -> None:
 
     async def scenario() -> None:
         with scheduler_of(gate) as scheduler:
-            assert await scheduler.submit(texts, NEVER) == [text.upper() for text in texts]
+            assert (await scheduler.submit(texts, NEVER)).answers == [text.upper() for text in texts]
 
     play(scenario)
 
@@ -192,8 +193,16 @@ def test_one_bad_item_fails_alone() -> None:
             await all_are_ready(scheduler)
             gate.open()
             results = await asyncio.gather(first, *futures, return_exceptions=True)
-        assert [type(result) for result in results] == [list, list, RuntimeError, list, ValueError, list]
-        assert [result for result in results if isinstance(result, list)] == [["A"], ["B"], ["C"], ["D"]]
+        assert [type(result) for result in results] == [
+            Answered,
+            Answered,
+            RuntimeError,
+            Answered,
+            ValueError,
+            Answered,
+        ]
+        told = [result.answers for result in results if isinstance(result, Answered)]
+        assert told == [["A"], ["B"], ["C"], ["D"]]
 
     play(scenario)
 
@@ -207,7 +216,7 @@ def test_a_full_queue_refuses_whole_requests_and_says_when_to_return() -> None:
             await gate.busy()
             gate.now = 2.0  # the first batch takes two seconds
             gate.open(1)
-            assert await first == ["A"]
+            assert (await first).answers == ["A"]
             second = scheduler.submit(["b"], NEVER)
             await gate.busy()
             waiting = scheduler.submit(["c", "d"], NEVER)

@@ -116,6 +116,10 @@ class Reader:
         return model
 
 
+CELL = {"type": ["string", "number", "null"]}
+"""The JSON Schema of one column of such a row."""
+
+
 def as_row(index: int, value: Any, columns: Sequence[str]) -> Mapping[str, Any]:
     """The input of a request at ``index``, a string or an object with the text columns, as a row.
 
@@ -131,8 +135,9 @@ def as_row(index: int, value: Any, columns: Sequence[str]) -> Mapping[str, Any]:
     for column in columns:
         if column not in value:
             raise UserError(f"inputs[{index}].{column}: missing")
-        if value[column] is not None and not isinstance(value[column], READABLE):
-            raise UserError(f"inputs[{index}].{column}: a string is needed, not {type(value[column]).__name__}")
+        cell = value[column]
+        if isinstance(cell, bool) or (cell is not None and not isinstance(cell, READABLE)):
+            raise UserError(f"inputs[{index}].{column}: a string is needed, not {type(cell).__name__}")
     return value
 
 
@@ -140,7 +145,7 @@ def row_schema(columns: Sequence[str]) -> dict[str, Any]:
     """The JSON Schema of what :func:`as_row` takes."""
     row = {
         "type": "object",
-        "properties": {column: {"type": "string"} for column in columns},
+        "properties": dict.fromkeys(columns, CELL),
         "required": list(columns),
     }
     return {"anyOf": [{"type": "string"}, row]} if len(columns) == 1 else row

@@ -119,7 +119,7 @@ class Target(ABC):
         """The JSON Schema of what a request may ask for besides."""
         properties: dict[str, Any] = {}
         if self.labels:
-            properties["top_k"] = {"type": "integer", "minimum": 1, "default": TOP_K}
+            properties["top_k"] = {"type": ["integer", "null"], "minimum": 1, "default": TOP_K}
         return {"type": "object", "properties": properties, "additionalProperties": False}
 
     def answer_schema(self) -> dict[str, Any]:

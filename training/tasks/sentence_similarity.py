@@ -15,7 +15,7 @@ from cluster.errors import UserError
 from cluster.settings import Strict
 from training.evaluation import retrieval
 from training.families.retrieval import Pairs, Relevance, pad_lists, pad_texts, read_texts
-from training.inputs.text import in_form
+from training.inputs.text import CELL, in_form
 from training.models import pooling
 from training.models.pooling import Pooling
 from training.recipe import Model
@@ -320,14 +320,15 @@ class SentenceSimilarity(Task):
     def signature(self) -> dict[str, Any]:
         text, number = {"type": "string"}, {"type": "number"}
         compared = {"source_sentence": text, "sentences": {"type": "array", "items": text}}
-        columns = dict.fromkeys([*self.pairs.query.columns, *self.pairs.passage.columns], text)
+        columns = dict.fromkeys([*self.pairs.query.columns, *self.pairs.passage.columns], CELL)
+        either = [{"required": list(reader.columns)} for reader in (self.pairs.query, self.pairs.passage)]
         yes = {"type": "boolean", "const": True}
         return {
             "input": {
                 "anyOf": [
                     text,
                     {"type": "object", "properties": compared, "required": list(compared)},
-                    {"type": "object", "properties": columns},
+                    {"type": "object", "properties": columns, "anyOf": either},
                 ]
             },
             "parameters": {

@@ -108,6 +108,10 @@ class Task(ABC):
     table_answer: ClassVar[str | None] = None
     """What of an answer's first entry a row of a table gets, where the Inference API asks whole tables."""
 
+    writes_on: ClassVar[bool] = False
+    """Whether it writes from left to right after what it reads, so that a server can write many texts side by side; it
+    is a ``TextWriter`` of ``training/families/generation.py`` then."""
+
     new_head: ClassVar[bool] = True
     """Whether the model gets new weights on top, which ``adapt: head`` trains alone."""
 

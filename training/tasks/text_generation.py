@@ -49,6 +49,7 @@ class TextGeneration(TextWriter):
     name: ClassVar[str] = "text-generation"
     roles: ClassVar[dict[str, str]] = {"prompt": "the column or columns that are read, or the one with the messages"}
     options_known: ClassVar[type[Strict]] = Options
+    writes_on: ClassVar[bool] = True
 
     def __init__(self, prompts: Prompts, target: str) -> None:
         self.prompts, self.target = prompts, target

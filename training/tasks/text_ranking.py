@@ -15,7 +15,7 @@ from cluster.settings import Strict
 from training.evaluation import retrieval
 from training.evaluation.metrics import sigmoid
 from training.families.retrieval import Pairs, Relevance, pad_lists, pad_texts, read_texts
-from training.inputs.text import Reader, in_form
+from training.inputs.text import CELL, Reader, in_form
 from training.models import pooling
 from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
@@ -291,7 +291,7 @@ class TextRanking(Task):
     def signature(self) -> dict[str, Any]:
         text = {"type": "string"}
         asked = {"query": text, "texts": {"type": "array", "items": text, "minItems": 1}}
-        columns = dict.fromkeys([*self.reader.columns, *self.pairs.passage.columns], text)
+        columns = dict.fromkeys([*self.reader.columns, *self.pairs.passage.columns], CELL)
         answer = {"index": {"type": "integer"}, "score": {"type": "number"}}
         return {
             "input": {

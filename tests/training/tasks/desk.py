@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -73,10 +74,10 @@ class Client(InferenceClient):
         self.predictor = predictor
 
     def _inner_post(self, request_parameters: Any, *, stream: bool = False) -> Any:
-        question = huggingface.parse(request_parameters.json)
-        answers = self.predictor.predict(question.inputs, question.parameters)
-        alone = question.alone and self.predictor.task.lone_answer
-        return json.dumps(huggingface.answer(answers, alone)).encode()
+        served: Any = SimpleNamespace(predictor=self.predictor)
+        call = huggingface.call(request_parameters.json, served)
+        answers = self.predictor.predict(call.inputs, call.parameters)
+        return json.dumps(call.write(answers, [0] * len(answers))).encode()
 
 
 @dataclass

@@ -1,0 +1,203 @@
+"""One exchange over HTTP: what came, what goes back, what is refused. Knows ASGI; knows no model."""
+
+import asyncio
+import json
+import math
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import UserError
+from serving.scheduler import ExpiredError, OverloadedError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = tuple[tuple[str, str], ...]
+
+SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+JSON = "application/json"
+BYTES = "application/octet-stream"
+EVENTS = "text/event-stream"
+
+
+@dataclass(frozen=True)
+class Response:
+    """A whole answer."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: Headers = ()
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An answer that comes in events, as ``text/event-stream``."""
+
+    events: AsyncIterator[bytes]
+    headers: Headers = ()
+
+
+class RefusalError(Exception):
+    """A request that gets an error; ``code`` is stable, ``message`` is for people and repeats nothing of what came."""
+
+    def __init__(self, status: int, code: str, message: str, headers: Headers = ()) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.headers = status, code, message, headers
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the edge needs of an ASGI scope."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    request_id: str
+    receive: Receive
+
+    @classmethod
+    def of(cls, scope: Scope, receive: Receive) -> "Request":
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if SAFE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")) or "/"
+        return cls(scope["method"], path, headers, request_id, receive)
+
+    def carries(self, media: str | None, *, loose: bool = False) -> bool:
+        """Whether the body is the bytes of a picture or a sound; otherwise it is JSON.
+
+        A browser cannot be talked into sending any of these types to us from a foreign page. Bytes without a type are
+        taken from a client that does not say which page asks, as every browser does.
+
+        Args:
+            media: ``image`` or ``audio`` where the model takes such.
+            loose: take JSON also without a type, and with bytes behind it.
+
+        Raises:
+            RefusalError: 415, it is something else.
+        """
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        untyped = not kind and "origin" not in self.headers
+        raw = media is not None and (kind == BYTES or kind.startswith(f"{media}/") or untyped)
+        if kind != JSON and not raw and not (loose and (untyped or kind == BYTES)):
+            taken = f"{JSON}, {media}/… or {BYTES}" if media else JSON
+            raise RefusalError(415, "unsupported_media_type", f"the body must be sent as content-type: {taken}")
+        if self.headers.get("content-encoding", "identity").lower() != "identity":
+            raise RefusalError(415, "unsupported_encoding", "the body must be sent uncompressed")
+        return raw
+
+    async def body(self, most: int, seconds: float) -> bytes:
+        """The whole body, refused as soon as it has more than ``most`` bytes or takes longer than ``seconds``.
+
+        Raises:
+            RefusalError: 408 or 413.
+        """
+        too_large = RefusalError(
+            413, "body_too_large", f"the body may have at most {most} bytes", (("connection", "close"),)
+        )
+        declared = self.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > most:
+            raise too_large
+        chunks, size = [], 0
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise asyncio.CancelledError
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
+                    if size > most:
+                        raise too_large
+                    chunks.append(chunk)
+                    if not message.get("more_body"):
+                        return b"".join(chunks)
+        except TimeoutError:
+            raise RefusalError(
+                408, "body_too_slow", "the body did not arrive in time", (("connection", "close"),)
+            ) from None
+
+
+def read_json(body: bytes) -> Any:
+    """The JSON value of a body.
+
+    Raises:
+        RefusalError: 400, it is none.
+    """
+    try:
+        return json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError):  # a ValueError also for numbers of 5,000 digits
+        raise RefusalError(400, "malformed_json", "the body is not valid JSON") from None
+
+
+def write_json(value: Any) -> bytes:
+    """A value as JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def refusal(error: Exception) -> RefusalError:
+    """What HTTP says of a question that could not be answered."""
+    if isinstance(error, UserError):
+        return RefusalError(422, "invalid_input", str(error))
+    if isinstance(error, OverloadedError):
+        wait = str(max(1, math.ceil(error.retry_after)))
+        return RefusalError(
+            429, "overloaded", f"too many requests are waiting; try again in {wait} s", (("retry-after", wait),)
+        )
+    assert isinstance(error, TimeoutError | ExpiredError)
+    return RefusalError(504, "deadline_exceeded", "the answer was not ready in time")
+
+
+async def respond(send: Send, response: Response, request_id: str | None) -> None:
+    """Sends a whole answer.
+
+    Args:
+        request_id: sent as ``x-request-id``; None where the server around us does.
+    """
+    own = (("content-type", response.content_type), ("content-length", str(len(response.body))))
+    headers = _headers((*own, *response.headers), request_id)
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})
+
+
+async def stream(send: Send, receive: Receive, answer: Stream, request_id: str | None) -> None:
+    """Sends events as they come; where the client goes away, nothing more is made for it."""
+    headers = _headers((("content-type", EVENTS), *answer.headers), request_id)
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    sending = asyncio.ensure_future(_send_all(send, answer.events))
+    leaving = asyncio.ensure_future(_until_left(receive))
+    try:
+        await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        left = not sending.done()
+        for task in (sending, leaving):
+            task.cancel()
+        await asyncio.gather(sending, leaving, return_exceptions=True)
+    if left:
+        raise asyncio.CancelledError
+    sending.result()
+
+
+async def _send_all(send: Send, events: AsyncIterator[bytes]) -> None:
+    async for event in events:
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _until_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _headers(named: Headers, request_id: str | None) -> list[tuple[bytes, bytes]]:
+    always = (("x-content-type-options", "nosniff"), ("cache-control", "no-store"))
+    every = (*named, *always, *((("x-request-id", request_id),) if request_id else ()))
+    return [(name.encode(), value.encode()) for name, value in every]
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

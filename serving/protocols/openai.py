@@ -1,0 +1,347 @@
+"""OpenAI's API, as its own client asks: models, embeddings, completions and chat, whole or streamed.
+
+A body names its model. What OpenAI takes and no model here can do is refused by name; what says only who asks
+(``user``) is let pass.
+"""
+
+import base64
+import datetime as dt
+import functools
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from serving.exchange import RefusalError
+from serving.lineup import Served
+from serving.predictor import EMPTY
+from serving.protocols import described
+from serving.protocols.described import TEXT, Paths, Schema
+from serving.protocols.form import (
+    Body,
+    Call,
+    Composition,
+    MalformedError,
+    Route,
+    an_object,
+    only_for,
+    texts,
+    whole_characters,
+)
+from serving.writer import Piece, Sampling, WritingTask
+
+PREFIX = "/v1/"
+KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+EMBEDDINGS = {"input", "model", "encoding_format", "dimensions", "user"}
+
+
+def find(path: str) -> Route | None:
+    """One of :data:`CALLS`."""
+    call = CALLS.get(path.removeprefix(PREFIX)) if path.startswith(PREFIX) else None
+    return Route(call, named=_named) if call else None
+
+
+def _named(body: Body) -> str:
+    name = an_object(body).get("model")
+    if not isinstance(name, str):
+        raise MalformedError("model: the name of a model is needed; GET /v1/models lists them")
+    return name
+
+
+def embeddings(body: Body, served: Served) -> Call:
+    """Vectors of length 1; with ``dimensions`` their first numbers, brought to length 1 again.
+
+    Raises:
+        MalformedError: a field is wrong, or the model makes no vectors.
+    """
+    only_for(served, "sentence-similarity")
+    if unknown := body.keys() - EMBEDDINGS:
+        raise MalformedError(f"only {', '.join(sorted(EMBEDDINGS))} may stand in the body, not {len(unknown)} others")
+    if "input" not in body or not isinstance(body.get("user", ""), str):
+        raise MalformedError("input must be there; user, where it is, a string")
+    form, dimensions = body.get("encoding_format"), body.get("dimensions")
+    if form not in (None, "float", "base64"):
+        raise MalformedError("encoding_format: float or base64 is needed")
+    if dimensions is not None and (isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 1):
+        raise MalformedError("dimensions: a whole number from 1 up is needed")
+    inputs = texts(body["input"], "input")
+    write = functools.partial(_write, model=served.name, compact=form == "base64", dimensions=dimensions)
+    return Call(list(inputs), EMPTY, write)
+
+
+def _write(
+    answers: list[Any], tokens: Sequence[int], *, model: str, compact: bool, dimensions: int | None
+) -> dict[str, Any]:
+    data = []
+    for index, answer in enumerate(answers):
+        vector = np.asarray(answer, dtype="<f4")
+        if dimensions is not None:
+            if dimensions > len(vector):
+                raise MalformedError(f"dimensions: the vectors of this model have {len(vector)}")
+            vector = vector[:dimensions] / max(float(np.linalg.norm(vector[:dimensions])), 1e-12)
+        written = base64.b64encode(vector.tobytes()).decode() if compact else vector.tolist()
+        data.append({"object": "embedding", "index": index, "embedding": written})
+    usage = {"prompt_tokens": sum(tokens), "total_tokens": sum(tokens)}
+    return {"object": "list", "data": data, "model": model, "usage": usage}
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+COMPLETION = {
+    "model",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "stop",
+    "stream",
+    "stream_options",
+    "logprobs",
+    "n",
+    "user",
+}
+"""What both of the paths take that write texts."""
+
+
+def completions(body: Body, served: Served) -> Composition:
+    """What a model writes after a prompt, or after each of several.
+
+    Raises:
+        MalformedError: a field is wrong, or the model writes nothing.
+    """
+    _only_writers(served, chat=False)
+    _check_fields(body, COMPLETION | {"prompt", "seed", "echo", "best_of", "suffix"})
+    prompts = texts(body.get("prompt"), "prompt")
+    wanted = body.get("logprobs")
+    if wanted not in (None, 0):
+        raise MalformedError("logprobs: 0 is to be had, the log-probability of each token that was written")
+    return _composition(body, served, list(prompts), _Texts("text_completion", served, told=wanted == 0))
+
+
+def chat(body: Body, served: Served) -> Composition:
+    """What a model writes next in a conversation.
+
+    Raises:
+        MalformedError: a field is wrong, or the model takes no conversations.
+    """
+    _only_writers(served, chat=True)
+    _check_fields(body, COMPLETION | {"messages", "max_completion_tokens", "top_logprobs", "seed", "response_format"})
+    if not isinstance(body.get("messages"), list):
+        raise MalformedError("messages: a list of objects with role and content is needed")
+    whole_characters(body["messages"], "messages")
+    if body.get("top_logprobs"):
+        raise MalformedError("top_logprobs: only 0 is to be had")
+    told = body.get("logprobs") or False
+    if not isinstance(told, bool):
+        raise MalformedError("logprobs: true or false is needed")
+    return _composition(body, served, [body["messages"]], _Texts("chat.completion", served, told=told))
+
+
+def _only_writers(served: Served, *, chat: bool) -> None:
+    only_for(served, "text-generation")
+    if chat and not _talks(served):
+        raise MalformedError(f"model: '{served.name}' takes a prompt and no conversation; ask it at /v1/completions")
+
+
+def _talks(served: Served) -> bool:
+    shapes = served.predictor.bundle.info["signature"]["input"].get("anyOf", [])
+    return any(shape.get("type") == "array" for shape in shapes)
+
+
+NEVER = {"echo": False, "best_of": 1, "suffix": None, "n": 1, "seed": None, "response_format": {"type": "text"}}
+"""Fields that have one value that changes nothing, and are refused with another."""
+
+
+def _check_fields(body: Body, known: set[str]) -> None:
+    if body.keys() - known:
+        raise MalformedError(f"only {', '.join(sorted(known))} may stand in the body")
+    for name, value in NEVER.items():
+        if body.get(name) not in (None, value):
+            raise MalformedError(f"{name}: this model does not do that")
+    if not isinstance(body.get("user", ""), str):
+        raise MalformedError("user: a string is needed")
+
+
+def _composition(body: Body, served: Served, inputs: list[Any], form: "_Texts") -> Composition:
+    most = body.get("max_completion_tokens", body.get("max_tokens"))
+    longest = served.predictor.bundle.info["signature"]["parameters"]["properties"]["max_new_tokens"]["maximum"]
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise MalformedError("max_tokens: a whole number from 1 up is needed")
+    stops = body.get("stop") or []
+    parameters = {"max_new_tokens": min(most or longest, longest), "stop": [stops] if isinstance(stops, str) else stops}
+    sampling = Sampling(
+        temperature=_number(body, "temperature", 0.0, most=2.0), top_p=_number(body, "top_p", 1.0, most=1.0)
+    )
+    streamed, options = body.get("stream") or False, body.get("stream_options") or {}
+    if not isinstance(streamed, bool) or not isinstance(options, dict):
+        raise MalformedError("stream, stream_options: true or false, and an object, are needed")
+    counted = bool(options.get("include_usage"))
+    return Composition(
+        inputs,
+        parameters,
+        sampling,
+        form.whole,
+        form.event if streamed else None,
+        functools.partial(form.last, counted=counted),
+    )
+
+
+def _number(body: Body, name: str, default: float, *, most: float) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise MalformedError(f"{name}: a number from 0 to {most:g} is needed")
+    return float(value)
+
+
+class _Texts:
+    """Texts that were written, in the words of one of the two paths.
+
+    Args:
+        kind: ``text_completion`` or ``chat.completion``.
+        told: whether the log-probability of each token is wanted.
+    """
+
+    def __init__(self, kind: str, served: Served, *, told: bool) -> None:
+        self._kind, self._told, self._tokenizer = kind, told, cast(WritingTask, served.predictor.task).tokenizer
+        self._own = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
+        self._seen: dict[int, int] = {}
+
+    def whole(self, pieces: Sequence[Piece], prompts: Sequence[int]) -> Body:
+        """The answer to a request that streams nothing."""
+        choices = [self._choice(index, piece, "message") for index, piece in enumerate(pieces)]
+        usage = _usage(sum(prompts), sum(len(piece.tokens) for piece in pieces))
+        return {**self._own, "object": self._kind, "choices": choices, "usage": usage}
+
+    def event(self, index: int, piece: Piece) -> Body:
+        """The data of one event."""
+        return {**self._own, "object": self._streamed, "choices": [self._choice(index, piece, "delta")]}
+
+    def last(self, prompts: int, tokens: int, *, counted: bool) -> list[Body | str]:
+        """What closes a stream."""
+        usage = {**self._own, "object": self._streamed, "choices": [], "usage": _usage(prompts, tokens)}
+        return [*([usage] if counted else []), "[DONE]"]
+
+    @property
+    def _streamed(self) -> str:
+        return self._kind if self._kind == "text_completion" else f"{self._kind}.chunk"
+
+    def _choice(self, index: int, piece: Piece, name: str) -> Body:
+        first = self._seen.get(index, 0)
+        self._seen[index] = len(piece.tokens)
+        choice: dict[str, Any] = {"index": index, "finish_reason": piece.end}
+        if self._kind == "text_completion":
+            return choice | {"text": piece.text, "logprobs": self._likelihoods(piece, first) if self._told else None}
+        role = {} if first else {"role": "assistant"}
+        logprobs = {"content": self._tokens(piece, first)} if self._told else None
+        return choice | {name: {**role, "content": piece.text}, "logprobs": logprobs}
+
+    def _likelihoods(self, piece: Piece, first: int) -> Body:
+        tokens = [one["token"] for one in self._tokens(piece, first)]
+        return {"tokens": tokens, "token_logprobs": piece.likelihoods[first:], "top_logprobs": None}
+
+    def _tokens(self, piece: Piece, first: int) -> list[Body]:
+        told = zip(piece.tokens[first:], piece.likelihoods[first:], strict=True)
+        texts_ = ((self._tokenizer.decode([token]), likelihood) for token, likelihood in told)
+        return [{"token": text, "logprob": said, "bytes": None, "top_logprobs": []} for text, said in texts_]
+
+
+def _usage(prompts: int, tokens: int) -> Body:
+    return {"prompt_tokens": prompts, "completion_tokens": tokens, "total_tokens": prompts + tokens}
+
+
+CALLS: dict[str, Callable[[Body, Served], Call | Composition]] = {
+    "embeddings": embeddings,
+    "completions": completions,
+    "chat/completions": chat,
+}
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+
+def models(served: Mapping[str, Served]) -> Body:
+    """The answer to ``GET /v1/models``."""
+    return {"object": "list", "data": [model(one) for one in served.values()]}
+
+
+def model(served: Served) -> Body:
+    """The answer to ``GET /v1/models/{name}``."""
+    created = dt.datetime.fromisoformat(served.predictor.bundle.info["created"])
+    return {"id": served.name, "object": "model", "created": int(created.timestamp()), "owned_by": "headrace"}
+
+
+def error(refusal: RefusalError, request_id: str) -> Body:
+    """A refusal as the client reads it."""
+    kind = KINDS.get(refusal.status, "server_error" if refusal.status >= 500 else "invalid_request_error")
+    told = {"message": refusal.message, "type": kind, "param": None, "code": refusal.code}
+    return {"error": told | {"request_id": request_id}}
+
+
+ERROR_NAME = "OpenAIError"
+_told = {"message": TEXT, "type": TEXT, "param": {"type": ["string", "null"]}, "code": TEXT, "request_id": TEXT}
+ERROR: Schema = {"type": "object", "properties": {"error": described.an_object(_told)}, "required": ["error"]}
+
+
+def paths(models: Mapping[str, Served], max_items: int) -> Paths:
+    """What OpenAPI says of ``/v1``."""
+    there: Paths = {f"{PREFIX}models": {"get": described.get("The models.", {"type": "object"}, ERROR_NAME)}}
+    for name in models:
+        there[f"{PREFIX}models/{name}"] = {"get": described.get("One model.", {"type": "object"}, ERROR_NAME)}
+    many = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": max_items}]}
+    by_task = {task: [one for one in models.values() if one.predictor.task.name == task] for task in SUMMARIES}
+    if makers := by_task["sentence-similarity"]:
+        there[f"{PREFIX}embeddings"] = {
+            "post": _described("sentence-similarity", _embedding_body(makers, many), "data")
+        }
+    writers = by_task["text-generation"]
+    if talking := list(filter(_talks, writers)):
+        told = described.an_object({"role": TEXT, "content": TEXT})
+        body = _text_body(talking, {"messages": {"type": "array", "items": told}}, {"logprobs": {"type": "boolean"}})
+        there[f"{PREFIX}chat/completions"] = {"post": _described("text-generation", body, "choices")}
+    if writers:
+        body = _text_body(writers, {"prompt": many}, {"logprobs": {"enum": [None, 0]}})
+        there[f"{PREFIX}completions"] = {"post": _described("text-generation", body, "choices")}
+    return there
+
+
+SUMMARIES = {
+    "sentence-similarity": "A vector of length 1 for each input, as OpenAI's embeddings.",
+    "text-generation": "What a model writes, whole or as server-sent events, as OpenAI's completions.",
+}
+
+
+def _described(task: str, body: Schema, answered: str) -> Any:
+    answer = {"type": "object", "properties": {answered: {"type": "array"}}, "required": [answered, "model", "usage"]}
+    return described.post(SUMMARIES[task], "", body, answer, ERROR_NAME)
+
+
+def _embedding_body(makers: Sequence[Served], many: Schema) -> Schema:
+    widest = min(served.predictor.model.config.hidden_size for served in makers)
+    return described.an_object(
+        {"model": {"enum": [served.name for served in makers]}, "input": many},
+        {
+            "encoding_format": {"enum": ["float", "base64", None]},
+            "dimensions": {"type": ["integer", "null"], "minimum": 1, "maximum": widest},
+            "user": TEXT,
+        },
+    )
+
+
+def _text_body(writers: Sequence[Served], asked: Mapping[str, Schema], more: Mapping[str, Schema]) -> Schema:
+    stops = writers[0].predictor.bundle.info["signature"]["parameters"]["properties"]["stop"]
+    return described.an_object(
+        {"model": {"enum": [served.name for served in writers]}, **asked},
+        {
+            "max_tokens": {"type": "integer", "minimum": 1},
+            "stop": {"anyOf": [stops["items"], stops]},
+            "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+            "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+            "stream": {"const": False},
+            "n": {"const": 1},
+            "user": TEXT,
+            **more,
+        },
+    )

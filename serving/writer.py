@@ -1,0 +1,315 @@
+"""Texts written token by token for many requests at once: each begins, and ends, while others go on.
+
+Around transformers' continuous batching, which keeps the keys and values of all texts in pages and computes the next
+token of every text in one pass. What it does is held in a thread of its own; here are the limits, the deadlines, the
+stops and the way back to the event loop. A request that only wants whole answers is a stream that nobody looks into.
+"""
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from cluster.errors import RunError
+from serving.scheduler import Answered, Batch, ClosedError, ExpiredError, OverloadedError
+from training.inputs.text import Tokens
+from training.tasks.task import Example, Outputs
+
+PAGE = 32  # tokens whose keys and values lie together
+AT_ONCE = 32  # texts that are written side by side
+PASS = 512  # tokens of prompts that one pass may read
+SMOOTHING = 0.2  # weight of the newest request in the average seconds per token
+
+HALF_A_CHARACTER = "\ufffd"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; by default always the likeliest.
+
+    Attributes:
+        temperature: 0 for the likeliest token, 1 for the model's own probabilities.
+        top_p: the likeliest tokens that together are this probable; the others are never drawn.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one request wants written.
+
+    Attributes:
+        example: the encoded prompt, with ``input_ids``.
+        parameters: of the answer, as the task takes them.
+        most: tokens at most.
+        stops: strings before which the text ends.
+    """
+
+    example: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+    most: int
+    stops: Sequence[str] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came since the last piece.
+
+    Attributes:
+        text: new whole characters.
+        tokens: all tokens so far.
+        likelihoods: the log-probability of each token so far, as it was drawn.
+        end: why the text ends, with its last piece.
+    """
+
+    text: str
+    tokens: Tokens
+    likelihoods: list[float]
+    end: Literal["stop", "length"] | None = None
+
+
+class WritingTask(Protocol):
+    """What is asked of a task that ``writes_on``; :class:`training.families.generation.TextWriter` has it.
+
+    Attributes:
+        tokenizer: of the model.
+        ends: tokens after which a text is over.
+        max_new_tokens: tokens that it writes at most.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    ends: list[int]
+    max_new_tokens: int
+
+    def decode(self, outputs: Outputs, examples: Sequence[Example], parameters: Mapping[str, Any]) -> list[Any]:
+        """As :meth:`training.tasks.task.Task.decode`."""
+
+
+class Writer:
+    """Has a model write for many requests at once.
+
+    Args:
+        task: of the model.
+        model: in evaluation mode; nobody else computes with it meanwhile.
+        prepare: rows with parameters to examples with parameters, and the length of each prompt.
+        waiting: requests that may wait or run before :class:`OverloadedError`.
+        observe: told of every text that was written, on the event loop.
+    """
+
+    def __init__(
+        self,
+        task: WritingTask,
+        model: PreTrainedModel,
+        prepare: Callable[[list[Any]], Sequence[tuple[Any, int]]],
+        waiting: int,
+        observe: Callable[[Batch], None] | None = None,
+    ) -> None:
+        self._task, self._model, self._prepare = task, model, prepare
+        self._waiting, self._observe = waiting, observe
+        self._lock = threading.Lock()
+        self._managers: dict[bool, Any] = {}
+        self._open: dict[str, float] = {}  # request to when something last came of it
+        self._seconds_per_token = 0.0
+        self._closed = False
+        self._manager(sampled=False)
+
+    # --- for the event loop ---------------------------------------------------------------------------------------
+
+    def submit(self, values: Sequence[Any], deadline: float) -> "asyncio.Future[Answered]":
+        """Whole answers to the values of one request, as :meth:`serving.scheduler.Scheduler.submit` gives them.
+
+        Raises:
+            OverloadedError: there are too many.
+            ClosedError: after :meth:`close`.
+        """
+        self.admit(len(values))
+        return asyncio.ensure_future(self._answer(list(values), deadline))
+
+    def admit(self, more: int) -> None:
+        """Makes sure that there is room for more requests.
+
+        Raises:
+            OverloadedError: there is none.
+            ClosedError: after :meth:`close`.
+        """
+        if self._closed:
+            raise ClosedError
+        if len(self._open) + more > self._waiting:
+            raise OverloadedError(self._seconds_per_token * self._task.max_new_tokens)
+
+    async def _answer(self, values: list[Any], deadline: float) -> Answered:
+        prepared = await asyncio.to_thread(self._prepare, values)
+        orders = [self.order(example, parameters) for (example, parameters), _ in prepared]
+        answers = await together(self._whole(order, deadline) for order in orders)
+        return Answered(answers, [length for _, length in prepared])
+
+    def order(self, example: Mapping[str, Any], parameters: Mapping[str, Any]) -> Order:
+        """What a request with these parameters wants."""
+        most, stops = parameters.get("max_new_tokens", self._task.max_new_tokens), parameters.get("stop", ())
+        return Order(example, parameters, most, stops)
+
+    async def _whole(self, order: Order, deadline: float) -> Any:
+        tokens: Tokens = []
+        async for piece in self.write(order, deadline):
+            tokens = piece.tokens
+        output = np.array([0, 0, *tokens], dtype=np.float32)
+        return self._task.decode([output], [dict(order.example)], order.parameters)[0]
+
+    async def write(self, order: Order, deadline: float) -> AsyncIterator[Piece]:
+        """The text piece by piece; whoever stops listening stops the writing.
+
+        Raises:
+            ExpiredError: it was not written in time.
+            RunError: the engine failed.
+        """
+        manager = self._manager(sampled=order.sampling.temperature > 0)
+        name, came = uuid.uuid4().hex, asyncio.Queue[Any]()
+        manager.register_result_handler(name, came.put_nowait)
+        started = time.monotonic()
+        self._open[name] = started
+        shown, finished = "", False
+        try:
+            manager.add_request(
+                list(order.example["input_ids"]),
+                request_id=name,
+                max_new_tokens=order.most,
+                streaming=True,
+                eos_token_id=self._task.ends,
+                **_drawn(order.sampling),
+            )
+            while not finished:
+                try:
+                    async with asyncio.timeout(deadline - time.monotonic()):
+                        told = await came.get()
+                except TimeoutError:
+                    raise ExpiredError from None
+                if told.error:
+                    raise RunError("the text could not be written")
+                finished = told.is_finished()
+                self._open[name] = time.monotonic()
+                text, end = self._so_far(told.generated_tokens, order, finished=finished)
+                if text != shown or end:
+                    yield Piece(text[len(shown) :], list(told.generated_tokens), list(told.logprobs), end)
+                    shown = text
+                if end:
+                    break
+            self._remember(len(told.generated_tokens), started, len(order.example["input_ids"]))
+        finally:
+            del self._open[name]
+            if not finished:
+                manager.cancel_request(name)
+                manager.output_router.result_handlers.pop(name, None)  # what is cancelled never says that it ended
+
+    def _so_far(self, tokens: Tokens, order: Order, *, finished: bool) -> tuple[str, Literal["stop", "length"] | None]:
+        """The text that is sure by now, and why it ends, if it does."""
+        text: str = self._task.tokenizer.decode(tokens, skip_special_tokens=True)
+        places = [place for place in map(text.find, order.stops) if place >= 0]
+        if places:
+            return text[: min(places)], "stop"
+        if finished:
+            return text, "stop" if tokens and tokens[-1] in self._task.ends else "length"
+        if text.endswith(HALF_A_CHARACTER):
+            text = text.rstrip(HALF_A_CHARACTER)
+        held = max((_begun(text, stop) for stop in order.stops), default=0)
+        return text[: len(text) - held], None
+
+    def _remember(self, tokens: int, started: float, prompt: int) -> None:
+        seconds = time.monotonic() - started
+        pace, before = seconds / max(tokens, 1), self._seconds_per_token
+        self._seconds_per_token = pace if not before else before + SMOOTHING * (pace - before)
+        if self._observe:
+            self._observe(Batch(1, prompt + tokens, prompt + tokens, seconds, 0.0))
+
+    # --- for those who ask how it is, and for the end -----------------------------------------------------------------
+
+    def busy(self) -> bool:
+        """Whether anything is being written."""
+        return bool(self._open)
+
+    def running_for(self) -> float:
+        """Seconds since something last came of the request that waits longest for it; 0 when there is none."""
+        return time.monotonic() - min(self._open.values(), default=time.monotonic())
+
+    def alive(self) -> bool:
+        """Whether the engine's threads run."""
+        return all(manager.is_running() for manager in self._managers.values())
+
+    def close(self) -> None:
+        """Takes no more requests; what was taken is written, then the threads end. Returns at once."""
+        self._closed = True
+        threading.Thread(target=self._end, name="writer-end", daemon=True).start()
+
+    def join(self, seconds: float) -> bool:
+        """Waits for the threads after :meth:`close`; False when they still run."""
+        until = time.monotonic() + seconds
+        while any(manager.is_running() for manager in self._managers.values()) and time.monotonic() < until:
+            time.sleep(0.01)
+        return not any(manager.is_running() for manager in self._managers.values())
+
+    def _end(self) -> None:
+        while self._open:
+            time.sleep(0.05)
+        for manager in self._managers.values():
+            manager.stop(block=True)
+
+    def _manager(self, *, sampled: bool) -> Any:
+        """The engine that takes the likeliest token, or the one that draws, which is made when it is first asked."""
+        with self._lock:
+            if sampled not in self._managers:
+                self._managers[sampled] = self._started(sampled=sampled)
+            return self._managers[sampled]
+
+    def _started(self, *, sampled: bool) -> Any:
+        # what differs from transformers' own defaults is what requests may set
+        drawing = {"do_sample": True, "temperature": 0.5, "top_p": 0.5, "top_k": 0}
+        settings = GenerationConfig(
+            max_new_tokens=self._task.max_new_tokens,
+            eos_token_id=self._task.ends,
+            pad_token_id=self._task.tokenizer.pad_token_id,
+            **(drawing if sampled else {"do_sample": False}),
+        )
+        model: Any = self._model
+        manager = model.init_continuous_batching(
+            generation_config=settings,
+            continuous_batching_config=ContinuousBatchingConfig(
+                page_size=PAGE,
+                num_blocks=AT_ONCE * (self._task.tokenizer.model_max_length // PAGE + 2),  # none ever waits for a page
+                max_batch_tokens=max(PASS, AT_ONCE),
+                max_requests_per_batch=AT_ONCE,
+                return_logprobs=True,
+                per_request_processors=sampled,
+                use_async_batching=False if model.device.type == "cpu" else None,
+                use_cuda_graph=False if model.device.type == "cpu" else None,
+            ),
+        )
+        manager.start()
+        return manager
+
+
+async def together(texts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of them come to; where one fails, its error, and the others are given up."""
+    tasks = [asyncio.ensure_future(one) for one in texts]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _drawn(sampling: Sampling) -> dict[str, float]:
+    return {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {}
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of ``text`` may be the beginning of ``stop``."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

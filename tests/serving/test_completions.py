@@ -1,0 +1,218 @@
+"""OpenAI's own client has models write; what it gets is what ``predict`` gives."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from serving.composing import compose
+from serving.exchange import Stream
+from serving.predictor import Predictor
+from serving.protocols.openai import completions
+from serving.scheduler import ExpiredError
+from serving.writer import Writer
+from tests.conftest import WORDS
+from tests.serving.conftest import Running, entry
+from training.bundle import Bundle, open_bundle, write_bundle
+from training.models.new_base import new_config, train_tokenizer
+from training.recipe import Model, NewBase
+from training.tasks.text_generation import TextGeneration
+
+SHAPE = {"type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 96}
+PROMPTS = ["where is my card", "", "the app page is slow and the parcel is late " * 3, "我的包裹还没有到", "cancel"]
+SECRET = "my-very-private-text"
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    return writers(tmp_path_factory.mktemp("writers"), {"prompt": "prompt", "chat": "chat"})
+
+
+def writers(folder: Path, formats: dict[str, str]) -> dict[str, Bundle]:
+    """Models that take prompts or conversations, by name; untrained, so that their texts are wild."""
+    made = NewBase.model_validate({"new": SHAPE, "tokenizer": "train", "vocabulary": 400})
+    tokenizer = train_tokenizer([WORDS, *PROMPTS], made)
+    tokenizer.save_pretrained(folder / "base")
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        base = AutoModelForCausalLM.from_config(new_config(made, vocab_size=len(tokenizer), **ids))
+        for weights in base.parameters():
+            torch.nn.init.normal_(weights, std=0.4)  # so that no two tokens are about equally likely
+    base.save_pretrained(folder / "base")
+    rows = pa.table({"asked": ["card"] * 3, "said": ["the parcel is late " * 6] * 3})
+    return {name: written(folder / name, folder / "base", rows, {"format": form}) for name, form in formats.items()}
+
+
+def written(folder: Path, base: Path, rows: pa.Table, options: dict[str, Any]) -> Bundle:
+    model = Model(task="text-generation", base=str(base), inputs={"prompt": ["asked"]}, target="said", options=options)
+    task = TextGeneration.learn(model, base, {"train": rows})
+    folder.mkdir()
+    write_bundle(
+        folder, model=task.build(base), task=task, name=folder.name, recipe={}, metrics={}, baselines={}, data={}
+    )
+    return open_bundle(folder)
+
+
+@pytest.fixture(scope="module")
+def edge(bundles: dict[str, Bundle], edge_of: Callable[..., Any]) -> Iterator[Running]:
+    with edge_of({name: entry(bundle) for name, bundle in bundles.items()}) as running:
+        yield running
+
+
+@pytest.fixture
+def client(edge: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{edge.address}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def predictors(bundles: dict[str, Bundle]) -> dict[str, Predictor]:
+    return {name: Predictor(bundle, device="cpu") for name, bundle in bundles.items()}
+
+
+def texts(predictor: Predictor, inputs: list[Any], **parameters: Any) -> list[str]:
+    return [answer["generated_text"] for answer in predictor.predict(inputs, parameters)]
+
+
+def test_texts_are_those_of_predict(client: openai.OpenAI, predictors: dict[str, Predictor]) -> None:
+    told = client.completions.create(model="prompt", prompt=PROMPTS)
+    assert [choice.text for choice in told.choices] == texts(predictors["prompt"], PROMPTS)
+    assert {choice.finish_reason for choice in told.choices} <= {"stop", "length"}
+    assert told.usage and told.usage.completion_tokens > len(PROMPTS)
+    few = client.completions.create(model="prompt", prompt=PROMPTS[0], max_tokens=3)
+    assert [choice.text for choice in few.choices] == texts(predictors["prompt"], PROMPTS[:1], max_new_tokens=3)
+    assert (few.choices[0].finish_reason, few.usage and few.usage.completion_tokens) == ("length", 3)
+
+
+@pytest.mark.parametrize("stop", [None, "e", ["zz", "a", "ab"]])
+def test_a_stream_is_the_text_in_pieces(client: openai.OpenAI, predictors: dict[str, Predictor], stop: Any) -> None:
+    options = {"stop": [stop] if isinstance(stop, str) else stop} if stop else {}
+    pieces = client.completions.create(
+        model="prompt", prompt=PROMPTS, stream=True, stop=stop, stream_options={"include_usage": True}
+    )
+    said, ends = [""] * len(PROMPTS), [""] * len(PROMPTS)
+    usage: Any = None
+    count = 0
+    for piece in pieces:
+        usage = piece.usage if piece.usage is not None else usage
+        for choice in piece.choices:
+            said[choice.index] += choice.text
+            ends[choice.index] = str(choice.finish_reason)
+            count += 1
+    assert said == texts(predictors["prompt"], PROMPTS, **options)
+    assert all(end in ("stop", "length") for end in ends)
+    assert usage and usage.completion_tokens > 0
+    assert stop or count > 2 * len(PROMPTS), "the pieces must come one by one"
+    assert not any("\ufffd" in text for text in said if text == text.rstrip("\ufffd"))
+
+
+def test_a_conversation_is_continued(client: openai.OpenAI, predictors: dict[str, Predictor]) -> None:
+    messages: Any = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "where is my card"}]
+    (expected,) = texts(predictors["chat"], [messages])
+    told = client.chat.completions.create(model="chat", messages=messages)
+    assert (told.choices[0].message.role, told.choices[0].message.content) == ("assistant", expected)
+    pieces = list(client.chat.completions.create(model="chat", messages=messages, stream=True))
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected
+    assert [piece.choices[0].delta.role for piece in pieces][:2] == ["assistant", None]
+    assert pieces[-1].choices[0].finish_reason in ("stop", "length")
+
+
+def test_the_likelihood_of_each_token_is_told(client: openai.OpenAI, predictors: dict[str, Predictor]) -> None:
+    choice = client.completions.create(model="prompt", prompt=PROMPTS[0], max_tokens=8, logprobs=0).choices[0]
+    predictor = predictors["prompt"]
+    task: Any = predictor.task
+    (prompt,) = task.encode(task.rows([PROMPTS[0]]))
+    ids = prompt["input_ids"]
+    expected = []
+    for _ in range(8):
+        with torch.no_grad():
+            logits = predictor.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        expected.append(float(logits.max()))
+        ids = [*ids, int(logits.argmax())]
+    assert choice.logprobs
+    assert choice.logprobs.token_logprobs == pytest.approx(expected, abs=1e-4)
+    assert "".join(choice.logprobs.tokens or []) == choice.text
+
+
+def test_texts_can_be_drawn(client: openai.OpenAI, predictors: dict[str, Predictor]) -> None:
+    drawn = {
+        client.completions.create(model="prompt", prompt=PROMPTS[0], temperature=1.5).choices[0].text for _ in range(6)
+    }
+    assert len(drawn) > 1
+    sure = client.completions.create(model="prompt", prompt=PROMPTS[0], temperature=1.0, top_p=1e-6)
+    assert [sure.choices[0].text] == texts(predictors["prompt"], PROMPTS[:1])
+
+
+def test_many_at_once_each_get_their_own(client: openai.OpenAI, predictors: dict[str, Predictor]) -> None:
+    asked = [f"{prompt} {number}" for number in range(20) for prompt in PROMPTS]
+    with ThreadPoolExecutor(25) as pool:
+        told = list(pool.map(lambda text: client.completions.create(model="prompt", prompt=text), asked))
+    assert [one.choices[0].text for one in told] == texts(predictors["prompt"], asked)
+
+
+def test_the_other_form_gets_the_same(edge: Running, predictors: dict[str, Predictor]) -> None:
+    import requests
+
+    said = requests.post(f"{edge.address}/models/prompt", json={"inputs": PROMPTS}, timeout=60).json()
+    assert [one["generated_text"] for one in said] == texts(predictors["prompt"], PROMPTS)
+
+
+def test_whoever_goes_away_is_not_written_for(client: openai.OpenAI, edge: Running) -> None:
+    stream = client.completions.create(model="prompt", prompt=[PROMPTS[0]] * 30, stream=True)
+    next(iter(stream))
+    stream.close()
+    writer = edge.lineup.models["prompt"].scheduler
+    until = time.monotonic() + 30
+    while writer.busy() and time.monotonic() < until:
+        asyncio.run(asyncio.sleep(0.01))
+    assert not writer.busy()
+    assert isinstance(writer, Writer)
+
+
+@pytest.mark.parametrize(
+    ("chat", "fields", "message"),
+    [
+        (False, {"model": "chat2", "prompt": SECRET}, "no model of this name"),
+        (True, {"model": "prompt", "messages": [{"role": "user", "content": SECRET}]}, "ask it at /v1/completions"),
+        (False, {"model": "prompt", "prompt": [SECRET, 7]}, "prompt: a string or a list"),
+        (False, {"model": "prompt", "prompt": SECRET, "temperature": 3}, "temperature: a number from 0 to 2"),
+        (False, {"model": "prompt", "prompt": SECRET, "n": 2}, "n: this model does not do that"),
+        (False, {"model": "prompt", "prompt": SECRET, "max_tokens": 0}, "max_tokens"),
+        (False, {"model": "prompt", "prompt": SECRET, "stop": [""]}, "parameters.stop"),
+        (True, {"model": "chat", "messages": [{"role": 7, "content": SECRET}]}, "message 0 needs a 'role'"),
+        (True, {"model": "chat", "messages": [], "response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_what_is_refused(client: openai.OpenAI, chat: bool, fields: Any, message: str) -> None:
+    create: Any = client.chat.completions.create if chat else client.completions.create
+    with pytest.raises(openai.APIStatusError, match=message) as refused:
+        create(**fields)
+    assert refused.value.status_code in (404, 422)
+    assert SECRET not in str(refused.value)
+
+
+def test_what_is_not_written_in_time_is_said(edge: Running) -> None:
+    served = edge.lineup.models["prompt"]
+
+    async def asked(past: float, *, streamed: bool) -> Any:
+        body = {"model": "prompt", "prompt": PROMPTS[:2], "stream": streamed}
+        answer = await compose(completions(body, served), served, past)
+        return [event async for event in answer.events] if isinstance(answer, Stream) else answer
+
+    async def submitted(past: float) -> Any:
+        return await served.scheduler.submit([served.predictor.blank()] * 2, past)
+
+    with pytest.raises(ExpiredError):
+        asyncio.run(asked(time.monotonic(), streamed=False))
+    with pytest.raises(ExpiredError):
+        asyncio.run(submitted(time.monotonic()))
+    assert b"was not ready in time" in asyncio.run(asked(time.monotonic(), streamed=True))[-1]
+    assert not served.scheduler.busy()

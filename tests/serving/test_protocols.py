@@ -1,0 +1,264 @@
+"""Other people's clients, unchanged, against one edge; what they get equals what ``predict`` gives."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import requests
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+from serving.predictor import Predictor
+from serving.recipe import Serve
+from tests.serving.conftest import LABELS, TEXTS, Running, entry
+from tests.serving.test_search import ARTICLES, written
+from training.bundle import Bundle
+from training.tasks.sentence_similarity import SentenceSimilarity
+from training.tasks.text_ranking import TextRanking
+
+SECRET = "my-very-private-text"
+
+
+@pytest.fixture(scope="module")
+def bundles(
+    bundle: Bundle, pair_bundle: Bundle, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Bundle]:
+    folder = tmp_path_factory.mktemp("protocols")
+    find = written(folder / "find", SentenceSimilarity, tiny_base, "find")
+    rank = written(folder / "rank", TextRanking, tiny_base, "rank")
+    return {"intent": bundle, "pair": pair_bundle, "find": find, "rank": rank}
+
+
+@pytest.fixture(scope="module")
+def edge(bundles: dict[str, Bundle], edge_of: Callable[..., Any]) -> Iterator[Running]:
+    with edge_of({name: entry(one, 3) for name, one in bundles.items()}, Serve(max_items=16)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def predicted(bundles: dict[str, Bundle]) -> dict[str, list[Any]]:
+    """What each model says of the texts, asked without a server."""
+    return {name: Predictor(bundles[name], device="cpu").predict(TEXTS) for name in ("intent", "find")}
+
+
+# --- OpenAI -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(edge: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{edge.address}/v1", api_key="none", max_retries=0)
+
+
+def test_openai_lists_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["intent", "pair", "find", "rank"]
+    assert client.models.retrieve("find").owned_by == "headrace"
+    with pytest.raises(openai.NotFoundError, match="no model of this name"):
+        client.models.retrieve("nobody")
+
+
+@pytest.mark.parametrize("form", ["float", "base64", openai.NOT_GIVEN])
+def test_openai_gets_vectors(client: openai.OpenAI, predicted: dict[str, list[Any]], form: Any) -> None:
+    answer = client.embeddings.create(model="find", input=TEXTS, encoding_format=form)
+    vectors = [one.embedding for one in answer.data]
+    if form == "base64":
+        import base64
+
+        vectors = [np.frombuffer(base64.b64decode(str(one)), dtype="<f4").tolist() for one in vectors]
+    np.testing.assert_allclose(vectors, predicted["find"], atol=1e-5)
+    assert [one.index for one in answer.data] == list(range(len(TEXTS)))
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens > len(TEXTS)
+
+
+def test_openai_gets_fewer_dimensions(client: openai.OpenAI, predicted: dict[str, list[Any]]) -> None:
+    (one,) = client.embeddings.create(model="find", input=TEXTS[0], dimensions=8).data
+    first = np.array(predicted["find"][0][:8])
+    np.testing.assert_allclose(one.embedding, first / np.linalg.norm(first), atol=1e-5)
+    with pytest.raises(openai.UnprocessableEntityError, match="the vectors of this model have 32"):
+        client.embeddings.create(model="find", input="a", dimensions=33)
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "message"),
+    [
+        ({"model": "nobody", "input": SECRET}, openai.NotFoundError, "no model of this name"),
+        ({"model": "intent", "input": SECRET}, openai.UnprocessableEntityError, "ask it at /models/intent"),
+        ({"model": "find", "input": [SECRET, 7]}, openai.UnprocessableEntityError, "input: a string or a list"),
+        ({"model": "find", "input": [SECRET] * 17}, openai.APIStatusError, "17 were sent; 16 are allowed"),
+        ({"model": "find", "input": SECRET, "dimensions": 0}, openai.UnprocessableEntityError, "dimensions"),
+        ({"model": "find", "input": SECRET, "encoding_format": "int8"}, openai.UnprocessableEntityError, "encoding"),
+    ],
+)
+def test_openai_is_refused_in_its_own_words(client: openai.OpenAI, body: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message) as refused:
+        client.embeddings.create(**body)
+    assert refused.value.body["request_id"] and refused.value.type == "invalid_request_error"
+    assert SECRET not in str(refused.value)
+
+
+# --- text-embeddings-inference ------------------------------------------------------------------------------------
+
+
+def post(edge: Running, path: str, body: Any) -> Any:
+    answer = requests.post(edge.address + path, json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_tei_predicts(edge: Running, predicted: dict[str, list[Any]]) -> None:
+    one = post(edge, "/models/intent/predict", {"inputs": TEXTS[0], "raw_scores": False, "truncate": False})
+    first = predicted["intent"][0]
+    assert [label["label"] for label in one][: len(first)] == [label["label"] for label in first]
+    assert [label["score"] for label in one][: len(first)] == pytest.approx([label["score"] for label in first])
+    assert {label["label"] for label in one} == set(LABELS)
+    several = post(edge, "/models/intent/predict", {"inputs": [[text] for text in TEXTS]})
+    assert [answer[0]["label"] for answer in several] == [answer[0]["label"] for answer in predicted["intent"]]
+    pair = post(edge, "/models/pair/predict", {"inputs": ["card", "late"]})
+    asked = {"inputs": {"subject": "card", "body": "late"}, "parameters": {"top_k": len(LABELS)}}
+    assert pair == post(edge, "/models/pair", asked)[0]
+
+
+def test_tei_embeds_compares_and_ranks(edge: Running, predicted: dict[str, list[Any]]) -> None:
+    np.testing.assert_allclose(post(edge, "/models/find/embed", {"inputs": TEXTS}), predicted["find"], atol=1e-5)
+    assert len(post(edge, "/models/find/embed", {"inputs": TEXTS[0], "normalize": True})) == 1
+    asked = {"source_sentence": "my card is lost", "sentences": ARTICLES}
+    near = post(edge, "/models/find/similarity", {"inputs": asked})
+    assert near == pytest.approx(post(edge, "/models/find", {"inputs": asked}), abs=1e-5)
+    ranked = post(edge, "/models/rank/rerank", {"query": "my card", "texts": ARTICLES, "return_text": True})
+    assert [one["text"] for one in ranked] == [ARTICLES[one["index"]] for one in ranked]
+    assert [one["score"] for one in ranked] == sorted((one["score"] for one in ranked), reverse=True)
+
+
+def test_tei_tells_what_it_is(edge: Running) -> None:
+    told = requests.get(f"{edge.address}/models/intent/info", timeout=60).json()
+    assert set(told["model_type"]["classifier"]["label2id"]) == set(LABELS)
+    assert (told["model_id"], told["model_sha"], told["max_client_batch_size"]) == ("intent", "3", 16)
+    assert requests.get(f"{edge.address}/models/find/info", timeout=60).json()["model_type"].keys() == {"embedding"}
+    assert requests.get(f"{edge.address}/health", timeout=60).status_code == 200
+
+
+def test_tei_asks_the_only_model_at_the_root(edge_of: Callable[..., Any], bundles: dict[str, Bundle]) -> None:
+    with edge_of({"find": entry(bundles["find"])}) as alone:
+        assert len(post(alone, "/embed", {"inputs": ["a", "b"]})) == 2
+        assert requests.get(f"{alone.address}/info", timeout=60).json()["model_id"] == "find"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/models/intent/embed", {"inputs": SECRET}, "does text-classification"),
+        ("/models/find/embed", {"inputs": SECRET, "normalize": False}, "normalize: this model does not do that"),
+        ("/models/find/embed", {"inputs": {SECRET: 1}}, "inputs: a string or a list"),
+        ("/models/intent/predict", {"inputs": SECRET, "raw_scores": True}, "raw_scores"),
+        ("/models/intent/predict", {"inputs": [[SECRET, "b", "c"]]}, r"inputs\[0\]: this model reads 1 texts, not 3"),
+        ("/models/rank/rerank", {"query": SECRET, "texts": []}, "texts: a list of strings"),
+        ("/models/rank/rerank", {"query": SECRET, "texts": ["a"], SECRET: 1}, "may stand beside the texts"),
+    ],
+)
+def test_tei_is_refused_in_its_own_words(edge: Running, path: str, body: Any, message: str) -> None:
+    answer = requests.post(edge.address + path, json=body, timeout=60)
+    assert answer.status_code == 422
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(answer.json()["error"])
+    assert answer.json()["error_type"] == "Validation"
+    assert SECRET not in answer.text
+
+
+# --- Open Inference Protocol --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tensors(edge: Running) -> Iterator[triton.InferenceServerClient]:
+    client = triton.InferenceServerClient(edge.address.removeprefix("http://"))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def tensor(name: str, texts: list[str], *, binary: bool) -> triton.InferInput:
+    made = triton.InferInput(name, [len(texts)], "BYTES")
+    made.set_data_from_numpy(np.array([text.encode() for text in texts], dtype=np.object_), binary_data=binary)
+    return made
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_triton_asks(tensors: triton.InferenceServerClient, predicted: dict[str, list[Any]], binary: bool) -> None:
+    assert tensors.is_server_live() and tensors.is_server_ready() and tensors.is_model_ready("intent", "3")
+    told = tensors.infer("intent", [tensor("text", TEXTS, binary=binary)], model_version="3", request_id="seven")
+    assert told.get_response()["id"] == "seven"
+    assert (told.get_response()["model_name"], told.get_response()["model_version"]) == ("intent", "3")
+    labels = [one.decode() if isinstance(one, bytes) else one for one in told.as_numpy("label").tolist()]
+    assert labels == [answer[0]["label"] for answer in predicted["intent"]]
+    scores = [answer[0]["score"] for answer in predicted["intent"]]
+    np.testing.assert_allclose(told.as_numpy("score"), scores, atol=1e-5)
+    whole = [json.loads(one) for one in told.as_numpy("answer").tolist()]
+    assert [answer[0]["label"] for answer in whole] == labels
+    vectors = tensors.infer("find", [tensor("any", TEXTS, binary=binary)]).as_numpy("embedding")
+    np.testing.assert_allclose(vectors, predicted["find"], atol=1e-5)
+
+
+def test_triton_names_columns(tensors: triton.InferenceServerClient, edge: Running) -> None:
+    columns = [tensor("subject", ["card", "app"], binary=True), tensor("body", ["late", "slow"], binary=False)]
+    labels = tensors.infer("pair", columns).as_numpy("label").tolist()
+    rows = [{"subject": "card", "body": "late"}, {"subject": "app", "body": "slow"}]
+    assert labels == [answer[0]["label"] for answer in post(edge, "/models/pair", {"inputs": rows})]
+    assert [one["name"] for one in tensors.get_model_metadata("pair")["inputs"]] == ["subject", "body"]
+    assert tensors.get_server_metadata()["name"] == "headrace"
+
+
+def test_triton_is_refused_in_its_own_words(tensors: triton.InferenceServerClient, edge: Running) -> None:
+    with pytest.raises(InferenceServerException, match="no model of this name"):
+        tensors.infer("nobody", [tensor("text", [SECRET], binary=True)])
+    with pytest.raises(InferenceServerException, match="the version that is served is 3"):
+        tensors.infer("intent", [tensor("text", [SECRET], binary=True)], model_version="9")
+    with pytest.raises(InferenceServerException, match="as many values as the others"):
+        tensors.infer("pair", [tensor("subject", ["a"], binary=True), tensor("body", ["b", "c"], binary=True)])
+    head = json.dumps({"inputs": [{"name": "text", "datatype": "BYTES", "parameters": {"binary_data_size": 6}}]})
+    for told, tail, message in [
+        (str(len(head)), b"\xff\xff\0\0ab", "cut short"),
+        (str(len(head)), b"ab", "not that of the bytes"),
+        ("999999", b"", "the length of the JSON"),
+        (str(len(head)), b"\x02\0\0\0\xff\xff", "no UTF-8 text"),
+    ]:
+        headers = {"Inference-Header-Content-Length": told, "Content-Type": "application/octet-stream"}
+        path = f"{edge.address}/v2/models/intent/infer"
+        answer = requests.post(path, data=head.encode() + tail, headers=headers, timeout=60)
+        assert answer.status_code == 422 and message in answer.json()["error"]
+
+
+# --- what the document promises -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["intent", "pair", "find", "rank"])
+def test_schemathesis_finds_nothing(
+    edge_of: Callable[..., Any], bundles: dict[str, Bundle], name: str, tmp_path: Path
+) -> None:
+    """It sends what the document allows and what it forbids, and nothing may break or be answered otherwise.
+
+    That two tensors have other names and equally many values is more than a JSON Schema can say, so that where a model
+    reads two columns, what the document allows may still be refused.
+    """
+    program = Path(sys.executable).parent / "schemathesis"
+    refused = "[400, 401, 403, 404, 405, 406, 408, 409, 413, 415, 422, 428, 429]"
+    (tmp_path / "schemathesis.toml").write_text(f"[checks.negative_data_rejection]\nexpected-statuses = {refused}\n")
+    with edge_of({name: entry(bundles[name])}, Serve(max_items=16)) as alone:
+        command: list[str] = [
+            str(program),
+            "run",
+            f"{alone.address}/openapi.json",
+            "--max-examples",
+            "10",
+            "--seed",
+            "3",
+            "--no-color",
+        ]
+        command += ["--phases", "coverage,fuzzing"]
+        command += ["--exclude-checks", "positive_data_acceptance"] if name != "intent" else []
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-5000:]

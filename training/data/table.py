@@ -44,8 +44,8 @@ def read_table(
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     held = media_columns(signature)
-    if held and Path(file.name.removesuffix(".gz")).suffix.lower() not in ENDINGS:
-        return _with_files(pa.table({held[0]: [file.name]}), held, file)
+    if len(held) == 1 and not any(held.values()) and Path(file.name.removesuffix(".gz")).suffix.lower() not in ENDINGS:
+        return _with_files(pa.table({next(iter(held)): [file.name]}), held, file)
     as_text = [name for name in input_columns(signature) if name not in held]
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         landed = _land(file, _source(file, encoding, delimiter), Path(folder), as_text)
@@ -64,14 +64,21 @@ def read_table(
     return _with_files(table, held, file)
 
 
-def _with_files(table: pa.Table, columns: Collection[str], beside: Path) -> pa.Table:
-    """The rows with the bytes of the pictures or sounds that they hold or name."""
+def _with_files(table: pa.Table, columns: Mapping[str, bool], beside: Path) -> pa.Table:
+    """The rows with the bytes of the pictures or sounds that they hold or name.
+
+    Args:
+        columns: each such column, and whether its file may be missing.
+    """
     table = media.located(table, list(columns), beside.resolve().parent)
     for name in columns:
         if name not in table.column_names:
             continue
-        read = []
+        read: list[bytes | None] = []
         for number, cell in enumerate(table[name].to_pylist(), 1):
+            if columns[name] and media.absent(cell):
+                read.append(None)
+                continue
             try:
                 read.append(media.content(cell))
             except media.UnreadableError as error:
@@ -80,11 +87,11 @@ def _with_files(table: pa.Table, columns: Collection[str], beside: Path) -> pa.T
     return table
 
 
-def media_columns(signature: Mapping[str, Any]) -> list[str]:
-    """The columns of pictures or sounds among those that a model with this signature reads."""
+def media_columns(signature: Mapping[str, Any]) -> dict[str, bool]:
+    """The columns of pictures or sounds that a model with this signature reads, and whether each may be empty."""
     shapes = signature["input"].get("anyOf", [signature["input"]])
     properties = {name: kind for shape in shapes for name, kind in shape.get("properties", {}).items()}
-    return [name for name, kind in properties.items() if "contentMediaType" in kind]
+    return {name: "null" in kind["type"] for name, kind in properties.items() if "contentMediaType" in kind}
 
 
 def input_columns(signature: Mapping[str, Any]) -> list[str]:

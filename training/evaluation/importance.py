@@ -24,12 +24,17 @@ TIMES = 3
 BATCH = 64
 
 
-def shuffled(task: Task, model: PreTrainedModel, rows: Sequence[Row], columns: Sequence[str]) -> dict[str, float]:
-    """By how much the task's headline worsens on ``rows`` when a column is shuffled; nothing where rows are too few."""
-    if len(rows) < 2:
+def sample(rows: Sequence[Row]) -> list[Row]:
+    """At most ``MOST_ROWS`` of the rows, in their order."""
+    draw = np.random.default_rng(SEED)
+    return [rows[place] for place in np.sort(draw.permutation(len(rows))[:MOST_ROWS])]
+
+
+def shuffled(task: Task, model: PreTrainedModel, chosen: Sequence[Row], columns: Sequence[str]) -> dict[str, float]:
+    """By how much the task's headline worsens on rows when a column is shuffled; nothing where there are too few."""
+    if len(chosen) < 2:
         return {}
     draw = np.random.default_rng(SEED)
-    chosen = [rows[place] for place in np.sort(draw.permutation(len(rows))[:MOST_ROWS])]
     targets = [task.encode_target(row) for row in chosen]
     sign = 1 if task.metrics_known[task.headline] == "max" else -1
     whole = _headline(task, model, chosen, targets)

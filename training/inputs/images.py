@@ -38,6 +38,10 @@ PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 Pixels = npt.NDArray[Any]
 
 
+class Kept(bytes):
+    """What :meth:`Pictures.read` gave for a cell; to read it again gives the same, without decoding."""
+
+
 class Pictures:
     """Reads one column of pictures.
 
@@ -54,17 +58,19 @@ class Pictures:
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
 
     @classmethod
-    def learn(cls, column: str, base: Path, size: int | None = None) -> Self:
-        """The reader of a base.
+    def learn(cls, column: str, base: Path | None, size: int | None = None) -> Self:
+        """The reader of a base, or of a model that has none.
 
         Args:
-            size: pixels of a side, for a base that is new or can take any.
+            size: pixels of a side, where there is no base, or for one that is new or can take any.
 
         Raises:
             UserError: the base takes no pictures of one size in three colours.
         """
-        trained = any((base / name).exists() for name in PROCESSOR)
-        if trained:
+        trained = base is not None and any((base / name).exists() for name in PROCESSOR)
+        if base is None:
+            processor = _square(size or USUAL_SIZE, size or USUAL_SIZE)
+        elif trained:
             processor = AutoImageProcessor.from_pretrained(base, backend="pil", trust_remote_code=False)
             if size is not None:
                 processor.size = {"height": size, "width": size}
@@ -88,7 +94,7 @@ class Pictures:
 
     # --- rows to pixels -----------------------------------------------------------------------------------------
 
-    def read(self, rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    def read(self, rows: Sequence[Mapping[str, Any]]) -> list[Kept]:
         """The pixels of each row's picture, as bytes of ``shape``.
 
         Raises:
@@ -96,16 +102,18 @@ class Pictures:
         """
         return media.each(self._read, [row.get(self.column) for row in rows])
 
-    def _read(self, cell: Any) -> bytes:
+    def _read(self, cell: Any) -> Kept:
+        if isinstance(cell, Kept):
+            return cell
         if cell in (None, ""):  # nobody's picture, which asks only whether the model answers
-            return bytes(int(np.prod(self.shape)) * (1 if self.plain else 4))
+            return Kept(int(np.prod(self.shape)) * (1 if self.plain else 4))
         try:
             pixels = _processed(self.processor, opened(media.content(cell)), finished=not self.plain)
         except UnreadableError as error:
             raise UnreadableError(f"{media.name(cell) or 'picture'}: {error}") from None
         if pixels.shape != self.shape:
             raise UnreadableError(f"{media.name(cell) or 'picture'}: becomes {pixels.shape}, not {self.shape}")
-        return np.ascontiguousarray(pixels, np.uint8 if self.plain else np.float32).tobytes()
+        return Kept(np.ascontiguousarray(pixels, np.uint8 if self.plain else np.float32).tobytes())
 
     def array(self, pixels: bytes) -> Pixels:
         """Kept bytes as an array of ``shape``."""
@@ -185,9 +193,7 @@ def as_address(picture: Image.Image) -> str:
 
 
 def _made(base: Path, size: int | None) -> Any:
-    """A processor for a base that has none: square pictures, pixels from -1 to 1."""
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-
+    """A processor for a base that has none."""
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     if getattr(config, "num_channels", 3) != 3:
         raise UserError(f"model.base: it sees {config.num_channels} colours; pictures are read in 3")
@@ -195,6 +201,13 @@ def _made(base: Path, size: int | None) -> Any:
     height, width = own if isinstance(own, list | tuple) else (own, own)
     if size is not None and (height, width) != (size, size):
         raise UserError(f"model.options.size: the base takes pictures of {height} x {width}, not of {size} x {size}")
+    return _square(height, width)
+
+
+def _square(height: int, width: int) -> Any:
+    """A processor that gives pictures of one size, pixels from -1 to 1."""
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
     return ViTImageProcessorPil(size={"height": height, "width": width})
 
 

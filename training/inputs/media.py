@@ -9,7 +9,7 @@ import binascii
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from unicodedata import normalize
 
 import pyarrow as pa
@@ -18,6 +18,8 @@ import torch
 
 from cluster.errors import UserError
 from cluster.storage import file_digest, fingerprint
+
+Read = TypeVar("Read", bound=bytes)
 
 FORMS: tuple[Literal["NFD", "NFC"], ...] = ("NFD", "NFC")
 
@@ -63,7 +65,14 @@ def _read(address: str) -> bytes:
         raise UnreadableError(f"it cannot be opened ({type(error).__name__})") from None
 
 
-def each(read: Callable[[Any], bytes], cells: Sequence[Any]) -> list[bytes]:
+def absent(cell: Any) -> bool:
+    """Whether a cell holds no file."""
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    return cell is None or (not cell.strip() if isinstance(cell, str) else not cell)
+
+
+def each(read: Callable[[Any], Read], cells: Sequence[Any]) -> list[Read]:
     """What ``read`` makes of each cell, by several threads: decoders leave the interpreter to the others."""
     if len(cells) < WORTH_THREADS:
         return [read(cell) for cell in cells]
@@ -146,11 +155,16 @@ def asked(index: int, value: Any, column: str, what: str) -> Mapping[str, Any]:
     if isinstance(value, Mapping) and "bytes" not in value:
         if column not in value:
             raise UserError(f"inputs[{index}].{column}: missing")
-        return {**value, column: _sent(value[column], f"inputs[{index}].{column}", what)}
-    return {column: _sent(value, f"inputs[{index}]", what)}
+        return {**value, column: sent(value[column], f"inputs[{index}].{column}", what)}
+    return {column: sent(value, f"inputs[{index}]", what)}
 
 
-def _sent(value: Any, where: str, what: str) -> bytes:
+def sent(value: Any, where: str, what: str) -> bytes:
+    """The bytes of a file in a request, which may be raw or in base64.
+
+    Raises:
+        UserError: it is neither.
+    """
     if isinstance(value, Mapping):
         value = value.get("bytes")
     if isinstance(value, str):
@@ -171,8 +185,13 @@ def schema(column: str, kind: str) -> dict[str, Any]:
     Args:
         kind: ``image`` or ``audio``.
     """
-    sent = {"type": "string", "contentEncoding": "base64", "contentMediaType": f"{kind}/*"}
-    return {"anyOf": [sent, {"type": "object", "properties": {column: sent}, "required": [column]}]}
+    one = cell_schema(kind)
+    return {"anyOf": [one, {"type": "object", "properties": {column: one}, "required": [column]}]}
+
+
+def cell_schema(kind: str) -> dict[str, Any]:
+    """The JSON Schema of one file in a request."""
+    return {"type": "string", "contentEncoding": "base64", "contentMediaType": f"{kind}/*"}
 
 
 def all_but_the_base(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -2,8 +2,9 @@
 
 Numbers are embedded by piecewise linear encoding (Gorishniy et al., "On Embeddings for Numerical Features in Tabular
 Deep Learning", 2022), categories and dates by a table and a layer of each column's own, texts by the mean of a
-pre-trained model's last hidden states. What is missing has an embedding of its own. The network is residual, with
-normalisation before each block (Gorishniy et al., "Revisiting Deep Learning Models for Tabular Data", 2021).
+pre-trained model's last hidden states, pictures by a model that sees. What is missing has an embedding of its own. The
+network is residual, with normalisation before each block (Gorishniy et al., "Revisiting Deep Learning Models for
+Tabular Data", 2021).
 """
 
 import math
@@ -31,6 +32,7 @@ class FusionConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers ship
         dates: date columns.
         date_features: numbers that each of them is.
         base_config: the configuration of the model that reads the texts, where there are any.
+        sight_config: the configuration of the model that sees the pictures, where there are any.
         embedding: numbers that each column becomes.
         hidden: width of the network; ``blocks`` of it, with ``dropout``.
         outputs: numbers that are said of a row.
@@ -43,6 +45,7 @@ class FusionConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers ship
     dates: int = 0
     date_features: int = 0
     base_config: dict[str, Any] | None = None
+    sight_config: dict[str, Any] | None = None
     embedding: int = 16
     hidden: int = 128
     blocks: int = 2
@@ -128,6 +131,24 @@ class Dates(nn.Module):
         return torch.relu(torch.einsum("rcf,cfw->rcw", dates, self.weight) + self.bias)
 
 
+class Seen(nn.Module):
+    """What a model saw in each picture as a vector; a picture that is missing is a vector of its own."""
+
+    def __init__(self, seen: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.read = nn.Sequential(nn.Linear(seen, width), nn.Dropout(dropout))
+        self.absent = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """What is missing begins as nothing."""
+        nn.init.zeros_(self.absent)
+
+    def forward(self, seen: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        """Vectors of shape ``[rows, width]`` for what was seen, ``[rows, seen]``, where ``there`` is 1."""
+        return torch.where(there.unsqueeze(-1) > 0, self.read(seen), self.absent)
+
+
 class Block(nn.Module):
     """Adds to what is known of a row."""
 
@@ -169,10 +190,16 @@ class FusionModel(FreshModel):
         self.base: PreTrainedModel | None = None
         self.reading: nn.Module | None = None
         if config.base_config:
-            base_config = AutoConfig.for_model(**plain(config.base_config))
-            self.base = without_pooler(AutoModel.from_config(base_config, trust_remote_code=False))
-            self.reading = nn.Sequential(nn.Linear(base_config.hidden_size, config.hidden), nn.Dropout(config.dropout))
-        self.entry = nn.Linear(columns * width + (config.hidden if config.base_config else 0), config.hidden)
+            self.base = without_pooler(_made(config.base_config))
+            wide = self.base.config.hidden_size
+            self.reading = nn.Sequential(nn.Linear(wide, config.hidden), nn.Dropout(config.dropout))
+        self.sight: PreTrainedModel | None = None
+        self.seen: Seen | None = None
+        if config.sight_config:
+            self.sight = _made(config.sight_config)
+            self.seen = Seen(width_of_sight(self.sight), config.hidden, config.dropout)
+        read = sum(config.hidden for one in (config.base_config, config.sight_config) if one)
+        self.entry = nn.Linear(columns * width + read, config.hidden)
         self.blocks = nn.ModuleList([Block(config.hidden, config.dropout) for _ in range(config.blocks)])
         self.norm = nn.LayerNorm(config.hidden)
         self.exit = nn.Linear(config.hidden, config.outputs)
@@ -186,6 +213,8 @@ class FusionModel(FreshModel):
         dates: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pictured: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What is said of each row: ``[rows, outputs]``.
 
@@ -194,6 +223,8 @@ class FusionModel(FreshModel):
             categories: codes, of the same shape.
             dates: of shape ``[rows, columns, features]``.
             input_ids: tokens of the texts, of shape ``[rows, longest]``, with their ``attention_mask``.
+            pixel_values: of the pictures, of shape ``[rows, colours, height, width]``; ``pictured`` is 1 where there
+                is one, of shape ``[rows]``.
         """
         parts = []
         if self.numbers is not None:
@@ -207,11 +238,45 @@ class FusionModel(FreshModel):
             assert attention_mask is not None and self.reading is not None
             hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             parts.append(self.reading(mean_pooled(hidden, attention_mask)))
+        if self.sight is not None:
+            assert pictured is not None and self.seen is not None
+            parts.append(self.seen(looked(self.sight, pixel_values), pictured))
         row = self.entry(torch.cat(parts, dim=1))
         for block in self.blocks:
             row = block(row)
         logits: torch.Tensor = self.exit(self.norm(row))
         return logits
+
+
+SIGHT = {"model_type": "convnext", "hidden_sizes": [32, 64, 128], "depths": [1, 1, 2], "num_stages": 3}
+"""A small network of convolutions (Liu et al., "A ConvNet for the 2020s", 2022), for pictures that no base sees."""
+
+
+def looked(sight: PreTrainedModel, pixel_values: torch.Tensor | None) -> torch.Tensor:
+    """What a model sees in each picture, ``[rows, width_of_sight]``: its summary, or its states' mean."""
+    said = sight(pixel_values=pixel_values)
+    summary: torch.Tensor | None = getattr(said, "pooler_output", None)
+    if summary is not None:
+        return summary.flatten(1)
+    states: torch.Tensor = said.last_hidden_state
+    return states.mean((2, 3)) if states.ndim == 4 else states.mean(1)
+
+
+def sight_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a base that sees, where it also reads."""
+    part: PreTrainedModel = getattr(model, "vision_model", model)
+    return part
+
+
+def width_of_sight(sight: PreTrainedModel) -> int:
+    """How many numbers :func:`looked` says of a picture."""
+    config = sight.config
+    return int(config.hidden_sizes[-1] if getattr(config, "hidden_sizes", None) else config.hidden_size)
+
+
+def _made(config: Mapping[str, Any]) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(**plain(config)), trust_remote_code=False)
+    return model
 
 
 def mean_pooled(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

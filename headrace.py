@@ -248,7 +248,7 @@ def models(
 @app.command(epilog="Example: headrace serve support-intent --port 8000")
 def serve(
     subjects: Annotated[
-        list[str], typer.Argument(metavar="RECIPE|MODEL...", help="A recipe with KEY=VALUE, or models by name.")
+        list[str], typer.Argument(metavar="FILE|MODEL...", help="A recipe, a serve.yaml or models, and KEY=VALUE.")
     ],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 for any free one.", min=0, max=65535)] = 8000,
@@ -257,7 +257,7 @@ def serve(
     """Host models until Ctrl-C or SIGTERM.
 
     Prints the address when it answers. HEADRACE_API_KEYS names a file of hashed keys that requests must carry. The
-    `serve` section of the recipe holds; of one model by name, as it was in training; several share the defaults.
+    `serve` section of the file holds; of one model by name, as it was in training; several share the defaults.
     """
     with working() as out:
         from serving.host import serve as host_models
@@ -396,22 +396,16 @@ def made(recipe_file: Path, overrides: Sequence[str] | None, *, tuned: bool = Tr
 
 
 def served(subjects: Sequence[str]) -> "tuple[list[str], Serve]":
-    """The models that are meant, and how their recipe wants them hosted."""
-    from cluster.errors import UserError
-    from cluster.progress import say
-    from serving.recipe import Serve
+    """The models that are meant, and how they are to be hosted."""
+    from serving.wanted import hosting, is_hosting
 
     overrides = [word for word in subjects if "=" in word]
     names = [word for word in subjects if "=" not in word]
-    if len(names) == 1 and is_recipe(names[0]):
+    if len(names) == 1 and is_recipe(names[0]) and not is_hosting(Path(names[0])):
         recipe, _ = load_recipe(Path(names[0]), overrides)
         return [recipe.name], recipe.serve
-    if overrides or not names or any(map(is_recipe, names)):
-        raise UserError("serve takes one recipe with its KEY=VALUE changes, or models by name")
-    if len(names) == 1:
-        return names, Serve.model_validate(open_model(names[0]).info["recipe"].get("serve") or {})
-    say(f"the models share one server, which takes no recipe's `serve` section but {json.dumps(Serve().model_dump())}")
-    return names, Serve()
+    wanted = hosting(names, overrides)
+    return wanted.models, wanted.serve
 
 
 def is_recipe(subject: str) -> bool:

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cluster.machine import processor  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "datasets", "numpy")
 
@@ -37,17 +41,6 @@ def measured() -> dict[str, Any]:
         "commit": git("rev-parse", "--short", "HEAD"),
         "clean": git("status", "--porcelain", "--untracked-files=no") == "",
     }
-
-
-def processor() -> str:
-    """The processor's name and what of its instruction sets decides the speed of matrix products."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    name = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
-    matter = [
-        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags
-    ]
-    return f"{name} ({', '.join(matter)})"
 
 
 def git(*words: str) -> str:

@@ -128,13 +128,16 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     reader = _Reader(path.name)
-    tree = reader.tree(text)
-    for override in overrides:
-        reader.override(tree, override)
-    values = reader.resolve(tree, ())
-    if reader.problems:
-        raise RecipeError(reader.problems)
-    return Document(path=path.resolve(), public=_masked(tree), values=values, lines=reader.lines)
+    return reader.document(reader.tree(text), overrides, path)
+
+
+def of_command_line(tree: dict[str, Any], overrides: Sequence[str]) -> Document:
+    """Settings that stand in no file, with overrides applied as by :func:`read`.
+
+    Raises:
+        RecipeError: as there.
+    """
+    return _Reader(COMMAND_LINE).document(tree, overrides, Path(COMMAND_LINE))
 
 
 def redact(text: str) -> str:
@@ -214,6 +217,14 @@ class _Reader:
             raise RecipeError([f"{self.name}:{line}: not valid YAML: {error.problem}"]) from None
         finally:
             loader.dispose()
+
+    def document(self, tree: dict[str, Any], overrides: Sequence[str], path: Path) -> Document:
+        for override in overrides:
+            self.override(tree, override)
+        values = self.resolve(tree, ())
+        if self.problems:
+            raise RecipeError(self.problems)
+        return Document(path=path.resolve(), public=_masked(tree), values=values, lines=self.lines)
 
     def override(self, tree: dict[str, Any], override: str) -> None:
         dotted, equals, text = override.partition("=")

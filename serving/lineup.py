@@ -49,6 +49,7 @@ class Served:
             "metrics": info["metrics"],
             "baselines": info["baselines"],
             "created": info["created"],
+            "engine": {"name": self.predictor.engine.name, "measured": self.predictor.engine.table},
         }
 
 
@@ -117,8 +118,9 @@ class Lineup:
                 self._retired.remove((since, served))
 
     def _load(self, name: str, entry: dict[str, Any]) -> Served:
-        predictor = Predictor(open_bundle(Path(entry["bundle"])))
+        predictor = Predictor(open_bundle(Path(entry["bundle"])), engine=self._options.engine)
         version = str(entry["version"] or "unregistered")
+        self._metrics.engine(name, version, predictor.engine.name)
         return Served(name, version, entry, predictor, self._scheduler(name, version, predictor))
 
     def _scheduler(self, name: str, version: str, predictor: Predictor) -> Scheduler | Writer:

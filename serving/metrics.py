@@ -53,9 +53,19 @@ class Metrics:
         )
         self._tokens = Counter("headrace_tokens", "Tokens computed.", of_model, registry=self._registry)
         self._padding = Counter("headrace_padding_tokens", "Padding computed.", of_model, registry=self._registry)
+        self._engines = Counter(
+            "headrace_loads",
+            "Versions loaded, by what computes them.",
+            (*of_model, "engine"),
+            registry=self._registry,
+        )
         self._swaps = Counter(
             "headrace_swaps", "Versions taken into service.", ("model", "outcome"), registry=self._registry
         )
+
+    def engine(self, model: str, version: str, engine: str) -> None:
+        """A version was loaded, and this computes it."""
+        self._engines.labels(model, version, engine).inc()
 
     def request(self, model: str, version: str, outcome: str, seconds: float | None = None) -> None:
         """One request was answered or refused; ``seconds`` where it was answered."""

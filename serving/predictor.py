@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from cluster.errors import RunError
+from cluster.storage import home
+from serving.engines.choice import REFERENCE, Choice, choose
+from serving.engines.engine import Subject
+from serving.recipe import Wanted
 from training.bundle import Bundle
-from training.tasks.task import Batch, Example, Outputs, Row, Task
+from training.tasks.task import Example, Outputs, Row, Task
 
 EMPTY: Mapping[str, Any] = {}
 """The parameters of a request that has none; one object, so that such requests are decoded together."""
@@ -29,22 +31,34 @@ class Predictor:
         task: encodes and decodes.
         model: computes.
         budget: padded tokens that one forward pass should take on this device.
+        engine: what computes a batch, and why that one.
     """
 
-    def __init__(self, bundle: Bundle, device: str | None = None) -> None:
+    def __init__(self, bundle: Bundle, device: str | None = None, engine: Wanted = REFERENCE) -> None:
         """Loads the weights and computes one answer, so that the first request finds the model warm.
 
         Args:
             device: as PyTorch names it; by default the GPU where there is one.
+            engine: what computes a batch; see :class:`serving.recipe.Serve`.
+
+        Raises:
+            UserError: the bundle's base has changed, or the engine cannot compute this model here.
         """
         self.bundle = bundle
         self.task: Task = bundle.task()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.budget = GPU_BUDGET if self.device.type == "cuda" else CPU_BUDGET
         self.model = bundle.model(self.task).to(self.device).eval()
-        self._forward = torch_engine(self.task, self.model, self.device)
+        self.engine = self._chosen(engine)
         self._warm = self.task.encode([self._blank_row()])
         self._warm_outputs = self.forward(self._warm)
+
+    def _chosen(self, wanted: Wanted) -> Choice:
+        """A model that writes on is computed by whoever writes, and needs no other engine."""
+        examples = [] if wanted == REFERENCE or self.task.writes_on else self.bundle.held_out()
+        subject = Subject(self.task, self.model, self.device, examples, home() / "engines")
+        batches = by_length([self.task.length(example) for example in examples], self.budget)
+        return choose(REFERENCE if self.task.writes_on else wanted, subject, batches, [self.bundle.fingerprint])
 
     # --- the two stages of the scheduler --------------------------------------------------------------------------
 
@@ -91,7 +105,7 @@ class Predictor:
 
     def forward(self, examples: Sequence[Example]) -> Outputs:
         """The model's outputs for examples that fit one batch, in fp32 on the CPU."""
-        return self.task.keep(self._forward(self.task.collate(examples)), examples)
+        return self.task.keep(self.engine.forward(self.task.collate(examples)), examples)
 
     def predict(
         self,
@@ -127,20 +141,6 @@ class Predictor:
         schema = self.task.signature()["input"]
         shapes = schema.get("anyOf", [schema])
         return next((dict.fromkeys(shape["properties"], "") for shape in shapes if shape.get("type") == "object"), {})
-
-
-def torch_engine(task: Task, model: PreTrainedModel, device: torch.device) -> Callable[[Batch], torch.Tensor]:
-    """PyTorch's own forward pass. Another engine is another such function: a batch in, outputs out."""
-
-    @torch.inference_mode()
-    def forward(batch: Batch) -> torch.Tensor:
-        on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        outputs = task.infer(model, on_device).float().cpu()
-        if not outputs.isfinite().all():
-            raise RunError("the answer to one of the inputs is not a number")
-        return outputs
-
-    return forward
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -1,8 +1,13 @@
 """What a recipe says about hosting its model."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from cluster.settings import Strict
+
+EngineName = Literal["torch-fp32", "torch-bf16", "torch-int8", "onnx-fp32", "onnx-int8"]
+Wanted = Literal["fast"] | EngineName
 
 
 class Replicas(Strict):
@@ -22,7 +27,20 @@ class Serve(Strict):
     """How the model is hosted."""
 
     replicas: Replicas = Field(default_factory=Replicas, description="Autoscaling bounds.")
+    engine: Wanted = Field(
+        "torch-fp32",
+        description="What computes the answers. torch-fp32: what `predict` computes with; fast: the one that is "
+        "measured to be fastest here, of those whose answers agree with torch-fp32 on rows that were held back; or one "
+        "by its name. The onnx ones need `pip install 'headrace[onnx]'`.",
+    )
     max_items: int = Field(128, ge=1, description="Inputs that one request may carry.")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="The largest request body.")
     max_queue: int = Field(2048, ge=1, description="Inputs waiting in one replica before it answers 429.")
     timeout_seconds: float = Field(30, gt=0, description="The longest that a request may wait for its answer.")
+
+
+class Hosting(Strict):
+    """What a ``serve.yaml`` says: which models share an address, and how they are hosted."""
+
+    models: list[str] = Field(min_length=1, description="Models by name: NAME, NAME@ALIAS, NAME/3, or a bundle folder.")
+    serve: Serve = Field(default_factory=Serve, description="How all of them are hosted.")

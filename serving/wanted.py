@@ -1,13 +1,19 @@
 """Which bundle each served model stands for, kept true in a file while aliases move in the registry."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
+from cluster import settings
 from cluster.errors import HeadraceError, UserError
+from cluster.progress import say
 from cluster.storage import write_json
+from serving.recipe import Hosting
 from training import registry, store
 from training.bundle import open_bundle
+
+YAML = (".yaml", ".yml")
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +70,34 @@ class Wanted:
             self.entries = entries
             self.write(self.path)
             logger.info("to be served from now on: %s", ", ".join(changed))
+
+
+def is_hosting(path: Path) -> bool:
+    """Whether a file says what is served, and is no recipe."""
+    return "models" in settings.read(path).public
+
+
+def hosting(subjects: list[str], overrides: list[str]) -> Hosting:
+    """What is to be served and how: as a file says, or models by name.
+
+    One model by name is hosted as its recipe said when it was trained, several share the defaults; ``overrides``, as
+    ``serve.engine=fast``, change that.
+
+    Raises:
+        UserError: a recipe stands among several subjects.
+        RecipeError: the file or an override says what there is not.
+    """
+    if len(subjects) == 1 and subjects[0].endswith(YAML):
+        return settings.read(Path(subjects[0]), overrides).validate(Hosting)
+    if not subjects or any(subject.endswith(YAML) for subject in subjects):
+        raise UserError("serve takes one recipe, one serve.yaml, or models by name, each with its KEY=VALUE changes")
+    alone = len(subjects) == 1
+    own = open_bundle(registry.resolve(subjects[0]).bundle).info["recipe"].get("serve") if alone else None
+    wanted = settings.of_command_line({"models": subjects, "serve": own or {}}, overrides).validate(Hosting)
+    if not alone:
+        shared = json.dumps(wanted.serve.model_dump())
+        say(f"the models share one server, which takes no recipe's `serve` section but {shared}")
+    return wanted
 
 
 def _store_stamp() -> tuple[int, int] | None:

@@ -6,8 +6,11 @@ measurements and the SHA-256 of every file. A bundle holds no code and names no 
 when every file is one that is listed, unchanged, and of a kind that is data.
 """
 
+import base64
 import functools
+import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,10 +25,16 @@ from cluster.storage import fingerprint, folder_digests, read_json, write_json
 from training.models import adapter
 from training.models.adapt import learned
 from training.models.base import refuse_code
-from training.tasks.task import Task, task_class
+from training.tasks.task import Example, Task, task_class
 
 FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
+HELD_OUT = "held_out.json"
+"""Encoded rows that training held back, by which a server judges what computes the model."""
+
+MOST_HELD_OUT = 512
+MOST_BYTES = 4 * 2**20
+"""Of ``HELD_OUT``, so that pictures do not outweigh the model."""
 DATA_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 """Kinds of files that are only read, never run or unpickled."""
 LIBRARIES = ("torch", "transformers", "ray", "datasets")
@@ -58,6 +67,11 @@ class Bundle:
         """The task, ready to encode and decode."""
         return task_class(self.info["task"]).load(self.info["settings"], self.folder)
 
+    def held_out(self) -> list[Example]:
+        """Encoded rows that the model did not learn from; none in a bundle that keeps none."""
+        path = self.folder / HELD_OUT
+        return [_read_example(one) for one in read_json(path)] if path.exists() else []
+
     def model(self, task: Task | None = None) -> PreTrainedModel:
         """The fine-tuned model, in evaluation mode, on the CPU.
 
@@ -83,6 +97,7 @@ def write_bundle(
     baselines: dict[str, dict[str, float]],
     data: dict[str, Any],
     base: dict[str, Any] | None = None,
+    held_out: Sequence[Example] = (),
 ) -> Bundle:
     """Writes a bundle into ``folder``, which exists and is empty.
 
@@ -92,12 +107,14 @@ def write_bundle(
         baselines: for each baseline the same.
         data: ``rows``, ``splits`` and ``fingerprint`` of what it was trained on.
         base: what :func:`training.models.adapter.describe` says, where the bundle is to lack its base.
+        held_out: encoded rows that it did not learn from; the first that fit are kept.
     """
     if base is None:
         model.save_pretrained(folder)
     else:
         save_file(learned(model), folder / adapter.WEIGHTS)
     settings = task.save(folder)
+    _keep(held_out, folder / HELD_OUT)
     info = {
         "format_version": FORMAT_VERSION,
         "name": name,
@@ -115,6 +132,27 @@ def write_bundle(
     }
     write_json(folder / MANIFEST, info)
     return Bundle(folder, info)
+
+
+def _keep(examples: Sequence[Example], path: Path) -> None:
+    lines: list[str] = []
+    size = 0
+    for example in examples[:MOST_HELD_OUT]:
+        lines.append(json.dumps({name: _plain(value) for name, value in example.items()}))
+        size += len(lines[-1])
+        if size > MOST_BYTES:
+            break
+    if lines:
+        path.write_text(f"[{','.join(lines)}]\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+
+
+def _read_example(plain: dict[str, Any]) -> Example:
+    packed = {name: value for name, value in plain.items() if isinstance(value, dict)}
+    return plain | {name: base64.b64decode(value["base64"]) for name, value in packed.items()}
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -88,6 +88,15 @@ class Encoded:
         """``train``, ``validation`` or ``test``; the last two may be empty."""
         return EncodedSplit(self.folder / f"{name}.arrow")
 
+    def held_out(self, most: int) -> list[Example]:
+        """At most so many rows of the test split, or of the validation split where there is no test, from all over it.
+
+        They come without their target: who looks at them compares answers.
+        """
+        rows = self.split("test" if len(self.split("test")) else "validation")
+        places = np.unique(np.linspace(0, max(0, len(rows) - 1), min(len(rows), most)).astype(np.int64))
+        return [{name: value for name, value in one.items() if name != "target"} for one in rows.examples(places)]
+
     def kept(self, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
         """The rows of each split that there are examples of: without those whose files could not be read."""
         if not (self.folder / REJECTED).exists():

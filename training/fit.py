@@ -19,7 +19,7 @@ from cluster.progress import progress, say
 from cluster.session import Resources, outside_main_thread, resources, session
 from cluster.storage import building, fingerprint, home, only_one, plain_disk_errors, read_json, write_json
 from training import outputs
-from training.bundle import Bundle, open_bundle, write_bundle
+from training.bundle import MOST_HELD_OUT, Bundle, open_bundle, write_bundle
 from training.data.fuse import Fused, fuse
 from training.encode import SPLITS, Encoded, encode, located_rows
 from training.evaluation.baselines import learned_from, measure
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from training.worker import Job
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the same recipe and data would give another model or other measurements."""
 
 OPERATIONAL = {
@@ -287,6 +287,7 @@ def finish(
             baselines=baselines["metrics"],
             data=data,
             base=adapter.describe(recipe, encoded.base) if recipe.model.bundle == "adapter" else None,
+            held_out=encoded.held_out(MOST_HELD_OUT),
         )
     return metrics
 

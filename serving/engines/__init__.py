@@ -1,0 +1,1 @@
+"""What computes the outputs: PyTorch in several precisions, ONNX Runtime. ``choice.py`` finds which of them to take."""

@@ -1,0 +1,55 @@
+"""What an engine is: a batch in, outputs out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from cluster.errors import RunError
+from training.tasks.task import Batch, Example, Task
+
+Forward = Callable[[Batch], torch.Tensor]
+"""What :meth:`training.tasks.task.Task.infer` says of a batch, in fp32 on the CPU."""
+
+
+class UnavailableError(Exception):
+    """The engine cannot compute this model here; the message says why, for whoever reads the table of engines."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an engine is made for.
+
+    Attributes:
+        model: in evaluation mode, on the device, in fp32; it is left as it is.
+        examples: encoded rows that were held back in training.
+        folder: where an engine keeps what is costly to make.
+    """
+
+    task: Task
+    model: PreTrainedModel
+    device: torch.device
+    examples: Sequence[Example]
+    folder: Path
+
+
+Make = Callable[[Subject], Forward]
+"""The engine of a subject; raises :class:`UnavailableError`."""
+
+
+def checked(forward: Forward) -> Forward:
+    """The engine, which fails where an output is not a number.
+
+    Raises:
+        RunError: one is.
+    """
+
+    def compute(batch: Batch) -> torch.Tensor:
+        outputs = forward(batch)
+        if not outputs.isfinite().all():
+            raise RunError("the answer to one of the inputs is not a number")
+        return outputs
+
+    return compute

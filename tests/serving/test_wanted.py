@@ -1,0 +1,47 @@
+"""What `headrace serve` is asked for: models by name, a serve.yaml, and changes on the command line."""
+
+from pathlib import Path
+
+import pytest
+
+import headrace
+from cluster.errors import RecipeError, UserError
+from serving.recipe import Serve
+from serving.wanted import hosting
+from training.bundle import Bundle
+
+
+def test_one_model_is_hosted_as_its_recipe_said_with_what_is_changed(bundle: Bundle, pair_bundle: Bundle) -> None:
+    alone = hosting([str(bundle.folder)], ["serve.engine=fast", "serve.replicas.max=2"])
+    assert alone.models == [str(bundle.folder)]
+    assert (alone.serve.engine, alone.serve.replicas.max, alone.serve.max_items) == ("fast", 2, Serve().max_items)
+    several = hosting([str(bundle.folder), str(pair_bundle.folder)], [])
+    assert several.serve == Serve()
+
+
+def test_a_file_says_what_shares_an_address(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("models: [intent@production, pair/3]\nserve: {max_items: 16}\n", encoding="utf-8")
+    models, options = headrace.served([str(file), "serve.engine=torch-bf16"])
+    assert (models, options.max_items, options.engine) == (["intent@production", "pair/3"], 16, "torch-bf16")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("models: [a]\nserve: {engin: fast}\n", [], r"serve.yaml:2 serve.engin: unknown key, did you mean 'engine'\?"),
+        ("models: []\n", [], "serve.yaml:1 models: "),
+        ("models: [a]\n", ["serve.engine=slow"], "command line serve.engine: .*'slow'"),
+    ],
+)
+def test_a_wrong_file_is_told_with_its_line(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        hosting([str(file)], overrides)
+
+
+def test_files_do_not_stand_beside_models(tmp_path: Path) -> None:
+    for subjects in ([], ["a", "recipe.yaml"], ["one.yaml", "other.yml"]):
+        with pytest.raises(UserError, match=r"serve takes one recipe, one serve\.yaml, or models by name"):
+            hosting(subjects, [])

@@ -1,7 +1,7 @@
 """Texts that are written for a caller: whole, or sent piece by piece as server-sent events."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,13 @@ from serving.scheduler import ExpiredError
 from serving.writer import Order, Piece, Writer, together
 
 
-async def compose(call: Composition, served: Served, deadline: float) -> Response | Stream:
+async def compose(
+    call: Composition, served: Served, deadline: float, spend: Callable[[int], None]
+) -> Response | Stream:
     """Texts whole, or in events as they are written.
+
+    Args:
+        spend: is told of the tokens that were read and written.
 
     Raises:
         UserError, OverloadedError, ExpiredError, ClosedError: there is none.
@@ -26,8 +31,10 @@ async def compose(call: Composition, served: Served, deadline: float) -> Respons
     orders = [replace(writer.order(example, call.parameters), sampling=call.sampling) for (example, _), _ in prepared]
     prompts = [length for _, length in prepared]
     if call.event is not None:
-        return Stream(_events(call, writer, orders, sum(prompts), deadline))
+        spend(sum(prompts))
+        return Stream(_events(call, writer, orders, sum(prompts), deadline, spend))
     texts = await together(_whole(writer, order, deadline) for order in orders)
+    spend(sum(prompts) + sum(len(text.tokens) for text in texts))
     return Response(200, write_json(call.write(texts, prompts)))
 
 
@@ -39,7 +46,12 @@ async def _whole(writer: Writer, order: Order, deadline: float) -> Piece:
 
 
 async def _events(
-    call: Composition, writer: Writer, orders: list[Order], prompts: int, deadline: float
+    call: Composition,
+    writer: Writer,
+    orders: list[Order],
+    prompts: int,
+    deadline: float,
+    spend: Callable[[int], None],
 ) -> AsyncIterator[bytes]:
     """The pieces of all texts as they come, then what closes the stream."""
     assert call.event is not None
@@ -63,6 +75,7 @@ async def _events(
         for last in call.last(prompts, sum(written)):
             yield _event(last)
     finally:
+        spend(sum(written))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

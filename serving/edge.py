@@ -6,14 +6,16 @@ Nothing that a client wrote is ever repeated in an error or a log.
 """
 
 import asyncio
+import functools
 import logging
+import math
 import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.errors import UserError
 from serving import protocols
@@ -31,24 +33,30 @@ from serving.exchange import (
     stream,
     write_json,
 )
-from serving.keys import Keys
+from serving.keys import Key, Keys
 from serving.lineup import Served
 from serving.metrics import Metrics
 from serving.protocols import Call, Composition, MalformedError, Route, huggingface
 from serving.recipe import Serve
 from serving.scheduler import ClosedError, ExpiredError, OverloadedError
-from serving.shown import OPEN_PATHS, Models, Shown
+from serving.shown import METRICS_PATH, OPEN_PATHS, Models, Shown, find, only
 
 UNKNOWN = "-"  # the metric labels of a request that names no model we have: the client's word is not a label
 
 logger = logging.getLogger(__name__)
 
 
+class Lineup(Protocol):
+    """Where the models are found; looked up anew for every request."""
+
+    models: dict[str, Served]
+
+
 class Edge:
     """All models behind one address.
 
     Args:
-        lineup: has the models; looked up anew for every request.
+        lineup: has the models.
         options: limits.
         metrics: is told of every question.
         keys: who may ask; everyone when None.
@@ -57,7 +65,7 @@ class Edge:
 
     def __init__(
         self,
-        lineup: Models,
+        lineup: Lineup,
         options: Serve,
         metrics: Metrics,
         keys: Keys | None = None,
@@ -66,7 +74,7 @@ class Edge:
     ) -> None:
         self._lineup, self._options, self._metrics, self._keys = lineup, options, metrics, keys
         self._echo_request_id = echo_request_id
-        self._shown = Shown(lineup, options, metrics, secured=keys is not None)
+        self._shown = Shown(options, metrics, secured=keys is not None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -97,28 +105,31 @@ class Edge:
             RefusalError: with the status that HTTP has for it.
         """
         with _Counted(self._metrics) as counted:
-            self._admit(request)
+            key = self._admit(request, "predict")
+            self._require_tokens(key)
             media = None
             if route.model is not None:
-                found = counted.answers(self._shown.find(route.model, route.version))
+                found = counted.answers(find(self._models(key), route.model, route.version))
                 media = huggingface.media(found.predictor.bundle.info["signature"]) if route.media else None
             raw = request.carries(media, loose=route.loose)
             body = await request.body(self._options.max_body_bytes, self._options.timeout_seconds)
             deadline = counted.started + self._options.timeout_seconds
             try:
                 value = body if raw else route.read(body, request.headers)
-                name = route.model or route.named(value) or self._shown.only()
+                name = route.model or route.named(value) or only(self._models(key))
                 while True:
-                    served = counted.answers(self._shown.find(name, route.version))
+                    served = counted.answers(find(self._models(key), name, route.version))
                     try:
                         call = route.call(value, served)
                         self._check(call, served)
                         version = (("x-headrace-version", served.version),)
                         if isinstance(call, Composition):
-                            return replace(await compose(call, served, deadline), headers=version)
+                            spend = functools.partial(self._spend, key)
+                            return replace(await compose(call, served, deadline, spend), headers=version)
                         questions = [(row, call.parameters) for row in served.predictor.rows(call.inputs)]
                         async with asyncio.timeout(deadline - time.monotonic()):
-                            answered = await served.scheduler.submit(questions, deadline)
+                            answered = await served.scheduler.submit(questions, deadline, key.name if key else None)
+                        self._spend(key, sum(answered.lengths))
                         return Response(200, write_json(call.write(*answered)), headers=version)
                     except ClosedError:
                         if time.monotonic() > deadline:
@@ -141,25 +152,51 @@ class Edge:
         """Everything that is read: pages, health, metrics, what the models are.
 
         Raises:
-            RefusalError: 401, 404 or 405.
+            RefusalError: 401, 403, 404 or 405.
         """
+        key = None
         if request.path not in OPEN_PATHS:
-            self._admit(request)
+            key = self._admit(request, "admin" if request.path == METRICS_PATH else "predict")
         asked, both = protocols.route_of(request.path) is not None, huggingface.find(request.path) is not None
-        content = self._shown.content(request.path) if both or not asked else None
+        content = self._shown.content(request.path, self._models(key)) if both or not asked else None
         if content is None or request.method not in ("GET", "HEAD"):
             allowed = "GET, HEAD, POST" if both else "POST" if asked else "GET, HEAD"
             raise RefusalError(405, "method_not_allowed", f"this path takes {allowed}", (("allow", allowed),))
         return content()
 
-    def _admit(self, request: Request) -> None:
-        if self._keys and self._keys.owner(request.headers.get("authorization")) is None:
-            raise RefusalError(
-                401,
-                "unauthorized",
-                "a valid key is needed: Authorization: Bearer KEY",
-                (("www-authenticate", "Bearer"),),
-            )
+    # --- who asks -------------------------------------------------------------------------------------------------
+
+    def _admit(self, request: Request, action: str) -> Key | None:
+        """The key that a request carries; None where no key is asked for."""
+        if self._keys is None:
+            return None
+        key = self._keys.known(request.headers.get("authorization"))
+        if key is None:
+            told = "a valid key is needed: Authorization: Bearer KEY"
+            raise RefusalError(401, "unauthorized", told, (("www-authenticate", "Bearer"),))
+        if action not in key.actions:
+            raise RefusalError(403, "forbidden", f"this key is not good for that; it lacks actions={action}")
+        return key
+
+    def _models(self, key: Key | None) -> Models:
+        """The models that there are for a key."""
+        models = self._lineup.models
+        if key is None or key.models is None:
+            return models
+        return {name: served for name, served in models.items() if key.sees(name)}
+
+    def _require_tokens(self, key: Key | None) -> None:
+        purse = self._keys.purse(key) if self._keys and key else None
+        wait = purse.wait() if purse else 0.0
+        if wait > 0:
+            seconds = str(math.ceil(wait))
+            told = f"this key's tokens of a minute are used up; try again in {seconds} s"
+            raise RefusalError(429, "rate_limited", told, (("retry-after", seconds),))
+
+    def _spend(self, key: Key | None, tokens: int) -> None:
+        purse = self._keys.purse(key) if self._keys and key else None
+        if purse:
+            purse.take(tokens)
 
 
 class _Counted:

@@ -91,6 +91,7 @@ class Answered(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Request:
+    owner: str | None
     loop: asyncio.AbstractEventLoop
     future: "asyncio.Future[Answered]"
     deadline: float
@@ -104,6 +105,7 @@ class _Item:
     request: _Request
     index: int
     value: Any
+    turn: int
     length: int = 0
 
 
@@ -116,6 +118,8 @@ class _State:
     in_prepare: int = 0
     in_run: int = 0
     closed: bool = False
+    turn: int = 0  # of the item that ran last; see `Scheduler._turns`
+    turns: dict[str | None, int] = field(default_factory=dict)
     running_since: float | None = None
     seconds_per_item: float = 0.0
 
@@ -155,13 +159,14 @@ class Scheduler:
 
     # --- for the event loop ---------------------------------------------------------------------------------------
 
-    def submit(self, values: Sequence[Any], deadline: float) -> "asyncio.Future[Answered]":
+    def submit(self, values: Sequence[Any], deadline: float, owner: str | None = None) -> "asyncio.Future[Answered]":
         """Queues the values of one request; the future resolves to their answers.
 
         Cancelling the future drops what has not been computed. An item that fails fails its request, and no other.
 
         Args:
             deadline: on the scheduler's clock; past it, the request is dropped and fails with :class:`ExpiredError`.
+            owner: who asks. Those who wait are served in turns, so that one who asks a lot delays nobody else.
 
         Raises:
             OverloadedError: the values do not fit the queue, or would wait past their deadline.
@@ -174,16 +179,27 @@ class Scheduler:
             future.set_result(answered)
             return future
         now = self._clock()
-        request = _Request(loop, future, deadline, now, answered, len(values))
+        request = _Request(owner, loop, future, deadline, now, answered, len(values))
         with self._came:
             if self._state.closed:
                 raise ClosedError
-            wait = self._expected_wait()
+            first = self._next_turn(owner)
+            wait = self._expected_wait(first - self._state.turn)
             if self._queued() + len(values) > self._limits.waiting or now + wait > deadline:
                 raise OverloadedError(wait)
-            self._state.waiting.extend(_Item(request, index, value) for index, value in enumerate(values))
+            self._state.turns[owner] = first + len(values) - 1
+            items = (_Item(request, index, value, first + index) for index, value in enumerate(values))
+            self._state.waiting.extend(items)
             self._came.notify()
         return future
+
+    def _next_turn(self, owner: str | None) -> int:
+        """The turn of an owner's next item: one after the owner's last, and none that has been.
+
+        Start-time fair queueing (Goyal, Vin and Cheng, 1996) with items of one size: whoever has fewer items waiting
+        has the earlier turns. Where all have one owner, turns are the order in which items came.
+        """
+        return max(self._state.turn, self._state.turns.get(owner, 0)) + 1
 
     def busy(self) -> bool:
         """Whether anything waits or runs."""
@@ -215,8 +231,10 @@ class Scheduler:
     def _queued(self) -> int:
         return len(self._state.waiting) + self._state.in_prepare + len(self._state.ready)
 
-    def _expected_wait(self) -> float:
-        return (self._queued() + self._state.in_run) * self._state.seconds_per_item
+    def _expected_wait(self, turns: int) -> float:
+        """Seconds until an item whose turn is so many after the present one: each owner may have one in each turn."""
+        ahead = min(self._queued(), turns * max(1, len(self._state.turns)))
+        return (ahead + self._state.in_run) * self._state.seconds_per_item
 
     # --- the prepare thread ---------------------------------------------------------------------------------------
 
@@ -233,6 +251,7 @@ class Scheduler:
             with self._prepared:
                 self._state.in_prepare = 0
                 self._state.ready.extend(ready)
+                self._state.ready.sort(key=lambda item: item.turn)  # stable: of one turn the one that came first
                 self._prepared.notify()
             _deliver(failed)
 
@@ -276,9 +295,16 @@ class Scheduler:
                 batch = [alive[index] for index in sorted(chosen)]
                 self._state.ready = [item for index, item in enumerate(alive) if index not in chosen]
                 self._state.in_run = len(batch)
+                self._advance(alive[0].turn if alive else None)
             _deliver(expired)
             if batch:
                 return batch
+
+    def _advance(self, turn: int | None) -> None:
+        """It was the turn of the oldest item of a batch; owners whose last turn has been need not be remembered."""
+        if turn is not None:
+            self._state.turn = max(self._state.turn, turn)
+        self._state.turns = {owner: last for owner, last in self._state.turns.items() if last > self._state.turn}
 
     def _without_the_dead(self, items: list[_Item]) -> tuple[list[_Item], list[tuple[_Item, Any]]]:
         now = self._clock()

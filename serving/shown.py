@@ -1,9 +1,8 @@
 """What the edge shows to whoever reads: pages, health, metrics, and what the models are, in every form."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 from serving import openapi
 from serving.exchange import Headers, RefusalError, Response, write_json
@@ -13,6 +12,7 @@ from serving.metrics import Metrics
 from serving.protocols import huggingface, oip, openai, tei
 from serving.recipe import Serve
 
+METRICS_PATH = "/metrics"
 OPEN_PATHS = {"/", "/docs", "/health", "/v2/health/live", "/v2/health/ready"}
 """Two pages without data, and who only asks "alive?": no key is asked for."""
 
@@ -27,10 +27,33 @@ TEI_INFO = re.compile(r"/models/([^/]+)/info")
 OPENAI_MODEL = re.compile(r"/v1/models/([^/]+)")
 
 
-class Models(Protocol):
-    """Where the models are found; looked up anew for every request."""
+Models = Mapping[str, Served]
+"""The models that whoever asks may see, by name."""
 
-    models: dict[str, Served]
+
+def find(models: Models, name: str, version: str | None = None) -> Served:
+    """The model of that name.
+
+    Raises:
+        RefusalError: 404, there is none, or not in that version.
+    """
+    served = models.get(name)
+    if served is None:
+        raise RefusalError(404, "unknown_model", "there is no model of this name; GET /models lists them")
+    if version not in (None, served.version):
+        raise RefusalError(404, "unknown_version", f"the version that is served is {served.version}")
+    return served
+
+
+def only(models: Models) -> str:
+    """The name of the only model.
+
+    Raises:
+        RefusalError: 404, there are several, or none.
+    """
+    if len(models) != 1:
+        raise RefusalError(404, "unknown_model", "name a model: /models/NAME/… ; GET /models lists them")
+    return next(iter(models))
 
 
 class Shown:
@@ -40,79 +63,56 @@ class Shown:
         secured: whether keys are asked for.
     """
 
-    def __init__(self, lineup: Models, options: Serve, metrics: Metrics, *, secured: bool) -> None:
-        self._lineup, self._options, self._metrics, self._secured = lineup, options, metrics, secured
+    def __init__(self, options: Serve, metrics: Metrics, *, secured: bool) -> None:
+        self._options, self._metrics, self._secured = options, metrics, secured
         self._pages = {"/": _page("try.html"), "/docs": _page("docs.html")}
 
-    def find(self, name: str, version: str | None = None) -> Served:
-        """The model of that name.
-
-        Raises:
-            RefusalError: 404, there is none, or not in that version.
-        """
-        served = self._lineup.models.get(name)
-        if served is None:
-            raise RefusalError(404, "unknown_model", "there is no model of this name; GET /models lists them")
-        if version not in (None, served.version):
-            raise RefusalError(404, "unknown_version", f"the version that is served is {served.version}")
-        return served
-
-    def only(self) -> str:
-        """The name of the only model.
-
-        Raises:
-            RefusalError: 404, there are several, or none.
-        """
-        if len(self._lineup.models) != 1:
-            raise RefusalError(404, "unknown_model", "name a model: /models/NAME/… ; GET /models lists them")
-        return next(iter(self._lineup.models))
-
-    def content(self, path: str) -> Callable[[], Response]:
+    def content(self, path: str, models: Models) -> Callable[[], Response]:
         """What is at a path, made when it is called.
 
         Raises:
             RefusalError: 404, there is nothing.
         """
-        models = self._lineup.models
         if path in self._pages:
             page = Response(200, self._pages[path], HTML, PAGE_HEADERS)
             return lambda: page
         fixed: dict[str, Callable[[], Response]] = {
-            "/health": self._ready,
+            "/health": lambda: _ready(models),
             "/v2/health/live": lambda: _json({"live": True}),
-            "/v2/health/ready": self._ready,
+            "/v2/health/ready": lambda: _ready(models),
             "/v2": lambda: _json({"name": "headrace", "version": "1", "extensions": []}),
             "/v1/models": lambda: _json(openai.models(models)),
-            "/metrics": lambda: Response(200, self._metrics.page(), METRICS_TYPE),
+            METRICS_PATH: lambda: Response(200, self._metrics.page(), METRICS_TYPE),
             "/models": lambda: _json([served.about() for served in models.values()]),
-            "/info": lambda: self._info(self.find(self.only())),
+            "/info": lambda: self._info(find(models, only(models))),
             "/openapi.json": lambda: _json(openapi.document(models, self._options, self._secured)),
         }
-        return fixed.get(path) or self._of_model(path)
+        return fixed.get(path) or self._of_model(path, models)
 
-    def _of_model(self, path: str) -> Callable[[], Response]:
+    def _of_model(self, path: str, models: Models) -> Callable[[], Response]:
         if match := TEI_INFO.fullmatch(path):
-            served = self.find(match[1])
+            served = find(models, match[1])
             return lambda: self._info(served)
         if match := OPENAI_MODEL.fullmatch(path):
-            served = self.find(match[1])
+            served = find(models, match[1])
             return lambda: _json(openai.model(served))
         if (match := oip.MODEL.fullmatch(path)) and match[3] != "/infer":
-            served = self.find(match[1], match[2])
+            served = find(models, match[1], match[2])
             ready = match[3] == "/ready"
             return lambda: _json({"name": served.name, "ready": True} if ready else oip.model(served))
         if huggingface.find(path):
-            served = self.find(path.removeprefix(huggingface.PREFIX))
+            served = find(models, path.removeprefix(huggingface.PREFIX))
             return lambda: _json(served.about(), (("x-headrace-version", served.version),))
         raise RefusalError(404, "not_found", "there is nothing at this path; GET /docs tells what there is")
 
     def _info(self, served: Served) -> Response:
         return _json(tei.info(served, self._options.max_items, self._options.max_queue))
 
-    def _ready(self) -> Response:
-        if not self._lineup.models:
-            raise RefusalError(503, "not_ready", "no model is loaded", (("retry-after", "1"),))
-        return _json({"ready": True})
+
+def _ready(models: Models) -> Response:
+    if not models:
+        raise RefusalError(503, "not_ready", "no model is loaded", (("retry-after", "1"),))
+    return _json({"ready": True})
 
 
 def _json(value: object, headers: Headers = ()) -> Response:

@@ -125,7 +125,7 @@ class Writer:
 
     # --- for the event loop ---------------------------------------------------------------------------------------
 
-    def submit(self, values: Sequence[Any], deadline: float) -> "asyncio.Future[Answered]":
+    def submit(self, values: Sequence[Any], deadline: float, owner: str | None = None) -> "asyncio.Future[Answered]":
         """Whole answers to the values of one request, as :meth:`serving.scheduler.Scheduler.submit` gives them.
 
         Raises:

@@ -9,12 +9,13 @@ Paths = dict[str, Any]
 ERRORS = {
     400: "The body is not JSON.",
     401: "A valid key is needed.",
+    403: "The key is not good for that.",
     404: "There is no such model.",
     408: "The body arrived too slowly.",
     413: "The body or the list of inputs is too large.",
     415: "The body is not sent as application/json, or as a type that the model reads.",
     422: "A field is missing or wrong; the message names it.",
-    429: "Too many requests are waiting; Retry-After tells when to come back.",
+    429: "Too many requests are waiting, or the key's tokens are used up; Retry-After tells when to come back.",
     500: "Something failed inside the server.",
     503: "No model is ready.",
     504: "The answer was not ready in time.",
@@ -51,7 +52,7 @@ def get(
     """A ``get``."""
     operation: dict[str, Any] = {
         "summary": summary,
-        "responses": {"200": _content(summary, schema, kind), **_errors(error, 401, 404, 503)},
+        "responses": {"200": _content(summary, schema, kind), **_errors(error, 401, 403, 404, 503)},
     }
     return operation if secured else operation | {"security": []}
 

@@ -204,7 +204,7 @@ def test_what_is_not_written_in_time_is_said(edge: Running) -> None:
 
     async def asked(past: float, *, streamed: bool) -> Any:
         body = {"model": "prompt", "prompt": PROMPTS[:2], "stream": streamed}
-        answer = await compose(completions(body, served), served, past)
+        answer = await compose(completions(body, served), served, past, lambda tokens: None)
         return [event async for event in answer.events] if isinstance(answer, Stream) else answer
 
     async def submitted(past: float) -> Any:

@@ -248,6 +248,43 @@ def test_keys_guard_everything_but_health_and_the_bare_pages(
         ]
 
 
+def test_a_key_sees_its_models_and_does_what_it_is_good_for(
+    edge_of: Callable[..., Any], bundle: Bundle, pair_bundle: Bundle, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys"
+    scopes = {"desk": "models=intent actions=predict", "watch": "actions=admin", "poor": "tokens_per_minute=5"}
+    lines = [f"{name}:{hashlib.sha256(name.encode()).hexdigest()} {scope}\n" for name, scope in scopes.items()]
+    path.write_text("".join(lines))
+
+    def as_(name: str) -> dict[str, str]:
+        return {"Content-Type": "application/json", "Authorization": f"Bearer {name}"}
+
+    with edge_of({"intent": entry(bundle), "pair": entry(pair_bundle)}, Serve(), Keys(path)) as running:
+
+        def get(path: str, name: str) -> tuple[int, Any]:
+            return ask(running, None, path, "GET", as_(name))[:2]
+
+        assert [model["name"] for model in get("/models", "desk")[1]] == ["intent"]
+        assert [model["id"] for model in get("/v1/models", "desk")[1]["data"]] == ["intent"]
+        assert not [path for path in get("/openapi.json", "desk")[1]["paths"] if "pair" in path]
+        assert get("/info", "desk")[1]["model_id"] == "intent", "the only model that there is for this key"
+        for closed in ("/models/pair", "/models/pair/info", "/v1/models/pair", "/v2/models/pair"):
+            assert get(closed, "desk")[0] == 404
+        assert ask(running, {"inputs": {"subject": "a", "body": "b"}}, "/models/pair", headers=as_("desk"))[0] == 404
+        assert ask(running, {"inputs": "a"}, headers=as_("desk"))[0] == 200
+        for name, closed in (("desk", "/metrics"), ("watch", "/models"), ("watch", "/models/intent")):
+            status, told = get(closed, name)
+            assert (status, code_of(told)) == (403, "forbidden")
+        assert ask(running, {"inputs": "a"}, headers=as_("watch"))[0] == 403
+        assert ask(running, None, "/metrics", "GET", as_("watch"))[0] == 200
+
+        assert ask(running, {"inputs": ["a b c", "d"]}, headers=as_("poor"))[0] == 200, "who has any tokens may ask"
+        status, told, headers = ask(running, {"inputs": "a"}, headers=as_("poor"))
+        assert (status, code_of(told)) == (429, "rate_limited")
+        assert 1 <= int(headers["retry-after"]) <= 120
+        assert ask(running, {"inputs": "a"}, headers=as_("desk"))[0] == 200, "one who has used up theirs stops no other"
+
+
 def test_a_full_queue_is_429_with_the_time_to_return(edge_of: Callable[..., Any], bundle: Bundle) -> None:
     with edge_of({"intent": entry(bundle)}, Serve(max_queue=2)) as running:
         status, value, headers = ask(running, {"inputs": ["a", "b", "c"]})

@@ -146,6 +146,49 @@ def test_a_long_text_is_not_passed_over_for_short_ones_that_came_later() -> None
     play(scenario)
 
 
+def test_who_asks_a_lot_delays_nobody_else() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate, limits=Limits(items=4, padding_slack=0)) as scheduler:
+            futures = [scheduler.submit(["first"], NEVER)]
+            await gate.busy()
+            futures += [scheduler.submit([f"many-{place}" for place in range(40)], NEVER, "greedy")]
+            futures += [scheduler.submit(["once-0", "once-1"], NEVER, "modest")]
+            futures += [scheduler.submit(["then-0"], NEVER, "modest")]
+            await all_are_ready(scheduler)
+            gate.open()
+            await asyncio.gather(*futures)
+        order = [text for batch in gate.batches for text in batch]
+        assert [text for text in order if text.startswith("many")] == [f"many-{place}" for place in range(40)]
+        last = max(order.index(text) for text in ("once-0", "once-1", "then-0"))
+        assert last <= 7, "three items of each of two owners, in turns, after the first"
+
+    play(scenario)
+
+
+def test_a_long_queue_of_one_does_not_refuse_another() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate, limits=Limits(items=1)) as scheduler:
+            first = scheduler.submit(["a"], NEVER)
+            await gate.busy()
+            gate.now += 2.0  # what an item takes
+            gate.open(1)
+            await first
+            running = scheduler.submit(["b"], NEVER, "greedy")
+            await gate.busy()
+            many = scheduler.submit(["c"] * 10, NEVER, "greedy")
+            with pytest.raises(OverloadedError):
+                scheduler.submit(["d"], gate.now + 10, "greedy")
+            soon = scheduler.submit(["e"], gate.now + 10, "modest")
+            gate.open()
+            await asyncio.gather(running, many, soon)
+
+    play(scenario)
+
+
 def test_an_item_past_its_deadline_is_dropped_before_it_is_computed() -> None:
     gate = Gate()
 

@@ -154,6 +154,7 @@ def test_what_was_learned_is_kept_before_a_node_is_taken(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)
 def test_a_lost_node_shrinks_the_group_and_a_new_one_grows_it(
     make_recipe: Callable[..., Recipe], nodes: Nodes, home: Path, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
@@ -174,6 +175,6 @@ def test_a_lost_node_shrinks_the_group_and_a_new_one_grows_it(
         wait_until(lambda: seen() == [2, 1, 2], 240)
         told, _ = process.communicate(timeout=600)
         assert process.returncode == 0, (tmp_path / "log").read_text()[-3000:]
-        assert 0 <= float(told) <= 1
+        assert 0 <= float(told.split()[-1]) <= 1, "behind what Ray says of the node that was killed"
     finally:
         process.kill()

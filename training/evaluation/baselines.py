@@ -29,7 +29,8 @@ from training.tasks.task import Example, Output, Outputs, Row, Task
 SEED = 7
 TOKENS_PER_BATCH = 4096
 TERMS = 200_000  # of each kind, so that long texts do not fill the memory; beyond it accuracy no longer rises
-TEXTS = 2_000  # whose features are made at once
+TEXTS = 2_000  # whose embeddings are made at once
+CHARACTERS = 500_000  # whose TF-IDF is made at once: it takes some two hundred times their own memory
 
 MOST_TEXT = 4_000_000
 """Characters that a baseline of texts learns from; their features take some hundred times their own memory."""
@@ -135,10 +136,19 @@ def tfidf(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -
     kinds = {"regression": Ridge(), "ordinal": LogisticRegression(C=10, max_iter=300, random_state=SEED)}
     model = kinds.get(predictor.target.problem, LinearSVC(random_state=SEED))
     says = linear(predictor.target, model, features.fit_transform(seen), _targets(predictor, train))
-    return [
-        [one for at in range(0, len(texts), TEXTS) for one in says([features.transform(texts[at : at + TEXTS])])[0]]
-        for texts in unseen
-    ]
+    return [[one for some in _portions(texts) for one in says([features.transform(some)])[0]] for texts in unseen]
+
+
+def _portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The texts in their order, in portions of at most ``CHARACTERS`` but for a longer text, which comes alone."""
+    start = size = 0
+    for place, text in enumerate(texts):
+        if size and size + len(text) > CHARACTERS:
+            yield texts[start:place]
+            start, size = place, 0
+        size += len(text)
+    if texts:
+        yield texts[start:]
 
 
 def frozen(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -> list[Outputs]:

@@ -10,14 +10,13 @@ back. Nothing heavy is imported before a command needs it.
 
 import functools
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from cluster.printing import answer, measured, outline, table, working
+from cluster.printing import answer, carry_out, measured, outline, table, working
 
 if TYPE_CHECKING:
     from cluster.settings import Document
@@ -54,6 +53,7 @@ Labelled = Annotated[Path | None, typer.Option(metavar="FILE", exists=True, dir_
 Encoding = Annotated[str | None, typer.Option(help="FILE's text encoding, as in gb18030; UTF-8 if left out.")]
 Delimiter = Annotated[str | None, typer.Option(help="What separates FILE's columns; a comma if left out.")]
 Dependencies = Annotated[Literal["missing", "all", "none"], typer.Option(help="Packages to install for the job.")]
+Url = Annotated[str, typer.Option(help="The address of the server.")]
 Address = Annotated[str | None, typer.Option(help="The cluster's job server, as in http://127.0.0.1:8265.")]
 
 
@@ -228,20 +228,9 @@ def models(
     follows the model swaps it without losing a request.
     """
     with working():
-        from cluster.errors import UserError
-        from training import registry
+        from training.registry import commanded
 
-        match words or []:
-            case ["promote", name, version] if version.isdecimal():
-                found = [vars(registry.promote(name, int(version)))]
-            case ["rollback", name]:
-                found = [vars(registry.rollback(name))]
-            case []:
-                found = registry.models()
-            case [name]:
-                found = registry.models(name)
-            case _:
-                raise UserError("write: models [NAME], models promote NAME VERSION, or models rollback NAME")
+        found = commanded(words or [])
     answer({"models": found}, table(found) or ["no models yet; `headrace run RECIPE` makes one"], as_json)
 
 
@@ -271,6 +260,42 @@ def serve(
             answer(found, [f"{name} answers at {address}/models/{name}" for name in names], as_json, out)
 
         host_models(models, options, host, port, announce=announce)
+
+
+@app.command(epilog="Example: headrace ask support-intent 'where is my parcel'")
+def ask(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The name of a model that is served.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts; or rows, as JSON objects.")],
+    url: Url = "http://127.0.0.1:8000",
+    as_json: Json = False,
+) -> None:
+    """Ask a server that runs, which a key in HEADRACE_API_KEY is sent to."""
+    from serving.client import ask as ask_server
+
+    answers = ask_server(url, model, inputs)
+    answer({"answers": answers}, [json.dumps(one, ensure_ascii=False) for one in answers], as_json)
+
+
+@app.command(epilog="Example: headrace bench support-intent --rate 200 --data tickets.csv")
+def bench(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The name of a model that is served.")],
+    rate: Annotated[float, typer.Option(help="Requests a second, at random moments.", min=0.01)] = 50.0,
+    seconds: Annotated[float, typer.Option(help="For how long.", min=0.1)] = 10.0,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Rows to ask; without, a text.")] = None,
+    url: Url = "http://127.0.0.1:8000",
+    as_json: Json = False,
+) -> None:
+    """Measure how quickly a server answers at a given rate.
+
+    Requests are sent when they are due, however many are unanswered, and waits count from that moment.
+    """
+    from serving.bench import bench as measure_server
+    from serving.client import about
+    from training.data.table import read_table
+
+    rows = read_table(data, about(url, model)["signature"]).to_pylist() if data else None
+    found = measure_server(url, model, rate, seconds, rows)
+    answer(found, outline(found), as_json)
 
 
 # --- elsewhere --------------------------------------------------------------------------------------------------------
@@ -305,18 +330,11 @@ def jobs(
     as_json: Json = False,
 ) -> None:
     """List, follow or stop a cluster's jobs."""
-    from cluster import jobs as cluster_jobs
-    from cluster.errors import UserError
+    from cluster.jobs import commanded, logs
 
-    match words or []:
-        case ["logs", job]:
-            raise typer.Exit(cluster_jobs.logs(address, job))
-        case ["stop", job]:
-            found = [{"id": job, "status": cluster_jobs.stop(address, job)}]
-        case []:
-            found = cluster_jobs.list_jobs(address)
-        case _:
-            raise UserError("write `jobs`, `jobs logs ID` or `jobs stop ID`")
+    if words and words[0] == "logs" and len(words) == 2:
+        raise typer.Exit(logs(address, words[1]))
+    found = commanded(address, words or [])
     answer({"jobs": found}, table(found) or ["no jobs"], as_json)
 
 
@@ -423,21 +441,7 @@ def open_model(model: str) -> "Bundle":
 
 def main() -> None:
     """Runs the command line; turns what went wrong into a plain message and an exit code."""
-    from cluster.errors import HeadraceError
-    from cluster.printing import show_defect
-
-    sys.excepthook = show_defect
-    try:
-        app()
-    except HeadraceError as error:
-        from cluster.settings import redact
-
-        print(redact(str(error)), file=sys.stderr)
-        sys.exit(error.exit_code)
-    except SystemExit as end:
-        if end.code == 130:
-            print("interrupted; the same command continues where it can", file=sys.stderr)
-        raise
+    carry_out(app)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,16 @@ def submit(
     return _follow(client, job)
 
 
+def commanded(address: str | None, words: list[str]) -> list[dict[str, Any]]:
+    """What ``headrace jobs WORDS`` does, and the jobs that it is about."""
+    match words:
+        case ["stop", job]:
+            return [{"id": job, "status": stop(address, job)}]
+        case []:
+            return list_jobs(address)
+    raise UserError("write `jobs`, `jobs logs ID` or `jobs stop ID`")
+
+
 def list_jobs(address: str | None) -> list[dict[str, Any]]:
     """Every job of the cluster, the newest first: id, status, command, exit_code, started and ended (Unix time)."""
     with _plain_errors():

@@ -4,9 +4,27 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
+
+
+def carry_out(command: Callable[[], Any]) -> None:
+    """Runs a command line; what went wrong becomes a plain message and an exit code."""
+    from cluster.errors import HeadraceError
+
+    sys.excepthook = show_defect
+    try:
+        command()
+    except HeadraceError as error:
+        from cluster.settings import redact
+
+        print(redact(str(error)), file=sys.stderr)
+        sys.exit(error.exit_code)
+    except SystemExit as end:
+        if end.code == 130:
+            print("interrupted; the same command continues where it can", file=sys.stderr)
+        raise
 
 
 @contextmanager

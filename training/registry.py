@@ -224,6 +224,22 @@ def models(name: str | None = None) -> list[dict[str, Any]]:
 # --- versions and production ------------------------------------------------------------------------------------------
 
 
+def commanded(words: Sequence[str]) -> list[dict[str, Any]]:
+    """What ``headrace models WORDS`` does, and the models that it is about.
+
+    Raises:
+        UserError: it can do nothing of the kind, or not with these models.
+    """
+    match list(words):
+        case ["promote", name, version] if version.isdecimal():
+            return [vars(promote(name, int(version)))]
+        case ["rollback", name]:
+            return [vars(rollback(name))]
+        case [] | [_]:
+            return models(*words)
+    raise UserError("write: models [NAME], models promote NAME VERSION, or models rollback NAME")
+
+
 def _row(version: Any, aliases: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": version.name,

@@ -1,0 +1,135 @@
+"""`headrace ask` and `headrace bench` against an edge on a real socket, and against one that keeps all waiting."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import web
+
+import headrace
+from cluster.errors import RunError, UserError
+from serving import client
+from serving.bench import _moments, bench
+from serving.keys import Keys, make
+from serving.predictor import Predictor
+from serving.recipe import Serve
+from tests.serving.conftest import TEXTS, Running, entry
+from training.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def edge(edge_of: Callable[..., Any], bundle: Bundle, pair_bundle: Bundle) -> Iterator[Running]:
+    with edge_of({"intent": entry(bundle), "pair": entry(pair_bundle)}) as running:
+        yield running
+
+
+def test_what_is_asked_at_a_terminal_is_answered_as_by_predict(
+    edge: Running, bundle: Bundle, pair_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = client.ask(edge.address, "intent", TEXTS[:3])
+    for said, expected in zip(answers, Predictor(bundle).predict(TEXTS[:3]), strict=True):
+        assert [one["label"] for one in said] == [one["label"] for one in expected]
+    row = {"subject": "late", "body": "where is it"}
+    (answer,) = client.ask(edge.address, "pair", [json.dumps(row)])
+    (expected,) = Predictor(pair_bundle).predict([row])
+    assert [one["label"] for one in answer] == [one["label"] for one in expected]
+    headrace.ask("intent", ["a"], edge.address, as_json=True)
+    assert len(json.loads(capsys.readouterr().out)["answers"]) == 1
+
+
+def test_what_goes_wrong_is_said(edge: Running) -> None:
+    with pytest.raises(UserError, match="404 there is no model of this name"):
+        client.ask(edge.address, "nobody", ["a"])
+    with pytest.raises(UserError, match="no JSON"):
+        client.ask(edge.address, "intent", ["{a"])
+    with pytest.raises(RunError, match=r"nobody answers at http://127\.0\.0\.1:9; `headrace serve intent` starts"):
+        client.ask("http://127.0.0.1:9", "intent", ["a"])
+    with pytest.raises(UserError, match="this model reads rows; name a file of them with --data"):
+        bench(edge.address, "pair", rate=10, seconds=1)
+
+
+def test_the_key_of_the_environment_is_sent(
+    edge_of: Callable[..., Any], bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, line = make("desk")
+    (tmp_path / "keys").write_text(line)
+    with edge_of({"intent": entry(bundle)}, Serve(), Keys(tmp_path / "keys")) as running:
+        with pytest.raises(UserError, match=r"401 a valid key is needed.*; HEADRACE_API_KEY holds the key"):
+            client.ask(running.address, "intent", ["a"])
+        monkeypatch.setenv(client.KEY, token)
+        assert len(client.ask(running.address, "intent", ["a"])) == 1
+        assert bench(running.address, "intent", rate=20, seconds=0.5)["outcomes"].keys() == {"200"}
+
+
+def test_a_server_is_measured(edge: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.csv").write_text("id,subject,body\n1,late,where is it\n2,card,it is lost\n", encoding="utf-8")
+    headrace.bench("pair", 60, 1, tmp_path / "rows.csv", edge.address, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["outcomes"] == {"200": found["requests"]}
+    shares = list(found["milliseconds"].values())
+    assert shares == sorted(shares) and shares[0] > 0
+
+
+def test_moments_are_those_of_a_poisson_process() -> None:
+    moments = np.array(_moments(rate=200, seconds=100))
+    gaps = np.diff(moments)
+    assert len(moments) == pytest.approx(20_000, rel=0.05)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05), "as many short waits as long ones make up for"
+    assert _moments(rate=200, seconds=100) == moments.tolist(), "two runs ask at the same moments"
+
+
+@contextmanager
+def hesitant(expected: int) -> Iterator[str]:
+    """A server that answers nobody before so many have asked."""
+    came, ready, loop = 0, threading.Event(), asyncio.new_event_loop()
+    place: list[str] = []
+
+    async def about(request: web.Request) -> web.Response:
+        return web.json_response({"signature": {"input": {"type": "string"}}})
+
+    async def run() -> None:
+        enough, over = asyncio.Event(), asyncio.Event()
+
+        async def answer(request: web.Request) -> web.Response:
+            nonlocal came
+            await request.read()
+            came += 1
+            if came == expected:
+                enough.set()
+            await enough.wait()
+            return web.json_response([])
+
+        app = web.Application()
+        app.add_routes([web.get("/models/slow", about), web.post("/models/slow", answer)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        place.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        stops.append(lambda: loop.call_soon_threadsafe(over.set))
+        ready.set()
+        await over.wait()
+        await runner.cleanup()
+
+    stops: list[Callable[[], Any]] = []
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield place[0]
+    finally:
+        stops[0]()
+        thread.join(30)
+        loop.close()
+
+
+def test_nobody_waits_for_an_answer_before_asking_again() -> None:
+    expected = len(_moments(rate=100, seconds=0.5))
+    with hesitant(expected) as address:
+        assert bench(address, "slow", rate=100, seconds=0.5)["outcomes"] == {"200": expected}

@@ -47,7 +47,7 @@ class Bundle:
     Attributes:
         folder: where it lies.
         info: ``bundle.json``: ``format_version``, ``name``, ``task``, ``settings``, ``signature``, ``recipe``,
-            ``metrics``, ``baselines``, ``data``, ``base``, ``created``, ``versions``, ``files``.
+            ``metrics``, ``baselines``, ``data``, ``base``, ``temperature``, ``created``, ``versions``, ``files``.
     """
 
     folder: Path
@@ -98,6 +98,7 @@ def write_bundle(
     data: dict[str, Any],
     base: dict[str, Any] | None = None,
     held_out: Sequence[Example] = (),
+    temperature: float = 1.0,
 ) -> Bundle:
     """Writes a bundle into ``folder``, which exists and is empty.
 
@@ -108,6 +109,7 @@ def write_bundle(
         data: ``rows``, ``splits`` and ``fingerprint`` of what it was trained on.
         base: what :func:`training.models.adapter.describe` says, where the bundle is to lack its base.
         held_out: encoded rows that it did not learn from; the first that fit are kept.
+        temperature: what the model's outputs were divided by, which ``model`` does already.
     """
     if base is None:
         model.save_pretrained(folder)
@@ -126,6 +128,7 @@ def write_bundle(
         "baselines": baselines,
         "data": data,
         "base": base,
+        "temperature": temperature,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
         "files": folder_digests(folder),

@@ -4,39 +4,32 @@ fuse -> encode -> train on Ray -> measure -> bundle -> register
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import yaml
-from safetensors.torch import load_file
-
 from cluster.errors import RunError, UserError
 from cluster.progress import progress, say
 from cluster.session import Resources, outside_main_thread, resources, session
-from cluster.storage import building, fingerprint, home, only_one, plain_disk_errors, read_json, write_json
-from training import outputs
-from training.bundle import MOST_HELD_OUT, Bundle, open_bundle, write_bundle
-from training.data.fuse import Fused, fuse
-from training.encode import SPLITS, Encoded, encode, located_rows
-from training.evaluation.baselines import learned_from, measure
-from training.evaluation.report import ReportData, write_report
+from cluster.storage import fingerprint, home, only_one, plain_disk_errors, read_json, write_json
+from training.bundle import open_bundle
+from training.data.fuse import fuse
+from training.encode import Encoded, encode
+from training.evaluation.report import write_report
 from training.journal import Follower, Record, entries
 from training.loop import check_early_stopping
-from training.models import adapter
+from training.outcome import finish, report_data
 from training.recipe import Elastic, Recipe, Train
 from training.registry import RunLog, register, start_run
-from training.tasks.task import Outputs
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
     from training.worker import Job
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever the same recipe and data would give another model or other measurements."""
 
 OPERATIONAL = {
@@ -248,55 +241,6 @@ def threads_each(workers: int, available: Resources) -> int:
     return next(fitting, 1)
 
 
-def finish(
-    recipe: Recipe,
-    public: dict[str, Any],
-    fused: Fused,
-    encoded: Encoded,
-    folder: Path,
-    bundle_folder: Path,
-) -> dict[str, float]:
-    """Measures what was trained next to its baselines and writes the bundle; returns the metrics."""
-    task = encoded.task
-    metrics = {
-        f"{name}/{metric}": value
-        for name in SPLITS[1:]
-        if len(encoded.split(name))
-        for metric, value in task.metrics(said(folder, name), encoded.split(name).targets).items()
-    }
-    baselines = measured_baselines(recipe, fused, encoded)
-    data = {
-        "rows": sum(len(encoded.split(name)) for name in SPLITS),
-        "splits": {name: len(encoded.split(name)) for name in SPLITS},
-        "fingerprint": fused.fingerprint,
-        "baselines_learned_from": baselines["learned_from"],
-    }
-    if recipe.model.bundle == "adapter":
-        weights = load_file(folder / "model" / adapter.WEIGHTS)
-        model = adapter.put_together(task, encoded.base, recipe.model.adapt, weights).eval()
-    else:
-        model = task.open(folder / "model")
-    with building(bundle_folder) as unfinished:
-        write_bundle(
-            unfinished,
-            model=model,
-            task=task.settle(model),
-            name=recipe.name,
-            recipe=public,
-            metrics=metrics,
-            baselines=baselines["metrics"],
-            data=data,
-            base=adapter.describe(recipe, encoded.base) if recipe.model.bundle == "adapter" else None,
-            held_out=encoded.held_out(MOST_HELD_OUT),
-        )
-    return metrics
-
-
-def said(folder: Path, split: str) -> Outputs:
-    """What the run's model said of a split's rows."""
-    return outputs.load(folder / "outputs" / f"{split}.safetensors")
-
-
 def tidy(folder: Path) -> None:
     """Removes what only a run that has not ended needs."""
     shutil.rmtree(folder / "ray", ignore_errors=True)
@@ -308,62 +252,6 @@ def run_id_of(folder: Path) -> str | None:
     """MLflow's name for the run, where the run's folder is still there."""
     kept = folder / "mlflow.json"
     return str(read_json(kept)["run_id"]) if kept.exists() else None
-
-
-def report_data(
-    bundle: Bundle, version: int, recipe: Recipe, fused: Fused, encoded: Encoded, folder: Path
-) -> ReportData:
-    """What the report shows of a run: the test split's answers, or the validation split's where there is no test."""
-    judged = "test" if len(encoded.split("test")) else "validation"
-    history = entries(folder / "metrics.jsonl")
-    headline = encoded.task.final_headline or encoded.task.headline
-    rows = asked(recipe, fused, encoded)[judged].to_pylist()
-    return ReportData(
-        name=recipe.name,
-        description=bundle.info["recipe"].get("description", ""),  # as written: the recipe's may hold a secret
-        version=version,
-        created=bundle.info["created"],
-        task=bundle.info["task"],
-        metrics=bundle.info["metrics"],
-        baselines=bundle.info["baselines"],
-        judged=judged,
-        headline=headline,
-        direction=(encoded.task.metrics_known | encoded.task.metrics_of_answers)[headline],
-        titles={name: baseline.title for name, baseline in encoded.task.baselines.items()},
-        labels=encoded.task.labels,
-        outputs=said(folder, judged),
-        targets=encoded.split(judged).targets,
-        texts=[encoded.task.text(row) for row in rows],
-        shown=lambda index: encoded.task.shown(encoded.split(judged).examples([index])[0]),
-        importance=lambda: bundle.task().importance(bundle.model(), rows),
-        history=[record | {"validation": of_validation(record)} for record in history],
-        data=fused.report,
-        learned_from=bundle.info["data"]["baselines_learned_from"],
-        recipe=yaml.safe_dump(bundle.info["recipe"], sort_keys=False, allow_unicode=True),
-        versions=bundle.info["versions"],
-        seconds=sum(record["seconds"] for record in history),
-        memory=max((record.get("memory", 0) for record in history), default=0),
-    )
-
-
-def measured_baselines(recipe: Recipe, fused: Fused, encoded: Encoded) -> dict[str, Any]:
-    """The baselines' ``metrics`` on the same splits, and how many training rows those of texts ``learned_from``.
-
-    They are kept, since they depend on the data and the base alone.
-    """
-    kept = home() / "baselines" / f"{encoded.fingerprint}-{FORMAT}.json"
-    if not kept.exists():
-        tables = asked(recipe, fused, encoded)
-        rows, seen = tables["train"].num_rows, len(learned_from(encoded.task, tables["train"]))
-        say("measuring the baselines" + (f"; those of texts learn from {seen:,} of {rows:,} rows" * (seen < rows)))
-        write_json(kept, {"learned_from": seen, "metrics": measure(encoded.task, encoded.base, tables)})
-    measured: dict[str, Any] = read_json(kept)
-    return measured
-
-
-def asked(recipe: Recipe, fused: Fused, encoded: Encoded) -> Mapping[str, pa.Table]:
-    """What the model is asked about the rows of each split, row by row what it has examples of."""
-    return encoded.kept(encoded.task.questions(located_rows(recipe, fused.tables())))
 
 
 def plain_cause(error: Exception, max_failures: int) -> str:
@@ -386,11 +274,6 @@ def rows_of(records: Sequence[Record]) -> int:
 def rows_until(record: Record, rows: int) -> int:
     """About how many of a run's ``rows`` had been seen at ``record``; exact at the end."""
     return int(rows * record["step"] / record["steps"])
-
-
-def of_validation(record: Record) -> dict[str, float]:
-    """The validation metrics of a record; only those of an epoch's end have any."""
-    return {name.removeprefix("validation/"): value for name, value in record.items() if name.startswith("validation/")}
 
 
 def numbers(record: Record) -> dict[str, float]:

@@ -68,10 +68,10 @@ def _write(answers: list[Any], tokens: Sequence[int], *, alone: bool, cell: str 
 
     Args:
         alone: the one that there is, and no list.
-        cell: of each answer's first entry this field alone.
+        cell: of each answer's first entry this field alone; null where the model abstains.
     """
     if cell:
-        return [one[0][cell] for one in answers]
+        return [one[0][cell] if one else None for one in answers]
     return answers[0] if alone else answers
 
 

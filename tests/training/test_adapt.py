@@ -17,10 +17,10 @@ from training import checkpoint
 from training.bundle import open_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
-from training.fit import finish
 from training.loop import Trainee, make_trainee, predict, train
 from training.models.adapt import depth_of, learned, merge, read_adapt
 from training.models.adapter import put_together
+from training.outcome import finish
 from training.recipe import Recipe
 from training.worker import leave
 

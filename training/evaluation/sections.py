@@ -73,6 +73,7 @@ class ReportData:
             ``validation``: metrics by name.
         data: the content of ``fuse.json``.
         learned_from: how many training rows the baselines of texts learned from.
+        temperature: what the model's outputs were divided by, fitted on the validation rows.
         headline: the metric of the verdict.
         direction: whether more (``max``) or less (``min``) of it is better.
         titles: what the baselines are called; one that is not among them is called by its name.
@@ -101,6 +102,7 @@ class ReportData:
     history: Sequence[Mapping[str, Any]] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     learned_from: int = 0
+    temperature: float = 1.0
     recipe: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
@@ -277,7 +279,8 @@ def confidence(data: ReportData) -> Fragment | None:
     right = float(np.mean(np.asarray(data.outputs).argmax(axis=1) == np.asarray(data.targets)))
     alt = f"Reliability diagram: mean confidence {sure:.1%}, accuracy {right:.1%}, calibration error {error:.1%}."
     chart = charts.reliability_diagram(bins, alt)
-    return fragment("How far to trust its confidence", "confidence", chart=chart, error=error, sure=sure, right=right)
+    told = {"chart": chart, "error": error, "data": data, "sure": sure, "right": right}
+    return fragment("How far to trust its confidence", "confidence", **told)
 
 
 def errors(data: ReportData) -> Fragment | None:

@@ -76,9 +76,20 @@ class Predicting(Task):
         }
 
     def last_layer(self, model: PreTrainedModel) -> torch.nn.Linear:
-        """The layer whose one output is the number."""
+        """The layer whose outputs are the model's."""
         layers = [layer for module in self.head(model) for layer in module.modules()]
-        return [layer for layer in layers if isinstance(layer, torch.nn.Linear) and layer.out_features == 1][-1]
+        width = self.target.width
+        return [layer for layer in layers if isinstance(layer, torch.nn.Linear) and layer.out_features == width][-1]
+
+    def temperature(self, outputs: Outputs, targets: Sequence[Any]) -> float:
+        return self.target.temperature(np.asarray(outputs), targets)
+
+    def cool(self, model: PreTrainedModel, temperature: float) -> None:
+        last = self.last_layer(model)
+        with torch.no_grad():
+            last.weight.div_(temperature)
+            if last.bias is not None:
+                last.bias.div_(temperature)
 
     def settle(self, model: PreTrainedModel) -> Task:
         if not isinstance(self.target, Number):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cluster.errors import UserError
-from training.evaluation import metrics
+from training.evaluation import calibration, metrics
 from training.evaluation.metrics import Floats
 from training.inputs.cells import read_label
 from training.inputs.text import in_form
@@ -50,7 +50,30 @@ class OneLabel(Target):
         return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
 
     def decode(self, outputs: Floats, parameters: Mapping[str, Any]) -> list[Any]:
-        return _ranked(np.exp(metrics.log_probabilities(outputs)), self.labels, _top_k(parameters, len(self.labels)))
+        """The labels of each row and their probabilities, likeliest first.
+
+        With ``abstain_below`` a row whose likeliest label is less probable gets no label: somebody should look at it.
+        """
+        refuse_unknown(parameters, ("top_k", "abstain_below"))
+        least = _share(parameters, "abstain_below")
+        answers = _ranked(np.exp(metrics.log_probabilities(outputs)), self.labels, _top_k(parameters, len(self.labels)))
+        return [answer if answer[0]["score"] >= least else [] for answer in answers]
+
+    def parameters_schema(self) -> dict[str, Any]:
+        known = super().parameters_schema()
+        known["properties"]["abstain_below"] = {"type": ["number", "null"], "minimum": 0, "maximum": 1, "default": 0}
+        return known
+
+    def temperature(self, outputs: Floats, targets: Sequence[Any]) -> float:
+        said, truth = np.asarray(outputs, dtype=np.float64), np.asarray(targets, dtype=np.int64)
+        unknown = 1 / (len(truth) + 1)  # the weight of one further row, which may have any label
+
+        def loss(temperature: float) -> float:
+            likely = metrics.log_probabilities(said / temperature)
+            known = likely[np.arange(len(truth)), truth].mean()
+            return float(-(1 - unknown) * known - unknown * likely.mean())
+
+        return calibration.temperature(loss, len(truth))
 
     def metrics(self, outputs: Floats, targets: Sequence[Any]) -> dict[str, float]:
         return metrics.classification(outputs, np.asarray(targets, dtype=np.int64), self.labels)
@@ -131,7 +154,19 @@ class ManyLabels(Target):
         return torch.nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(1)
 
     def decode(self, outputs: Floats, parameters: Mapping[str, Any]) -> list[Any]:
+        refuse_unknown(parameters, ("top_k",))
         return _ranked(metrics.sigmoid(outputs), self.labels, _top_k(parameters, len(self.labels)))
+
+    def temperature(self, outputs: Floats, targets: Sequence[Any]) -> float:
+        said, truth = np.asarray(outputs, dtype=np.float64), metrics.indicators(targets, len(self.labels))
+        unknown = 1 / (len(truth) + 1)
+        wanted = (1 - unknown) * truth + unknown / 2
+
+        def loss(temperature: float) -> float:
+            logits = said / temperature
+            return float(np.mean(np.logaddexp(0, logits) - wanted * logits))
+
+        return calibration.temperature(loss, len(truth))
 
     def metrics(self, outputs: Floats, targets: Sequence[Any]) -> dict[str, float]:
         return metrics.multilabel(outputs, metrics.indicators(targets, len(self.labels)))
@@ -178,10 +213,18 @@ def _ranked(scores: Floats, labels: Sequence[str], top_k: int) -> list[Any]:
 
 
 def _top_k(parameters: Mapping[str, Any], labels: int) -> int:
-    refuse_unknown(parameters, ("top_k",))
     top_k = parameters.get("top_k")
     if top_k is None:
         return min(TOP_K, labels)
     if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
         raise UserError("parameters.top_k: a whole number from 1 up is needed")
     return min(top_k, labels)
+
+
+def _share(parameters: Mapping[str, Any], name: str) -> float:
+    share = parameters.get(name)
+    if share is None:
+        return 0.0
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise UserError(f"parameters.{name}: a number from 0 to 1 is needed")
+    return float(share)

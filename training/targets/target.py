@@ -110,6 +110,15 @@ class Target(ABC):
     def metrics(self, outputs: Floats, targets: Sequence[Any]) -> dict[str, float]:
         """One number for each name of ``metrics_known``; nothing where there are no rows."""
 
+    def temperature(self, outputs: Floats, targets: Sequence[Any]) -> float:
+        """What outputs are to be divided by so that their probabilities are right on average.
+
+        Args:
+            outputs: of rows that the model did not learn from.
+            targets: of these rows, encoded.
+        """
+        return 1.0
+
     @property
     @abstractmethod
     def report_sections(self) -> Sequence["Section"]:

@@ -226,6 +226,15 @@ class Task(ABC):
     def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
         """The modules that are new, which ``adapt: head`` trains alone; none without a ``new_head``."""
 
+    def temperature(self, outputs: Outputs, targets: Sequence[Any]) -> float:
+        """What outputs are to be divided by so that the probabilities of answers are right on average; see
+        :meth:`cool`."""
+        return 1.0
+
+    def cool(self, model: PreTrainedModel, temperature: float) -> None:
+        """Has a trained model say its outputs divided by a temperature, so that whoever opens it gets them so."""
+        raise NotImplementedError
+
     def settle(self, model: PreTrainedModel) -> "Task":
         """Brings into the weights what only training needed to know; returns the task that goes with them."""
         return self

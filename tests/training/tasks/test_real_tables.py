@@ -12,8 +12,8 @@ from training import checkpoint
 from training.data.fuse import fuse
 from training.encode import encode
 from training.evaluation.baselines import measure
-from training.fit import asked
 from training.loop import make_trainee, train, validate
+from training.outcome import asked
 from training.recipe import Recipe
 
 pytestmark = pytest.mark.slow

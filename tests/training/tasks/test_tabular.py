@@ -21,12 +21,12 @@ from training.encode import Encoded, encode
 from training.evaluation import metrics
 from training.evaluation.baselines import measure
 from training.evaluation.report import ReportData, write_report
-from training.fit import asked
 from training.inputs.cells import infer
 from training.inputs.columns import MISSING, UNKNOWN, Category, Columns, Date, Number
 from training.loop import Trainee, make_trainee, predict, train, validate
 from training.models.adapt import read_adapt
 from training.models.fusion import FusionConfig, FusionModel, Numbers, plain
+from training.outcome import asked
 from training.recipe import Model, Recipe
 from training.tasks.tabular_classification import TabularClassification
 from training.tasks.tabular_regression import TabularRegression

@@ -22,11 +22,11 @@ from training.encode import encode
 from training.evaluation import metrics
 from training.evaluation.baselines import measure
 from training.evaluation.report import ReportData, write_report
-from training.fit import asked
 from training.inputs.timeline import Timeline
 from training.inputs.windows import Shape, cut
 from training.loop import make_trainee, predict, train, validate
 from training.models.forecaster import ForecastConfig, ForecastModel, pinball
+from training.outcome import asked
 from training.recipe import Model, Recipe
 from training.tasks.task import Task
 from training.tasks.time_series_forecasting import TimeSeriesForecasting

@@ -241,6 +241,7 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 for any free one.", min=0, max=65535)] = 8000,
+    without_keys: Annotated[bool, typer.Option("--without-keys", help="Let everyone ask who reaches HOST.")] = False,
     as_json: Json = False,
 ) -> None:
     """Host models until Ctrl-C or SIGTERM.
@@ -259,7 +260,7 @@ def serve(
             found = {"address": address, "models": [f"{address}/models/{name}" for name in names]}
             answer(found, [f"{name} answers at {address}/models/{name}" for name in names], as_json, out)
 
-        host_models(models, options, host, port, announce=announce)
+        host_models(models, options, host, port, announce=announce, without_keys=without_keys)
 
 
 @app.command(epilog="Example: headrace ask support-intent 'where is my parcel'")

@@ -37,7 +37,13 @@ logger = logging.getLogger(__name__)
 
 
 def serve(
-    models: list[str], options: Serve, host: str = "127.0.0.1", port: int = 8000, *, announce: Callable[[str], None]
+    models: list[str],
+    options: Serve,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    announce: Callable[[str], None],
+    without_keys: bool = False,
 ) -> None:
     """Hosts models until SIGINT or SIGTERM.
 
@@ -47,19 +53,26 @@ def serve(
         host: the address to listen on.
         port: the port; 0 for any free one.
         announce: called once with the address, when a real request has been answered there.
+        without_keys: whoever reaches an address that other machines reach may ask.
 
     Raises:
-        UserError: a model does not exist, cannot be opened, or is named twice; a key file is wrong.
+        UserError: a model does not exist, cannot be opened, or is named twice; a key file is wrong, or there is none
+            and other machines could ask.
         RunError: the port is taken, another server runs already, or Serve does not start.
     """
     wanted = Wanted(models)
     known_keys = keys.from_environment()
+    if host not in LOCAL_NAMES and known_keys is None and not without_keys:
+        raise UserError(
+            f"whoever reaches {host}:{port} could ask these models; set HEADRACE_API_KEYS to ask for a key "
+            "(`python -m serving.keys NAME` makes one), or say --without-keys"
+        )
     port = port or proxy.free_port()
     address = f"http://{_reachable(host)}:{port}"
     app = app_name(port)
     with environment(host, port) as folder, _only_server(app, port), session(), _until_signal() as stop:
-        if host not in LOCAL_NAMES and known_keys is None:
-            say(f"warning: whoever reaches {host}:{port} may ask these models; set HEADRACE_API_KEYS to ask for a key")
+        if without_keys and known_keys is None:
+            say(f"warning: whoever reaches {host}:{port} may ask these models")
         require_room(options.replicas, resources())
         _refuse_second_app(app)
         wanted.write(home() / "serving" / f"{app}.json")

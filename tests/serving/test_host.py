@@ -63,7 +63,7 @@ def gone(path, content, write=wanted.write_json):
 
 wanted.write_json = {"never": never, "gone": gone}[sys.argv[2]]
 try:
-    host.serve([sys.argv[1]], Serve(), host="0.0.0.0", port=0, announce=lambda address: print("answers"))
+    host.serve([sys.argv[1]], Serve(), "0.0.0.0", 0, announce=lambda address: print("answers"), without_keys=True)
 except RunError as error:
     print(error)
 print("ended", flush=True)
@@ -388,6 +388,15 @@ def test_one_interrupt_ends_a_start_that_hangs(
     assert (process.returncode, out) == (0, "ended\n")
     assert "warning: whoever reaches 0.0.0.0:" in told
     assert not pipe.exists()
+
+
+def test_other_machines_are_not_let_in_without_keys(
+    home: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(keys.VARIABLE, raising=False)
+    made = make_bundle(home / "models" / "intent" / "a")
+    with pytest.raises(UserError, match=r"whoever reaches 0\.0\.0\.0:8000 could ask .* or say --without-keys"):
+        host.serve([str(made.folder)], Serve(), "0.0.0.0", announce=lambda address: None)
 
 
 def read_by_somebody(pipe: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from cluster.session import on_cluster, session
+from cluster.session import on_cluster, session, usable_cores
 from training.data.landing import HIDDEN, ROW, Landed
 from training.mapped import mapped
 
@@ -24,6 +24,10 @@ CURES = {
     "non-equality join": "keep equalities in the ON and move the other conditions into a WHERE",
     "QUALIFY": "put the window function into a subquery and filter around it with WHERE",
 }
+
+
+MORSEL = 8_192
+"""Rows that Daft passes on at a time where it runs in this process."""
 
 
 class StatementError(Exception):
@@ -127,3 +131,5 @@ def _choose_runner() -> None:
             daft.set_runner_ray(noop_if_initialized=True)
     else:
         daft.set_runner_native()
+        # By itself Daft reads eight files at a time and passes on 131,072 rows: of long texts, gigabytes.
+        daft.set_execution_config(default_morsel_size=MORSEL, scantask_max_parallel=usable_cores())

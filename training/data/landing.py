@@ -22,6 +22,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
+from training.mapped import PART
 
 HIDDEN = "__headrace_"
 """The prefix of columns that are ours and never reach a fused table."""
@@ -164,27 +165,22 @@ class Landing:
         self.add({name: [record.get(name) for record in records] for name in names}, numbers)
 
     def finish(self, kind: str, *, ordered: bool = True, digest: bool = False, files: int = 1) -> Landed:
-        """Writes the Parquet file in its final types and removes the parts."""
+        """Writes the Parquet files in their final types and removes the parts."""
         types = {name: column.final(self._infers(name)) for name, column in self._columns.items()}
         schema = pa.schema([*types.items(), (ROW, pa.int64())])
-        total = _RowDigest()
-        path = self.folder / f"{self.name}.parquet"
-        with pq.ParquetWriter(path, schema) as writer:
-            for table in self._read_parts(schema):
-                writer.write_table(table)
-                if digest:
-                    total.add(table.drop_columns([ROW]))
+        total = _RowDigest() if digest else None
+        paths = self._write_files(schema, total)
         shutil.rmtree(self._part_folder, ignore_errors=True)
         return Landed(
             name=self.name,
             kind=kind,
-            paths=[str(path)],
+            paths=paths,
             schema=pa.schema(list(types.items())),
             rows=self.rows,
             rejects=self.rejects,
             rejected_rows=self.rejected_rows,
             ordered=ordered,
-            digest=total.hex(schema) if digest else None,
+            digest=total.hex(schema) if total else None,
             files=files,
             warnings=self.warnings,
         )
@@ -208,6 +204,23 @@ class Landing:
         with pa.ipc.new_file(path, table.schema) as writer:
             writer.write_table(table)
         self._parts.append(path)
+
+    def _write_files(self, schema: pa.Schema, total: "_RowDigest | None") -> list[str]:
+        """Several files where there are many rows: Daft reads each file as a whole, and some of them at a time."""
+        paths: list[str] = []
+        tables = self._read_parts(schema)
+        table = next(tables, schema.empty_table())
+        while table is not None:
+            size = 0
+            paths.append(str(self.folder / f"{self.name}.{len(paths):06d}.parquet"))
+            with pq.ParquetWriter(paths[-1], schema) as writer:
+                while table is not None and size < PART:
+                    writer.write_table(table)
+                    size += table.nbytes
+                    if total:
+                        total.add(table.drop_columns([ROW]))
+                    table = next(tables, None)
+        return paths
 
     def _read_parts(self, schema: pa.Schema) -> Iterator[pa.Table]:
         for path in self._parts:

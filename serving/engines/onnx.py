@@ -12,11 +12,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from cluster.storage import building
 from serving.engines import pytorch
 from serving.engines.engine import Forward, Subject, UnavailableError
 from training.tasks.task import Batch, Task
 
-MODEL, QUANTISED = "fp32.onnx", "int8.onnx"
+EXACT, QUANTISED = "fp32", "int8"
+"""Folders of graphs; each appears whole, so that a start that was killed leaves none that is cut short."""
+
+MODEL = "model.onnx"
 OUTPUTS = "outputs"
 
 
@@ -26,9 +30,9 @@ def fp32(subject: Subject) -> Forward:
     Raises:
         UnavailableError: ONNX Runtime is not installed, or the model is none that can be written as one graph.
     """
-    if not (subject.folder / MODEL).exists():
+    if not (subject.folder / EXACT).exists():
         _export(subject)
-    return _session(subject.folder / MODEL, subject)
+    return _session(subject.folder / EXACT / MODEL, subject)
 
 
 def int8(subject: Subject) -> Forward:
@@ -38,17 +42,17 @@ def int8(subject: Subject) -> Forward:
         UnavailableError: as :func:`fp32`.
     """
     folder = subject.folder
-    if not (folder / MODEL).exists():
+    if not (folder / EXACT).exists():
         _export(subject)
     if not (folder / QUANTISED).exists():
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        graph = onnx.load(folder / MODEL)
+        graph = onnx.load(folder / EXACT / MODEL)
         del graph.graph.value_info[:]  # what the exporter said of shapes in between, which the quantiser derives itself
-        with _quiet():
-            quantize_dynamic(graph, folder / QUANTISED, weight_type=QuantType.QInt8, per_channel=True)
-    return _session(folder / QUANTISED, subject)
+        with _quiet(), building(folder / QUANTISED) as unfinished:
+            quantize_dynamic(graph, unfinished / MODEL, weight_type=QuantType.QInt8, per_channel=True)
+    return _session(folder / QUANTISED / MODEL, subject)
 
 
 @contextmanager
@@ -106,10 +110,11 @@ def _export(subject: Subject) -> None:
                 output_names=[OUTPUTS],
                 verbose=False,
             )
-            assert program is not None
-            program.save(subject.folder / MODEL)
     except Exception as error:  # noqa: BLE001  the exporter raises whatever a model makes it stumble over
         raise UnavailableError(f"PyTorch cannot write it as one graph ({type(error).__name__})") from None
+    assert program is not None
+    with building(subject.folder / EXACT) as unfinished:
+        program.save(unfinished / MODEL)
 
 
 def _two_batches(subject: Subject) -> tuple[Batch, Batch]:

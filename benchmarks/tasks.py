@@ -39,7 +39,9 @@ def main() -> None:
 
     table = []
     for name in options.names or THEIRS:
-        rounds = [{one: child(one, name, options) for one in CONTENDERS} for _ in range(options.rounds)]
+        with tempfile.TemporaryDirectory() as home:  # what is fused and encoded once is there for all
+            os.environ["HEADRACE_HOME"] = home
+            rounds = [{one: child(one, name, options) for one in CONTENDERS} for _ in range(options.rounds)]
         pace = {one: statistics.median(r[one]["rows_per_second"] for r in rounds) for one in CONTENDERS}
         ratios = [round(r["headrace"]["rows_per_second"] / r["theirs"]["rows_per_second"], 3) for r in rounds]
         ours, theirs = (rounds[0][one] for one in CONTENDERS)
@@ -89,7 +91,6 @@ def contend(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     (name,) = options.names
     with tempfile.TemporaryDirectory() as place:
-        os.environ["HEADRACE_HOME"] = place
         encoded, recipe = some_rows(name, options.rows)
         trainee = make_trainee(encoded, recipe.train, recipe.model.adapt, torch.device("cpu"))
         rows = encoded.split("train")

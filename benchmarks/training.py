@@ -38,13 +38,13 @@ def main() -> None:
     from record import keep
 
     rounds = [{name: child(name, options) for name in CONTENDERS} for _ in range(1 if options.full else options.rounds)]
-    names = rounds[0]
-    speed = {name: statistics.median(one[name]["rows_per_second"] for one in rounds) for name in names}
+    speed = {name: statistics.median(one[name]["rows_per_second"] for one in rounds) for name in CONTENDERS}
+    ours, theirs = ([name for name in CONTENDERS if name.startswith(whose)] for whose in ("headrace", "trainer"))
     figures: dict[str, Any] = {
         "rows": rounds[0]["headrace"]["rows"],
         "epochs": options.epochs,
         "rows_per_second": speed,
-        "headrace_over": {name: round(speed["headrace"] / speed[name], 3) for name in names if name != "headrace"},
+        "times the rows a second": {f"{a} over {b}": round(speed[a] / speed[b], 3) for a in ours for b in theirs},
         "rounds": rounds,
     }
     keep("training-full" if options.full else "training", figures)

@@ -38,16 +38,21 @@ def main() -> None:
     from record import keep
 
     rounds = [{name: child(name, options) for name in CONTENDERS} for _ in range(1 if options.full else options.rounds)]
-    speed = {name: statistics.median(one[name]["rows_per_second"] for one in rounds) for name in CONTENDERS}
+    pace = {name: [one[name]["rows_per_second"] for one in rounds] for name in CONTENDERS}
     ours, theirs = ([name for name in CONTENDERS if name.startswith(whose)] for whose in ("headrace", "trainer"))
     figures: dict[str, Any] = {
         "rows": rounds[0]["headrace"]["rows"],
         "epochs": options.epochs,
-        "rows_per_second": speed,
-        "times the rows a second": {f"{a} over {b}": round(speed[a] / speed[b], 3) for a in ours for b in theirs},
+        "rows_per_second": {name: statistics.median(paces) for name, paces in pace.items()},
+        "times the rows a second": {f"{a} over {b}": times(pace[a], pace[b]) for a in ours for b in theirs},
         "rounds": rounds,
     }
     keep("training-full" if options.full else "training", figures)
+
+
+def times(ours: list[float], theirs: list[float]) -> float:
+    """The median of the rounds' ratios: what slows the machine for a while slows both of a round."""
+    return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3)
 
 
 def arguments() -> argparse.Namespace:

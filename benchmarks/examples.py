@@ -22,16 +22,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 def main(names: list[str]) -> None:
     """Trains the examples one after the other, and keeps what is known after each."""
-    from record import RESULTS, git, keep
+    from record import keep_line
 
     recipes = sorted(path.stem for path in (ROOT / "examples").glob("*.yaml"))
-    kept = RESULTS / "examples.json"
-    table = json.loads(kept.read_text(encoding="utf-8"))["table"] if kept.exists() else []
-    lines = {line["example"]: line for line in table if line["example"] in recipes}
     for name in names or recipes:
-        line = trained(ROOT / "examples" / f"{name}.yaml")
-        lines[name] = {"example": name, **line, "commit": git("rev-parse", "--short", "HEAD")}
-        keep("examples", {"table": [lines[one] for one in recipes if one in lines]})
+        keep_line("examples", {"example": name} | trained(ROOT / "examples" / f"{name}.yaml"), recipes)
 
 
 def trained(recipe: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 Each line is a recipe of ``examples/`` with changes, checked on its first 20,000 rows and then trained for one epoch
 over all of them. Taken is what the fullest worker's process held at most, as the system counts it. Writes
-benchmarks/results/memory.json.
+benchmarks/results/memory.json, in which the cases that are not named keep their lines.
 """
 
 import json
@@ -38,9 +38,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
 
 def main(names: list[str]) -> None:
     """Foretells and trains case after case."""
-    from record import keep
+    from record import keep_line
 
-    table = []
     for name in names or CASES:
         example, changes = CASES[name]
         words = [str(ROOT / "examples" / f"{example}.yaml"), *ONCE, *changes]
@@ -53,9 +52,8 @@ def main(names: list[str]) -> None:
         foretold = told["at its fullest"]
         line: dict[str, Any] = {"case": name, "example": example, "changes": " ".join(changes)}
         line |= {"foretold (MiB)": foretold, "taken (MiB)": round(taken), "ratio": round(foretold / taken, 3)}
-        table.append(line)
         print(line, told, file=sys.stderr)
-        keep("memory", {"table": table})
+        keep_line("memory", line, CASES)
 
 
 def headrace(home: str, *words: str) -> str:

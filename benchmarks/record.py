@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,19 @@ def keep(name: str, figures: dict[str, Any]) -> None:
     record = {"command": command, "measured": measured(), **figures}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
+
+
+def keep_line(name: str, line: dict[str, Any], order: Iterable[str]) -> None:
+    """Puts a line with its commit into the table of a result, in which the others stay as they are.
+
+    Args:
+        line: its first column names it.
+        order: the names there are; lines of others are dropped.
+    """
+    (key, *_), kept = line, RESULTS / f"{name}.json"
+    table = json.loads(kept.read_text(encoding="utf-8"))["table"] if kept.exists() else []
+    lines = {one[key]: one for one in table} | {line[key]: line | {"commit": git("rev-parse", "--short", "HEAD")}}
+    keep(name, {"table": [lines[one] for one in order if one in lines]})
 
 
 def measured() -> dict[str, Any]:

@@ -6,7 +6,8 @@ Every contender trains one epoch on the first rows of an example's training spli
 the same batch size, learning rates, schedule and fp32, on all cores, in a process of its own; the rounds take turns and
 figures are medians. Theirs is Hugging Face's Trainer with the collator that its documentation names for the task, and
 sentence-transformers' trainer for pairs (`pip install sentence-transformers`). Both are measured by the same metric on
-the same rows of the test split, by our evaluation. Writes benchmarks/results/tasks.json.
+the same rows of the test split, by our evaluation. Writes benchmarks/results/tasks.json, in which the examples that are
+not named keep their lines.
 """
 
 import argparse
@@ -35,30 +36,30 @@ def main() -> None:
     if options.one:
         print(json.dumps(contend(options)))
         return
-    from record import keep
+    from record import keep_line
 
-    table = []
     for name in options.names or THEIRS:
         with tempfile.TemporaryDirectory() as home:  # what is fused and encoded once is there for all
             os.environ["HEADRACE_HOME"] = home
             rounds = [{one: child(one, name, options) for one in CONTENDERS} for _ in range(options.rounds)]
-        ratios = [round(r["headrace"]["rows_per_second"] / r["theirs"]["rows_per_second"], 3) for r in rounds]
-        ours, theirs = (rounds[0][one] for one in CONTENDERS)
-        table.append(
-            {
-                "example": name,
-                "task": ours["task"],
-                "against": THEIRS[name][0],
-                "rows": ours["rows"],
-                "times the rows a second": statistics.median(ratios),
-                "single rounds": ratios,
-                "padding": round(ours["padding"], 4),
-                "metric": ours["metric"],
-                "headrace": round(ours["quality"], 4),
-                "theirs": round(theirs["quality"], 4),
-            }
-        )
-        keep("tasks", {"table": table})
+        keep_line("tasks", {"example": name} | compared(name, rounds), THEIRS)
+
+
+def compared(name: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """A line of the table; the ratio is the median of the rounds' own."""
+    ratios = [round(one["headrace"]["rows_per_second"] / one["theirs"]["rows_per_second"], 3) for one in rounds]
+    ours, theirs = (rounds[0][one] for one in CONTENDERS)
+    return {
+        "task": ours["task"],
+        "against": THEIRS[name][0],
+        "rows": ours["rows"],
+        "times the rows a second": statistics.median(ratios),
+        "single rounds": ", ".join(map(str, ratios)),
+        "padding": round(ours["padding"], 4),
+        "metric": ours["metric"],
+        "headrace": round(ours["quality"], 4),
+        "theirs": round(theirs["quality"], 4),
+    }
 
 
 def arguments() -> argparse.Namespace:

@@ -65,6 +65,8 @@ def local_environment(folder: Path) -> dict[str, str]:
     """
     proxy = folder / f"proxy-{os.getpid()}"
     variables = {
+        # The process that watches for nodes about to be taken away: here there is one, and it goes when we go.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # Serve's defaults are fixed ports and one folder in /tmp for everyone on the machine.
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),

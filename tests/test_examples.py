@@ -1,4 +1,4 @@
-"""The recipes of examples/: each is valid, runs from its sources to answers, and has what it reached on real data kept."""
+"""The recipes of examples/: each is valid, runs from sources to answers, and what it reaches on real data is kept."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def test_every_task_has_an_example() -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The examples beside made-up data that ``prepare.py`` has brought in, while one session of Ray is there for all."""
+    """The examples beside made-up data that ``prepare.py`` has brought in, with one session of Ray for all."""
     place = tmp_path_factory.mktemp("prepared")
     publish(place / "published")
     prepare(place / "examples", place / "published")

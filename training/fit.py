@@ -189,15 +189,15 @@ def torch_trainer(job: "Job", options: Train, available: Resources) -> "TorchTra
         UserError: the recipe asks for more workers than there are.
     """
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from training import worker
+    from training.trainer import Trainer
 
     workers, threads = spread(options, available)
     # Which checkpoint is the newest is read from the folders, which appear whole; Ray's own list of them can be cut
     # short by a kill, and Ray would then refuse to start.
     (Path(job.run) / "ray" / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
-    return TorchTrainer(
+    return Trainer(
         worker.run,
         train_loop_config=replace(job, threads=threads).as_config(),
         scaling_config=ScalingConfig(

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 def main(names: list[str]) -> None:
     """Trains the examples one after the other, and keeps what is known after each."""
-    from record import keep_line
+    from record import keep_line  # type: ignore[import-not-found,unused-ignore]
 
     recipes = sorted(path.stem for path in (ROOT / "examples").glob("*.yaml"))
     for name in names or recipes:

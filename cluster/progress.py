@@ -6,7 +6,10 @@ All of it goes to stderr, for stdout holds results, and through ``redact``, for 
 import logging
 import math
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -128,6 +131,28 @@ class Progress:
     def _print(self, line: str) -> None:
         self._shown = line
         _write(self._stream, line)
+
+
+@contextmanager
+def heartbeat(title: str, every: float = 10.0) -> Iterator[None]:
+    """Says now and then that work goes on which cannot tell how far it has come.
+
+    Args:
+        every: seconds between two lines; work that takes less is not spoken of.
+    """
+    began, over = time.monotonic(), threading.Event()
+
+    def beat() -> None:
+        while not over.wait(every):
+            say(f"{title} · {duration(time.monotonic() - began)}")
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 progress = Progress  # `with progress("training", total=n) as bar:` reads as what it does

@@ -10,7 +10,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from cluster.session import on_cluster
 
 
-class Trainer(TorchTrainer):
+class Trainer(TorchTrainer):  # type: ignore[misc,unused-ignore]
     """Trains with workers that read their rows from files.
 
     None of them asks for a shard of a Ray data set, so that there is no actor that gives them out. Nor is there one

@@ -4,8 +4,9 @@ import contextlib
 import io
 import os
 import pty
+from collections.abc import Callable
 
-from cluster.progress import Progress, duration
+from cluster.progress import Progress, duration, heartbeat
 
 
 def test_a_line_says_share_rate_values_and_time_left() -> None:
@@ -71,3 +72,14 @@ def test_nothing_goes_to_stdout() -> None:
 
 def test_durations_are_for_people() -> None:
     assert [duration(s) for s in (0.4, 59, 125, 12_000)] == ["0 s", "59 s", "2 min 05 s", "3 h 20 min"]
+
+
+def test_work_that_cannot_tell_how_far_it_has_come_says_that_it_goes_on(wait_until: Callable[..., None]) -> None:
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        with heartbeat("fusing 7 rows", every=0.01):
+            wait_until(lambda: told.getvalue().count("\n") >= 2)
+        lines = told.getvalue().splitlines()
+        assert set(lines) == {"fusing 7 rows · 0 s"}
+        with heartbeat("fusing 8 rows"):
+            pass
+        assert told.getvalue().splitlines() == lines, "of what is done at once nothing is said"

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
-from cluster.progress import say
+from cluster.progress import heartbeat, say
 from cluster.storage import building, fingerprint, home, only_one, plain_disk_errors, read_json, write_json
 from training import mapped
 from training.data.assemble import TooManyRejectedError, assemble, held_out_sources
@@ -126,8 +126,13 @@ def _build(recipe: Recipe, folder: Path, landed: dict[str, Landed], work: Path) 
         landed[name] = landed.get(name) or land(name, source, recipe.folder, work)
         say(f"{name}: {landed[name].rows:,} rows")
     in_order = {name: landed[name] for name in recipe.data.sources}
+    with heartbeat(f"fusing {sum(one.rows for one in landed.values()):,} rows"):
+        _join_and_write(recipe, folder, in_order)
+
+
+def _join_and_write(recipe: Recipe, folder: Path, landed: dict[str, Landed]) -> None:
     try:
-        done = assemble(recipe, in_order, max_rejected=recipe.data.max_rejected)
+        done = assemble(recipe, landed, max_rejected=recipe.data.max_rejected)
     except TooManyRejectedError as error:
         place = folder.with_name(f"{folder.name}-rejected.parquet")
         _write_rejected(error.rejects, place)

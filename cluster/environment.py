@@ -23,9 +23,10 @@ def environment() -> dict[str, str]:
         # Serve behind HAProxy answers several times as many requests as behind its Python proxy, and our edge counts
         # on the way it limits queues. Serve reads this when it is imported.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        # A thread that waits for the others of a matrix product sleeps instead of spinning. Where anything else runs on
-        # these cores, spinning would take from it the very time that the product is waiting for.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        # A thread that waits for the others of a matrix product spins for some microseconds, then sleeps. Where anything
+        # else runs on these cores, spinning for milliseconds, as OpenMP has it, takes from it the very time that the
+        # product waits for; where nothing does, sleeping at once makes each of a small model's many products late.
+        "GOMP_SPINCOUNT": "1000",
         # No usage report leaves the company's machines: Ray, Hugging Face, Daft and MLflow each send one unasked.
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # As in cluster/environment.py, here before torch is imported: with spinning threads, whatever else runs on the machine
 # makes a test several times as slow.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 WORDS = (
     "a an the my i you it we is was are be not no yes to of in on for from with and or what when where how who why "

@@ -1,13 +1,14 @@
 """What the loop is worth for each kind of task: rows a second, and what was learned, against the trainer of its field.
 
-    python examples/prepare.py FOLDER && python benchmarks/tasks.py [--rows 1600] [--rounds 3] [wnut17 …]
+    python examples/prepare.py FOLDER && python benchmarks/tasks.py [--rows 1600] [--rounds 3] [--whole] [wnut17 …]
 
 Every contender trains one epoch on the first rows of an example's training split, from one base with one new head, with
 the same batch size, learning rates, schedule and fp32, on all cores, in a process of its own; the rounds take turns and
 figures are medians. Theirs is Hugging Face's Trainer with the collator that its documentation names for the task, and
 sentence-transformers' trainer for pairs (`pip install sentence-transformers`). Both are measured by the same metric on
-the same rows of the test split, by our evaluation. Writes benchmarks/results/tasks.json, in which the examples that are
-not named keep their lines.
+the same rows of the test split, by our evaluation. ``--whole`` instead trains once on all rows, for as many epochs as the
+recipe says, and compares what was learned. Writes benchmarks/results/tasks.json, or tasks-whole.json, in which the
+examples that are not named keep their lines.
 """
 
 import argparse
@@ -42,24 +43,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as home:  # what is fused and encoded once is there for all
             os.environ["HEADRACE_HOME"] = home
             rounds = [{one: child(one, name, options) for one in CONTENDERS} for _ in range(options.rounds)]
-        keep_line("tasks", {"example": name} | compared(name, rounds), THEIRS)
+        ours, theirs = (rounds[0][one] for one in CONTENDERS)
+        line = {"example": name, "task": ours["task"], "against": THEIRS[name][0], "rows": ours["rows"]}
+        if options.whole:
+            learned = {"headrace": round(ours["quality"], 4), "theirs": round(theirs["quality"], 4)}
+            keep_line("tasks-whole", line | {"epochs": ours["epochs"], "metric": ours["metric"]} | learned, THEIRS)
+        else:
+            keep_line("tasks", line | pace(rounds) | {"padding": round(ours["padding"], 4)}, THEIRS)
 
 
-def compared(name: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """A line of the table; the ratio is the median of the rounds' own."""
+def pace(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many times the rows a second there were: the median of the rounds' own ratios, and these."""
     ratios = [round(one["headrace"]["rows_per_second"] / one["theirs"]["rows_per_second"], 3) for one in rounds]
-    ours, theirs = (rounds[0][one] for one in CONTENDERS)
-    return {
-        "task": ours["task"],
-        "against": THEIRS[name][0],
-        "rows": ours["rows"],
-        "times the rows a second": statistics.median(ratios),
-        "single rounds": ", ".join(map(str, ratios)),
-        "padding": round(ours["padding"], 4),
-        "metric": ours["metric"],
-        "headrace": round(ours["quality"], 4),
-        "theirs": round(theirs["quality"], 4),
-    }
+    return {"times the rows a second": statistics.median(ratios), "single rounds": ", ".join(map(str, ratios))}
 
 
 def arguments() -> argparse.Namespace:
@@ -68,13 +64,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--rows", type=int, default=1600)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--one", choices=CONTENDERS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.whole:
+        options.rows, options.rounds = 10**9, 1
+    return options
 
 
 def child(contender: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One contender in a fresh process, so that none profits from what another warmed."""
     command = [sys.executable, __file__, name, "--one", contender, "--rows", str(options.rows)]
+    command += ["--whole"] if options.whole else []
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     out = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     result: dict[str, Any] = json.loads(out.splitlines()[-1])
@@ -91,7 +92,7 @@ def contend(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     (name,) = options.names
     with tempfile.TemporaryDirectory() as place:
-        encoded, recipe, lengths = some_rows(name, options.rows)
+        encoded, recipe, lengths = some_rows(name, options)
         trainee = make_trainee(encoded, recipe.train, recipe.model.adapt, torch.device("cpu"))
         rows = encoded.split("train")
         started = time.perf_counter()
@@ -107,7 +108,8 @@ def contend(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "task": encoded.task.name,
         "rows": len(rows),
-        "rows_per_second": len(rows) / seconds,
+        "epochs": recipe.train.epochs,
+        "rows_per_second": len(rows) * recipe.train.epochs / seconds,
         "padding": padding(lengths, recipe.train),
         "metric": metric,
         "quality": quality,
@@ -124,8 +126,8 @@ class First:
         return len(self.lengths)
 
 
-def some_rows(name: str, most: int) -> tuple[Any, Any, Any]:
-    """An example's recipe for one epoch, its encoded data, and the lengths of all that there is to train on.
+def some_rows(name: str, options: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """An example's recipe, its encoded data, and the lengths of all that there is to train on.
 
     Of the data the first rows of training are kept, and nothing to validate on.
     """
@@ -133,11 +135,11 @@ def some_rows(name: str, most: int) -> tuple[Any, Any, Any]:
     from training.data.fuse import fuse
     from training.encode import encode
 
-    words = ["train.epochs=1", "train.precision=fp32", "train.early_stopping=null"]
+    words = ["train.precision=fp32", "train.early_stopping=null", *([] if options.whole else ["train.epochs=1"])]
     recipe, _ = headrace.load_recipe(ROOT / "examples" / f"{name}.yaml", words)
     encoded = encode(recipe, fuse(recipe))
     splits = {
-        "train": First(encoded.split("train"), most),
+        "train": First(encoded.split("train"), options.rows),
         "validation": First(encoded.split("validation"), 0),
         "test": encoded.split("test"),
     }
@@ -165,7 +167,7 @@ def with_trainer(trainee: Any, encoded: Any, place: str, example: Callable[[Any]
     table = datasets.Dataset.from_list([example(one) for one in rows.examples(range(len(rows)))])
     settings = transformers.TrainingArguments(
         output_dir=place,
-        num_train_epochs=1,
+        num_train_epochs=options.epochs,
         per_device_train_batch_size=options.batch_size,
         save_strategy="no",
         logging_strategy="no",
@@ -195,7 +197,7 @@ def falling(trainee: Any, rows: int) -> Any:
 
     from training.optimizer import schedule
 
-    steps = math.ceil(rows / trainee.options.batch_size)
+    steps = math.ceil(rows / trainee.options.batch_size) * trainee.options.epochs
     for group in trainee.optimizer.param_groups:
         group["lr"] = group["peak"]
     return torch.optim.lr_scheduler.LambdaLR(
@@ -285,7 +287,7 @@ def pair(trainee: Any, encoded: Any, place: str) -> float:
     model = sentence_transformers.SentenceTransformer(str(encoded.base), device="cpu")
     settings = sentence_transformers.SentenceTransformerTrainingArguments(
         output_dir=place,
-        num_train_epochs=1,
+        num_train_epochs=trainee.options.epochs,
         per_device_train_batch_size=trainee.options.batch_size,
         learning_rate=trainee.options.learning_rate,
         weight_decay=trainee.options.weight_decay,

@@ -6,8 +6,8 @@ Every contender trains one epoch on the first rows of an example's training spli
 the same batch size, learning rates, schedule and fp32, on all cores, in a process of its own; the rounds take turns and
 figures are medians. Theirs is Hugging Face's Trainer with the collator that its documentation names for the task, and
 sentence-transformers' trainer for pairs (`pip install sentence-transformers`). Both are measured by the same metric on
-the same rows of the test split, by our evaluation. ``--whole`` instead trains once on all rows, for as many epochs as the
-recipe says, and compares what was learned. Writes benchmarks/results/tasks.json, or tasks-whole.json, in which the
+the same rows of the test split, by our evaluation. ``--whole`` instead trains once on all rows, for as many epochs as
+the recipe says, and compares what was learned. Writes benchmarks/results/tasks.json, or tasks-whole.json, in which the
 examples that are not named keep their lines.
 """
 

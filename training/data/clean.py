@@ -88,7 +88,7 @@ def _normalise(rows: Rows, form: Literal["NFC", "NFKC", "NFD", "NFKD"], model: M
     def in_form(part: pa.Table) -> pa.Table:
         table = part
         for index, field_ in enumerate(part.schema):
-            if pa.types.is_string(field_.type):
+            if pa.types.is_string(field_.type) and not pc.all(pc.string_is_ascii(part[field_.name])).as_py():
                 texts_ = [_in_form(text, form) for text in part[field_.name].to_pylist()]
                 table = table.set_column(index, field_, pa.array(texts_, pa.string()))
         for column in input_columns(model):

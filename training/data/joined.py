@@ -124,10 +124,10 @@ class Fusion:
         keys: list[Any] = [ranks(table[name], descending=down, nulls_first=first) for name, down, first in order]
         keys += [ranks(table[name]) for name, source in origins.items() if tables[source].ordered]
         shown = [name for name in table.column_names if HIDDEN not in name]
-        if _ties(keys, table.num_rows):
-            keys.append(digests(table.select(shown)))
-        if keys and table.num_rows:
-            table = taken(table, np.lexsort(keys[::-1]))
+        places = np.lexsort(keys[::-1]) if keys else np.arange(table.num_rows)
+        if _ties(keys, places):
+            places = np.lexsort([digests(table.select(shown)), *keys[::-1]])
+        table = taken(table, places)
         numbers: dict[str, Any] = {}
         for hidden, source in origins.items():
             first = 0 if tables[source].numbered else 1  # Daft counts the rows of a Parquet file from 0
@@ -143,6 +143,10 @@ class Fusion:
         return {one: next((name for name, names in having.items() if one in names), main) for one in columns}
 
 
-def _ties(keys: list[Any], rows: int) -> bool:
-    """Whether two rows are equal in all keys."""
-    return not keys or len(np.unique(np.stack(keys, axis=1), axis=0)) < rows
+def _ties(keys: list[Any], places: Any) -> bool:
+    """Whether two rows, neighbours in this order, are equal in all keys."""
+    equal = np.ones(max(len(places) - 1, 0), dtype=bool)
+    for key in keys:
+        ordered = key[places]
+        equal &= ordered[1:] == ordered[:-1]
+    return bool(equal.any())

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
@@ -147,7 +149,9 @@ class Landing:
         self.rejects.append(Reject(self.name, row, column, None if value is None else as_text(value), reason))
         self.rejected_rows += 1
 
-    def add(self, columns: Mapping[str, Sequence[Any] | pa.Array], numbers: Sequence[int]) -> None:
+    def add(
+        self, columns: Mapping[str, Sequence[Any] | pa.Array], numbers: Sequence[int] | npt.NDArray[np.int64]
+    ) -> None:
         """Takes rows, column by column; ``numbers`` are their numbers in the source."""
         room = len(numbers) if self.limit is None else min(len(numbers), self.limit - self.rows)
         if room <= 0:

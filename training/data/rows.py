@@ -63,7 +63,9 @@ def ranks(column: pa.ChunkedArray, *, descending: bool = False, nulls_first: boo
             [None if value is None else as_text(value) for value in chunk.to_pylist()] for chunk in column.chunks
         )
         column = pa.chunked_array([pa.array(values, pa.string()) for values in written])
-    encoded = column.dictionary_encode().unify_dictionaries()
+    if pa.types.is_signed_integer(kind) or pa.types.is_timestamp(kind):
+        return _ranks_of_numbers(column, descending, nulls_first)
+    encoded = column.dictionary_encode()  # over all chunks: they share one dictionary
     values = encoded.chunk(0).dictionary
     order = pc.array_sort_indices(values, order="descending" if descending else "ascending")
     places = np.empty(len(values) + 1, dtype=np.int64)
@@ -71,6 +73,16 @@ def ranks(column: pa.ChunkedArray, *, descending: bool = False, nulls_first: boo
     places[len(values)] = -1 if nulls_first else len(values)
     codes = [chunk.indices.fill_null(len(values)).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
     return np.asarray(places[np.concatenate(codes)], dtype=np.int64)
+
+
+def _ranks_of_numbers(column: pa.ChunkedArray, descending: bool, nulls_first: bool) -> npt.NDArray[np.int64]:
+    """As :func:`ranks`, without a dictionary of what sorts by itself."""
+    present = np.asarray(column.is_valid().to_numpy(), dtype=bool)
+    values = column.drop_null().cast(pa.int64()).to_numpy()
+    distinct, places = np.unique(values, return_inverse=True)
+    found = np.full(len(column), -1 if nulls_first else len(distinct), dtype=np.int64)
+    found[present] = len(distinct) - 1 - places if descending else places
+    return found
 
 
 def digests(table: pa.Table, salt: str = "", missing: str = "") -> npt.NDArray[np.uint64]:

@@ -4,15 +4,16 @@ import csv
 import json
 from collections import deque
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.errors import UserError
+from training.data import regular_csv
 from training.data.encodings import UNDECODABLE, Encoding, open_text
 from training.data.files import File
 from training.data.landing import PART_CHARACTERS, PART_ROWS, Landing
+from training.data.regular_csv import Ahead, without_empty
 
 LONGEST_FIELD = 1 << 24  # characters; a longer one is a quote that was never closed
 OTHER_DELIMITERS = {";": "';'", "\t": '"\\t"', "|": "'|'"}
@@ -26,43 +27,56 @@ def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing) -
     """
     csv.field_size_limit(LONGEST_FIELD)
     with open_text(file, encoding) as text:
-        records = _Records(text, delimiter)
-        stream = iter(records)
-        first = next(stream, None)
+        ahead = Ahead(text)
+        records = _Records(ahead, delimiter)
+        first = next(iter(records), None)
         if first is None:
             raise UserError(f"data.sources.{landing.name}: {file.name} is empty; it needs a line of column names")
         names = _header(file, first[1], delimiter, landing.name)
         landing.declare(names)
-        rows: list[list[str]] = []
-        numbers: list[int] = []
-        characters = 0
-        for line, values, problem in stream:
-            problem = problem or _problem(values, names, encoding)
-            if problem:
-                landing.reject(line, None, records.give_up(), problem)
-                continue
+        records.forget()
+        while not landing.full:
+            block = ahead.block() if records.between_blocks else ""
+            if encoding.clean and (regular := regular_csv.read(block, delimiter, names, records.line + 1)):
+                landing.add(*regular)
+                records.pass_over(block)
+            elif not _land_records(records, names, encoding, landing):
+                return
+
+
+def _land_records(records: "_Records", names: list[str], encoding: Encoding, landing: Landing) -> bool:
+    """Lands what comes row by row, at least to the end of what is looked at together; False at the end of the file."""
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    characters = 0
+    for line, values, problem in records:
+        problem = problem or _problem(values, names, encoding)
+        if problem:
+            landing.reject(line, None, records.give_up(), problem)
+        else:
             rows.append(values)
             numbers.append(line)
             characters += sum(map(len, values))
-            if len(rows) == PART_ROWS or characters > PART_CHARACTERS:
-                _flush(landing, names, rows, numbers)
-                characters = 0
-            if landing.full:
-                return
-        _flush(landing, names, rows, numbers)
+        if len(rows) == PART_ROWS or characters > PART_CHARACTERS:
+            _flush(landing, names, rows, numbers)
+            characters = 0
+        records.forget()
+        if landing.full or records.between_blocks:
+            _flush(landing, names, rows, numbers)
+            return True
+    _flush(landing, names, rows, numbers)
+    return False
 
 
 def _flush(landing: Landing, names: list[str], rows: list[list[str]], numbers: list[int]) -> None:
     if rows:
-        columns = {name: _empty_to_null(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+        columns = {
+            name: without_empty(pa.array(values, pa.string()))
+            for name, values in zip(names, zip(*rows, strict=True), strict=True)
+        }
         landing.add(columns, numbers)
     rows.clear()
     numbers.clear()
-
-
-def _empty_to_null(values: tuple[str, ...]) -> pa.Array:
-    array = pa.array(values, pa.string())
-    return pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
 
 
 def _problem(values: list[str], names: list[str], encoding: Encoding) -> str | None:
@@ -95,34 +109,46 @@ class _Records:
     record over several lines turns out broken, only its first line is given up and reading goes on at the second.
     """
 
-    def __init__(self, text: IO[str], delimiter: str) -> None:
+    def __init__(self, text: Ahead, delimiter: str) -> None:
         self._text = text
         self._delimiter = delimiter
         self._again: deque[str] = deque()
         self._taken: list[str] = []
-        self._line = 0  # the last line that was taken
+        self.line = 0  # the last line that was taken
 
     def __iter__(self) -> Iterator[tuple[int, list[str], str | None]]:
         while True:
             reader = csv.reader(self._lines(), delimiter=self._delimiter, strict=True)
             try:
                 for values in reader:
-                    begin = self._line - len(self._taken) + 1
                     if values:  # an empty line is no record
-                        yield begin, values, None
-                    self._taken.clear()
+                        yield self.line - len(self._taken) + 1, values, None
+                    self.forget()
                 return
             except csv.Error as error:
-                begin = self._line - len(self._taken) + 1
-                yield begin, [], _plain(error)
-                self._taken.clear()
+                yield self.line - len(self._taken) + 1, [], _plain(error)
+                self.forget()
+
+    def forget(self) -> None:
+        """The record is done."""
+        self._taken.clear()
+
+    @property
+    def between_blocks(self) -> bool:
+        """Whether the record that is done was the last of what is looked at together."""
+        return not self._again and not self._taken and self._text.at_the_end_of_the_block
+
+    def pass_over(self, block: str) -> None:
+        """Somebody else has read these lines."""
+        self._text.take()
+        self.line += block.count("\n") + (not block.endswith("\n"))
 
     def give_up(self) -> str:
         """The text of the record that is being rejected; its lines after the first will be read again."""
         first, *others = self._taken
         if others:
             self._again.extendleft(reversed(others))
-            self._line -= len(others)
+            self.line -= len(others)
             del self._taken[1:]
         return first.rstrip("\r\n").encode("utf-8", "backslashreplace").decode()
 
@@ -132,7 +158,7 @@ class _Records:
             if not line:
                 return
             self._taken.append(line)
-            self._line += 1
+            self.line += 1
             if len(line) == LONGEST_FIELD and not line.endswith("\n"):
                 self._skip_line()
                 raise csv.Error(f"a line of more than {LONGEST_FIELD} characters")

@@ -9,13 +9,13 @@ times. Medians; writes benchmarks/results/overhead.json.
 
 import argparse
 import csv
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ def main() -> None:
     if options.plain:
         plain(options.plain)
         return
-    from record import keep
+    from record import keep  # type: ignore[import-not-found,unused-ignore]
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -95,8 +95,8 @@ def seconds(command: list[str], **environment: str) -> float:
     return time.perf_counter() - started
 
 
-def plain(path: Path) -> None:
-    """The same steps as ``headrace train`` in one process: what is left out is Ray."""
+def plain(path: Path, words: Sequence[str] = ()) -> Path:
+    """The same steps as ``headrace train`` in one process: what is left out is Ray. Returns the bundle's folder."""
     import torch
 
     import headrace
@@ -107,7 +107,7 @@ def plain(path: Path) -> None:
     from training.journal import Journal
     from training.loop import as_record, make_trainee, train
 
-    recipe, document = headrace.load_recipe(path)
+    recipe, document = headrace.load_recipe(path, words)
     fused = fuse(recipe)
     encoded = encode(recipe, fused)
     key = fit.run_key(recipe, encoded)
@@ -124,7 +124,7 @@ def plain(path: Path) -> None:
     version = fit.register(bundle, fit.run_id_of(folder))
     data = fit.report_data(bundle, version, recipe, fused, encoded, folder)
     fit.write_report(folder / "report.html", data, encoded.task.report_sections)
-    print(json.dumps({"version": version}))
+    return bundle_folder
 
 
 if __name__ == "__main__":

@@ -183,6 +183,14 @@ def wnut17(folder: Path, chance: random.Random) -> None:
         sentences = []
         for _ in range(count):
             person, town = chance.choice(["Ann", "Ben", "Eve"]), chance.choice(["Rome", "Oslo"])
-            tagged = [(person, "B-person"), ("Miller", "I-person"), ("is", "O"), ("in", "O"), (town, "B-location")]
+            tagged = [
+                (f"{chance.randrange(100_000)}", "O"),
+                (":", "O"),
+                (person, "B-person"),
+                ("Miller", "I-person"),
+                ("is", "O"),
+                ("in", "O"),
+                (town, "B-location"),
+            ]
             sentences.append("\n".join(f"{token}\t{tag}" for token, tag in tagged))
         (place / name).write_text("\n\n".join(sentences) + "\n", encoding="utf-8")

@@ -183,14 +183,7 @@ def wnut17(folder: Path, chance: random.Random) -> None:
         sentences = []
         for _ in range(count):
             person, town = chance.choice(["Ann", "Ben", "Eve"]), chance.choice(["Rome", "Oslo"])
-            tagged = [
-                (f"{chance.randrange(100_000)}", "O"),
-                (":", "O"),
-                (person, "B-person"),
-                ("Miller", "I-person"),
-                ("is", "O"),
-                ("in", "O"),
-                (town, "B-location"),
-            ]
+            said = [(str(chance.randrange(100_000)), "O"), (person, "B-person"), ("Miller", "I-person")]
+            tagged = [*said, ("is", "O"), ("in", "O"), (town, "B-location")]
             sentences.append("\n".join(f"{token}\t{tag}" for token, tag in tagged))
         (place / name).write_text("\n\n".join(sentences) + "\n", encoding="utf-8")

@@ -29,7 +29,7 @@ from training.optimizer import make_optimizer, schedule
 from training.precision import autocast, choose_precision, make_scaler
 from training.recipe import Adapt, Train
 from training.strategy import gather_batch, is_parted, part_again, spread, whole, without_exchange
-from training.tasks.task import Batch, Output, Outputs, Task
+from training.tasks.task import Batch, Output, Outputs, Task, parts_misfit
 
 READING_BATCH = 64
 """Rows at once when the model is only read; without gradients twice a training batch fits."""
@@ -121,13 +121,18 @@ def make_trainee(encoded: Encoded, options: Train, adapt: Adapt, device: torch.d
     Raises:
         UserError: the task and the options do not go together.
     """
-    check_parts(encoded.task, options)
+    if misfit := parts_misfit(encoded.task, options.tokens_per_device):
+        raise UserError(f"train.tokens_per_device: {misfit}")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(options.seed)
     task = encoded.task
     model = task.build(encoded.base)
     adapt_model(model, task.head(model), adapt)
     if options.activation_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise UserError(
+                f"train.activation_checkpointing: a {model.config.model_type} cannot compute its layers twice"
+            )
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     wrapped = spread(model, options.strategy, device)
     if options.compile:
@@ -317,15 +322,6 @@ def close_epoch(trainee: Trainee, validation: dict[str, float]) -> bool:
         return True
     position.stopped = position.epoch - 1 - position.best_epoch >= stopping.patience
     return False
-
-
-def check_parts(task: Task, options: Train) -> None:
-    """Raises a UserError where a batch cannot be computed in parts."""
-    if task.whole_batch and options.tokens_per_device is not None:
-        raise UserError(
-            f"train.tokens_per_device: {task.name} compares all rows of a batch with each other, which cannot be "
-            "computed in parts; lower train.batch_size, or set train.activation_checkpointing"
-        )
 
 
 def check_early_stopping(task: Task, options: Train, validation_rows: int) -> None:

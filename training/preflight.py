@@ -12,7 +12,7 @@ from cluster.session import Resources, cluster_address, on_cluster, usable_cores
 from cluster.settings import Document, unknown_key
 from training.models.base import resolve_base
 from training.recipe import Elastic, NewBase, Recipe
-from training.tasks.task import Task, task_class
+from training.tasks.task import Task, parts_misfit, task_class
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +47,7 @@ def task_problems(document: Document) -> list[str]:
         message = f"{task.name} puts no new weights on its base; use full, {{lora: …}} or {{freeze: …}}"
         problems.append(document.problem(("model", "adapt"), message))
     problems += _missing(document, task, model) + _wrong_options(document, task, model.get("options"))
+    problems += _misfits(document, task)
     for keys in METRICS:
         metric = _look_up(document.values, keys)
         if isinstance(metric, str) and metric not in task.metrics_known:
@@ -66,6 +67,16 @@ def _missing(document: Document, task: type[Task], model: Mapping[str, Any]) -> 
         for field, (is_needed, what) in needed.items()
         if is_needed and model.get(field) is None
     ]
+
+
+def _misfits(document: Document, task: type[Task]) -> list[str]:
+    """Ways of training that do not go with the task, or with each other."""
+    keys = ("train", "tokens_per_device")
+    tokens = _look_up(document.values, keys)
+    misfit = parts_misfit(task, tokens)
+    if tokens == "auto" and _look_up(document.values, ("train", "strategy")) == "fsdp":
+        misfit = "auto cannot try out a model that is parted (fsdp); give a number"
+    return [document.problem(keys, misfit)] if misfit else []
 
 
 def _wrong_options(document: Document, task: type[Task], options: Any) -> list[str]:

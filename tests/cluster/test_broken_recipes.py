@@ -101,6 +101,11 @@ BROKEN = {
         "epochs: 3\ntune:\n  search:\n    train.learning_rate: {log_uniform: [0, 1]}",
         "recipe.yaml:14 tune.search.train.learning_rate: log_uniform needs a low end above 0, not 0",
     ),
+    "a budget that a parted model cannot try out": (
+        "epochs: 3",
+        "epochs: 3\n  strategy: fsdp\n  tokens_per_device: auto",
+        "recipe.yaml:13 train.tokens_per_device: auto cannot try out a model that is parted (fsdp); give a number",
+    ),
     "fewer replicas than the fewest": (
         "epochs: 3",
         "epochs: 3\nserve:\n  replicas: {min: 3, max: 1}",

@@ -316,3 +316,13 @@ def task_class(name: str) -> type[Task]:
     ]
     assert len(own) == 1, f"{module.__name__} must define exactly one Task"
     return own[0]
+
+
+def parts_misfit(task: Task | type[Task], tokens: object) -> str | None:
+    """Why this task's batches cannot be computed in parts of so many tokens; None where they can, or are not."""
+    if tokens is None or not task.whole_batch:
+        return None
+    return (
+        f"{task.name} compares all rows of a batch with each other, which cannot be computed in parts; lower "
+        "train.batch_size, or set train.activation_checkpointing"
+    )

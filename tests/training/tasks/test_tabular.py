@@ -394,3 +394,9 @@ def test_there_is_no_lora_without_a_base(make_loans: Callable[..., Recipe]) -> N
     assert {
         name.partition(".")[0] for name, weight in trainee.model.named_parameters() if not weight.requires_grad
     } == {"base"}
+
+
+def test_a_network_that_cannot_compute_its_layers_twice_says_so(make_loans: Callable[..., Recipe]) -> None:
+    recipe = make_loans("tabular-regression", "cost", train={"activation_checkpointing": True})
+    with pytest.raises(UserError, match="train.activation_checkpointing: a headrace-fusion cannot"):
+        trained(recipe)

@@ -93,9 +93,25 @@ def building(folder: Path) -> Iterator[Path]:
             yield beside
             if folder.exists():  # an equal step finished elsewhere meanwhile: the same inputs, the same result
                 return
-            beside.rename(folder)
+            appear(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def appear(beside: Path, folder: Path) -> None:
+    """Gives a finished folder its name, once all of it is on the disk: a machine that loses its power has it whole."""
+    for path in [*beside.rglob("*"), beside]:
+        _flush(path)
+    beside.rename(folder)
+    _flush(folder.parent)
+
+
+def _flush(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 @contextmanager

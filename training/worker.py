@@ -24,7 +24,7 @@ from ray.train.torch import get_device
 from safetensors.torch import load_file, save_file
 
 from cluster.errors import HeadraceError, RunError, UserError
-from cluster.storage import building, plain_disk_errors
+from cluster.storage import appear, building, plain_disk_errors
 from training import checkpoint, outputs
 from training.budget import find_budget
 from training.encode import Encoded, open_encoded
@@ -154,7 +154,7 @@ def keep(trainee: Trainee, folder: Path, moment: Moment) -> None:
     on_rank_0(lambda: shutil.rmtree(beside, ignore_errors=True))  # what a killed worker began
     try:
         together(lambda: checkpoint.save(beside, trainee))
-        on_rank_0(lambda: appear(beside, place))
+        on_rank_0(lambda: finish(beside, place))
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     reported = Checkpoint(str(place)) if trainee.rank == 0 else None
@@ -162,11 +162,11 @@ def keep(trainee: Trainee, folder: Path, moment: Moment) -> None:
     ray.train.report(record, checkpoint=reported, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
-def appear(beside: Path, place: Path) -> None:
-    """Gives a finished checkpoint its name, unless the same step was kept before."""
+def finish(beside: Path, place: Path) -> None:
+    """Gives a whole checkpoint its name, unless the same step was kept before."""
     with plain_disk_errors(place):
         if not place.exists():
-            beside.rename(place)
+            appear(beside, place)
 
 
 def keep_best(trainee: Trainee, folder: Path) -> None:

@@ -398,5 +398,5 @@ def test_there_is_no_lora_without_a_base(make_loans: Callable[..., Recipe]) -> N
 
 def test_a_network_that_cannot_compute_its_layers_twice_says_so(make_loans: Callable[..., Recipe]) -> None:
     recipe = make_loans("tabular-regression", "cost", train={"activation_checkpointing": True})
-    with pytest.raises(UserError, match="train.activation_checkpointing: a headrace-fusion cannot"):
+    with pytest.raises(UserError, match=r"train\.activation_checkpointing: a headrace-fusion cannot"):
         trained(recipe)

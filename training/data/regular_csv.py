@@ -89,7 +89,7 @@ def read(block: str, delimiter: str, names: list[str], first: int) -> tuple[dict
         names: of the columns, whose values are text, null where there is none.
         first: the number of the block's first line.
     """
-    if not block or not _plain(block):
+    if not block or not delimiter.isascii() or not _plain(block):
         return None
     data = block.encode()
     quoted = '"' in block

@@ -15,11 +15,11 @@ from training.data.text_files import land_csv
 PIECES = ["a", "7", "é", ",", ",", '"', '"', '""', "\n", "\n", "\r\n", "\r", " ", "\0", "\ufeff", 'x","', '"y"\n']
 
 
-def landed(path: Path, folder: Path, limit: int | None = None) -> Landed:
+def landed(path: Path, folder: Path, limit: int | None = None, delimiter: str = ",") -> Landed:
     folder.mkdir()
     landing = Landing(folder, "source", infer=True, limit=limit)
     file = File(str(path))
-    land_csv(file, encoding_of("source", file, "utf-8"), ",", landing)
+    land_csv(file, encoding_of("source", file, "utf-8"), delimiter, landing)
     return landing.finish("csv")
 
 
@@ -70,3 +70,9 @@ def test_only_the_first_rows_are_landed_where_that_is_asked(tmp_path: Path) -> N
     path = tmp_path / "many.csv"
     path.write_text("id\n" + "\n".join(map(str, range(1000))), encoding="utf-8")
     assert landed(path, tmp_path / "work", limit=7).rows == 7
+
+
+def test_what_parts_columns_may_be_any_character(tmp_path: Path) -> None:
+    path = tmp_path / "bars.csv"
+    path.write_text('id¦text\n1¦"a¦b"\n2¦c\n', encoding="utf-8")
+    assert [row["text"] for row in content(landed(path, tmp_path / "work", delimiter="¦"))[1]] == ["a¦b", "c"]  # type: ignore[attr-defined]

@@ -6,13 +6,15 @@ the numbers that the queries themselves carry are others.
 
 import csv
 import os
+import runpy
 from pathlib import Path
 
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from examples.prepare import cranfield
 from training.evaluation.retrieval import Ranked, measure, nearest
+
+PREPARE = Path(__file__).parents[3] / "examples" / "prepare.py"
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -29,7 +31,7 @@ def test_tfidf_reaches_what_others_measured(tmp_path: Path) -> None:
     there = Path(os.environ.get("HEADRACE_TEST_DATA", "nowhere")) / "cranfield"
     if not there.is_dir():
         pytest.skip("HEADRACE_TEST_DATA names no folder with the Cranfield collection")
-    cranfield(there, tmp_path)
+    runpy.run_path(str(PREPARE))["cranfield"](there, tmp_path)
     documents = [f"{row['title']} {row['body']}" for row in read(tmp_path / "cranfield_documents.csv")]
     queries = [row["question"] for row in read(tmp_path / "cranfield_queries.csv")]
     assert (len(documents), len(queries)) == (1400, 225)

@@ -53,7 +53,8 @@ def measured() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
         "commit": git("rev-parse", "--short", "HEAD"),
-        "clean": git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs") == "",
+        "clean": git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs")
+        == "",
     }
 
 

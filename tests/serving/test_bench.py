@@ -69,10 +69,9 @@ def test_the_key_of_the_environment_is_sent(
 
 def test_a_server_is_measured(edge: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows.csv").write_text("id,subject,body\n1,late,where is it\n2,card,it is lost\n", encoding="utf-8")
-    headrace.bench("pair", 20, 1, tmp_path / "rows.csv", edge.address, as_json=True)
+    headrace.bench("pair", 60, 1, tmp_path / "rows.csv", edge.address, as_json=True)
     found = json.loads(capsys.readouterr().out)
-    assert found["outcomes"].keys() <= {"200", "429"}, "a machine that is busy with other things may refuse some"
-    assert 0 < found["outcomes"]["200"] <= sum(found["outcomes"].values()) == found["requests"]
+    assert found["outcomes"] == {"200": found["requests"]}
     shares = list(found["milliseconds"].values())
     assert shares == sorted(shares) and shares[0] > 0
 

@@ -4,6 +4,7 @@ A *step* is a folder named by a fingerprint of everything that went into it. It 
 at all: it is built beside its place and renamed. A second run finds it and skips the work.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ from filelock import FileLock, Timeout
 from cluster.errors import RunError, UserError
 
 HOME_VARIABLE = "HEADRACE_HOME"
+NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+"""What file systems say that flush no folders, as some that are shared do; the disk being full is none of it."""
 
 
 def home() -> Path:
@@ -110,6 +113,9 @@ def _flush(path: Path) -> None:
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
+    except OSError as error:
+        if error.errno not in NOT_FLUSHED:
+            raise
     finally:
         os.close(number)
 

@@ -261,7 +261,6 @@ def test_those_who_leave_are_forgotten(edge: Running) -> None:
     for _ in range(50):
         with closing(socket.create_connection((place.hostname or "", place.port or 0), timeout=30)) as connection:
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-    assert is_well(edge)
     scheduler = edge.lineup.models["intent"].scheduler
 
     async def until_idle() -> None:
@@ -269,4 +268,5 @@ def test_those_who_leave_are_forgotten(edge: Running) -> None:
             while scheduler.busy():
                 await asyncio.sleep(0.01)
 
-    asyncio.run(until_idle())
+    asyncio.run(until_idle())  # before that, a machine that computes slowly may rightly refuse what comes
+    assert is_well(edge)

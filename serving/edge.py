@@ -21,6 +21,7 @@ from cluster.errors import UserError
 from serving import protocols
 from serving.composing import compose
 from serving.exchange import (
+    LeftError,
     Receive,
     RefusalError,
     Request,
@@ -91,6 +92,8 @@ class Edge:
             if isinstance(response, Stream):
                 await stream(send, receive, response, request.request_id if self._echo_request_id else None)
                 return
+        except LeftError:
+            return
         except RefusalError as refused:
             response = _error(refused, request)
         except Exception as error:  # noqa: BLE001  a defect of ours: the client gets a code, the log its place
@@ -125,10 +128,11 @@ class Edge:
                         version = (("x-headrace-version", served.version),)
                         if isinstance(call, Composition):
                             spend = functools.partial(self._spend, key)
-                            return replace(await compose(call, served, deadline, spend), headers=version)
+                            texts = asyncio.ensure_future(compose(call, served, deadline, spend))
+                            return replace(await request.unless_left(texts, _left(deadline)), headers=version)
                         questions = [(row, call.parameters) for row in served.predictor.rows(call.inputs)]
-                        async with asyncio.timeout(deadline - time.monotonic()):
-                            answered = await served.scheduler.submit(questions, deadline, key.name if key else None)
+                        answers = served.scheduler.submit(questions, deadline, key.name if key else None)
+                        answered = await request.unless_left(answers, _left(deadline))
                         self._spend(key, sum(answered.lengths))
                         return Response(200, write_json(call.write(*answered)), headers=version)
                     except ClosedError:
@@ -222,8 +226,12 @@ class _Counted:
         elif isinstance(error, RefusalError):
             self._metrics.request(*self._labels, error.code, None)
         else:
-            gone = isinstance(error, asyncio.CancelledError)
+            gone = isinstance(error, LeftError | asyncio.CancelledError)
             self._metrics.request(*self._labels, "client_gone" if gone else "internal", None)
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
 
 
 def _check_parameters(served: Served, parameters: Mapping[str, Any]) -> None:

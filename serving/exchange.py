@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.errors import UserError
 from serving.scheduler import ExpiredError, OverloadedError
@@ -21,6 +21,9 @@ SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 JSON = "application/json"
 BYTES = "application/octet-stream"
 EVENTS = "text/event-stream"
+LOOK_OUT_SECONDS = 0.25
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class Stream:
 
     events: AsyncIterator[bytes]
     headers: Headers = ()
+
+
+class LeftError(Exception):
+    """The client is gone, and nobody waits for an answer."""
 
 
 class RefusalError(Exception):
@@ -95,6 +102,7 @@ class Request:
 
         Raises:
             RefusalError: 408 or 413.
+            LeftError: the client went away before its end.
         """
         too_large = RefusalError(
             413, "body_too_large", f"the body may have at most {most} bytes", (("connection", "close"),)
@@ -108,7 +116,7 @@ class Request:
                 while True:
                     message = await self.receive()
                     if message["type"] == "http.disconnect":
-                        raise asyncio.CancelledError
+                        raise LeftError
                     chunk = message.get("body", b"")
                     size += len(chunk)
                     if size > most:
@@ -120,6 +128,30 @@ class Request:
             raise RefusalError(
                 408, "body_too_slow", "the body did not arrive in time", (("connection", "close"),)
             ) from None
+
+    async def unless_left(self, answer: "asyncio.Future[T]", seconds: float) -> T:
+        """What an answer comes to, after the whole body has come; it is given up where nobody waits for it any more.
+
+        A look-out for clients that leave is a task of its own, which only answers that take long are worth.
+
+        Raises:
+            LeftError: the client went away.
+            TimeoutError: the answer takes more than ``seconds``.
+        """
+        leaving = None
+        try:
+            await asyncio.wait([answer], timeout=min(seconds, LOOK_OUT_SECONDS))
+            if not answer.done() and seconds > LOOK_OUT_SECONDS:
+                leaving = asyncio.ensure_future(_until_left(self.receive))
+                left = seconds - LOOK_OUT_SECONDS
+                await asyncio.wait([answer, leaving], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise LeftError if leaving and leaving.done() else TimeoutError
+        finally:
+            answer.cancel()
+            if leaving:
+                leaving.cancel()
 
 
 def read_json(body: bytes) -> Any:
@@ -165,7 +197,11 @@ async def respond(send: Send, response: Response, request_id: str | None) -> Non
 
 
 async def stream(send: Send, receive: Receive, answer: Stream, request_id: str | None) -> None:
-    """Sends events as they come; where the client goes away, nothing more is made for it."""
+    """Sends events as they come; where the client goes away, nothing more is made for it.
+
+    Raises:
+        LeftError: it did.
+    """
     headers = _headers((("content-type", EVENTS), *answer.headers), request_id)
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     sending = asyncio.ensure_future(_send_all(send, answer.events))
@@ -178,7 +214,7 @@ async def stream(send: Send, receive: Receive, answer: Stream, request_id: str |
             task.cancel()
         await asyncio.gather(sending, leaving, return_exceptions=True)
     if left:
-        raise asyncio.CancelledError
+        raise LeftError
     sending.result()
 
 

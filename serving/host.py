@@ -23,7 +23,7 @@ from cluster.errors import RunError, UserError
 from cluster.progress import say
 from cluster.session import Resources, on_cluster, resources, session, usable_cores
 from cluster.storage import fingerprint, home, only_one
-from serving import keys, proxy
+from serving import direct, keys, proxy
 from serving.recipe import Replicas, Serve
 from serving.surroundings import LOCAL_NAMES, environment, sent
 from serving.wanted import Wanted
@@ -117,8 +117,9 @@ class Replica:
     def __serve_build_asgi_app__(self) -> Any:
         from serving.edge import Edge
 
-        # Serve itself sends the request id back.
-        return Edge(self._lineup, self._options, self._metrics, self._keys, echo_request_id=False)
+        parts = (self._lineup, self._options, self._metrics, self._keys)
+        direct.open_way(Edge(*parts))
+        return Edge(*parts, echo_request_id=False)  # on the long way Serve itself sends the request id back
 
     async def check_health(self) -> None:
         """Has every idle model compute an answer; one that is busy is well as long as its batches end.
@@ -142,7 +143,7 @@ def _deploy(app: str, wanted: Path, options: Serve, port: int, known_keys: keys.
     cpus, threads = replica_cores(options.replicas)
     deployment = ray_serve.deployment(ray_serve.ingress()(Replica), name="models").options(
         **_replicas(options.replicas),
-        ray_actor_options={"num_cpus": cpus, "num_gpus": 1 if resources().gpus else 0, **sent()},
+        ray_actor_options={"num_cpus": cpus, "num_gpus": 1 if resources().gpus else 0, **sent(to_replicas=True)},
         max_ongoing_requests=max(4096, 2 * options.max_queue),  # the edge refuses earlier, and in JSON
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=options.timeout_seconds + 5,

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.session import on_cluster
-from serving import proxy
+from serving import direct, proxy
 
 LOCAL_NAMES = {"127.0.0.1", "localhost", "::1"}
 # In a local session these are set to what `proxy.narrowed` closes; another value would leave a port open to everyone.
@@ -39,6 +39,7 @@ def environment(host: str, port: int) -> Iterator[Path]:
         _refuse_variables()
         proxy.require_free(host, port)
         metrics_port, stats_port = proxy.free_port(), proxy.free_port()
+        variables |= OF_REPLICAS
         variables |= {
             # Ray then keeps to the loopback address, as it does on macOS and Windows: no port of the session, but
             # for the token-guarded ones of its workers, can be reached from elsewhere.
@@ -78,11 +79,16 @@ ALWAYS: Mapping[str, str] = {
 }
 
 
-def sent() -> dict[str, Any]:
+OF_REPLICAS: Mapping[str, str] = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": direct.IMPORT_PATH}
+"""For those alone who can import our code; on a cluster Serve's proxies need not be able to."""
+
+
+def sent(*, to_replicas: bool = False) -> dict[str, Any]:
     """Our variables for processes on other machines; those on this one inherit them."""
     if not on_cluster():
         return {}
-    return {"runtime_env": {"env_vars": {"RAY_SERVE_ENABLE_HA_PROXY": "1", **ALWAYS}}}
+    variables = {"RAY_SERVE_ENABLE_HA_PROXY": "1", **ALWAYS, **(OF_REPLICAS if to_replicas else {})}
+    return {"runtime_env": {"env_vars": variables}}
 
 
 def _refuse_variables() -> None:

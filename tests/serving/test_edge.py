@@ -4,9 +4,13 @@ import hashlib
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from huggingface_hub import InferenceClient
@@ -14,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from cluster.storage import write_json
 from serving.keys import Keys
-from serving.predictor import Predictor
+from serving.predictor import Predictor, Question
 from serving.protocols import form
 from serving.recipe import Serve
 from tests.serving.conftest import LABELS, TEXTS, MakeBundle, Running, entry
@@ -309,6 +313,39 @@ def test_a_model_that_is_gone_is_waited_for_until_the_deadline_and_no_longer(
         running.lineup.models["intent"].scheduler.close()  # and no successor comes
         status, value, _ = ask(running, {"inputs": "a"})
         assert (status, value["error"]["code"]) == (504, "deadline_exceeded")
+
+
+def test_who_leaves_is_computed_nothing_for(
+    edge_of: Callable[..., Any], bundle: Bundle, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    computed: list[int] = []
+
+    def slow(predictor: Predictor, questions: Sequence[Question]) -> list[Any]:
+        computed.append(len(questions))
+        begun.set()
+        assert go_on.wait(60)
+        return answer(predictor, questions)
+
+    answer = Predictor.answer
+    monkeypatch.setattr(Predictor, "answer", slow)
+    with edge_of({"intent": entry(bundle)}) as running:
+        place = urlsplit(running.address)
+        asked = b'{"inputs": "a"}'
+        head = b"POST /models/intent HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        whole = head + b"Content-Length: %d\r\n\r\n" % len(asked) + asked
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(ask, running, {"inputs": "a"})
+            assert begun.wait(60)
+            for _ in range(5):
+                with closing(socket.create_connection((place.hostname or "", place.port or 0))) as connection:
+                    connection.sendall(whole)
+            gone = 'headrace_requests_total{model="intent",outcome="client_gone",version="1"} 5.0'
+            wait_until(lambda: gone in ask(running, None, "/metrics", "GET")[1])
+            go_on.set()
+            assert first.result()[0] == 200
+        assert ask(running, {"inputs": "a"})[0] == 200
+    assert computed == [1, 1]
 
 
 def test_what_the_scanner_takes_and_python_cannot_walk_is_malformed(

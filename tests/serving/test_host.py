@@ -204,6 +204,9 @@ def test_keys_and_headers_through_the_proxy(server: Server) -> None:
     assert (status, json.loads(text)["error"]["code"]) == (401, "unauthorized")
     assert exchange(server, "GET", "/v2/health/ready", {})[0] == 200
     assert exchange(server, "GET", "/metrics", {})[0] == 401
+    refused = json.loads(exchange(server, "POST", "/models/intent", {"Content-Type": "application/json"}, question)[1])
+    named = refused["error"]["request_id"]
+    assert re.fullmatch(r"[0-9a-f]{32}", named), f"{named} is Serve's: the request went the long way"
     # Serve would answer 408 to the first; the proxy drops both.
     rude = {**known, "x-request-timeout-seconds": "0.000001", "x-request-disconnect-disabled": "?1"}
     assert exchange(server, "POST", "/models/intent", rude, question)[0] == 200

@@ -143,8 +143,9 @@ class Request:
             await asyncio.wait([answer], timeout=min(seconds, LOOK_OUT_SECONDS))
             if not answer.done() and seconds > LOOK_OUT_SECONDS:
                 leaving = asyncio.ensure_future(_until_left(self.receive))
+                either: list[asyncio.Future[Any]] = [answer, leaving]
                 left = seconds - LOOK_OUT_SECONDS
-                await asyncio.wait([answer, leaving], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
             raise LeftError if leaving and leaving.done() else TimeoutError

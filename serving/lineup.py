@@ -132,4 +132,5 @@ class Lineup:
         if predictor.task.writes_on:
             return Writer(cast(WritingTask, predictor.task), predictor.model, predictor.prepare, waiting, observe)
         limits = Limits(budget=predictor.budget, waiting=waiting)
-        return Scheduler(predictor.prepare, predictor.answer, limits, observe)
+        lanes, share = predictor.lanes, predictor.share
+        return Scheduler(predictor.prepare, predictor.answer, limits, observe, lanes=lanes, share=share)

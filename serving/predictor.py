@@ -1,5 +1,6 @@
 """A bundle that answers: rows in, answers out, through the task that training used."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +19,15 @@ EMPTY: Mapping[str, Any] = {}
 CPU_BUDGET = 1024  # padded tokens a batch; on two cores larger ones answer no more texts a second, only later
 GPU_BUDGET = 16_384
 LONGEST_BATCH = 128
+MOST_LANES = 4
+"""Each issues its operations from Python, where one thread runs at a time; a lane then has several cores."""
 
 Question = tuple[Any, Mapping[str, Any]]
 """What the scheduler carries: a row and the request's parameters, then the example and the parameters."""
+
+
+_here = threading.local()
+"""The cores with which a thread computes, so that it tells PyTorch only of changes."""
 
 
 class Predictor:
@@ -32,6 +39,7 @@ class Predictor:
         model: computes.
         budget: padded tokens that one forward pass should take on this device.
         engine: what computes a batch, and why that one.
+        lanes: how many batches may be computed at once.
     """
 
     def __init__(self, bundle: Bundle, device: str | None = None, engine: Wanted = REFERENCE) -> None:
@@ -48,6 +56,8 @@ class Predictor:
         self.task: Task = bundle.task()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.budget = GPU_BUDGET if self.device.type == "cuda" else CPU_BUDGET
+        self._threads = torch.get_num_threads()
+        self.lanes = 1 if self.device.type == "cuda" else min(MOST_LANES, self._threads)
         self.model = bundle.model(self.task).to(self.device).eval()
         self.engine = self._chosen(engine)
         self._warm = self.task.encode([self._blank_row()])
@@ -56,7 +66,7 @@ class Predictor:
     def _chosen(self, wanted: Wanted) -> Choice:
         """A model that writes on is computed by whoever writes, and needs no other engine."""
         examples = [] if wanted == REFERENCE or self.task.writes_on else self.bundle.held_out()
-        subject = Subject(self.task, self.model, self.device, examples, home() / "engines")
+        subject = Subject(self.task, self.model, self.device, examples, home() / "engines", self.lanes)
         batches = by_length([self.task.length(example) for example in examples], self.budget)
         return choose(REFERENCE if self.task.writes_on else wanted, subject, batches, [self.bundle.fingerprint])
 
@@ -84,6 +94,13 @@ class Predictor:
             for index, one in zip(indices, self.task.decode(own, asked, parameters), strict=True):
                 answers[index] = one
         return answers
+
+    def share(self, lanes: int) -> None:
+        """Has the calling thread compute with its share of the cores where so many lanes compute at once."""
+        threads = max(1, self._threads // lanes)
+        if getattr(_here, "threads", 0) != threads:
+            _here.threads = threads
+            torch.set_num_threads(threads)
 
     # --- without a scheduler --------------------------------------------------------------------------------------
 

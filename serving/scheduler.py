@@ -1,12 +1,14 @@
 """Batches formed when the model is free, never before. Knows threads and time; knows no HTTP, no Ray, no model.
 
-A request brings one or several items. Each item walks through two stages, each in a thread of its own, so that
-the event loop never computes:
+A request brings one or several items. Each item walks through two stages in threads of their own, so that the event
+loop never computes:
 
     submit -> waiting -> prepare (tokenise) -> ready -> run (forward and decode) -> answer
 
-The run stage takes what is ready at the moment it becomes free: the oldest item, always, and those most like it in
-length. Nothing waits for a batch to fill up, and no item is passed over for more than the batches before it.
+The run stage has one lane or several, each of which takes what is ready at the moment it becomes free: the oldest item,
+always, and those most like it in length. Nothing waits for a batch to fill up, and no item is passed over for more than
+the batches before it. Where cores are many and batches wait, a lane for each beats all of them in one: whoever else
+needs a core for a moment then delays one batch, and not every core that meets the others after each product.
 """
 
 import asyncio
@@ -15,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 PREPARE_AT_ONCE = 256
@@ -116,12 +118,19 @@ class _State:
     waiting: deque[_Item] = field(default_factory=deque)
     ready: list[_Item] = field(default_factory=list)
     in_prepare: int = 0
-    in_run: int = 0
+    running: dict[int, "_Run"] = field(default_factory=dict)  # by lane
     closed: bool = False
     turn: int = 0  # of the item that ran last; see `Scheduler._turns`
     turns: dict[str | None, int] = field(default_factory=dict)
-    running_since: float | None = None
     seconds_per_item: float = 0.0
+
+
+class _Run(NamedTuple):
+    """A batch that a lane runs, among how many lanes the cores are shared, and since when."""
+
+    batch: list[_Item]
+    share: int
+    since: float
 
 
 class Scheduler:
@@ -129,10 +138,12 @@ class Scheduler:
 
     Args:
         prepare: values as given to :meth:`submit` to ``(prepared, length in tokens)`` pairs.
-        run: prepared values to answers, in order; called from one thread only.
+        run: prepared values to answers, in order; called from the threads of all lanes.
         limits: sizes of batches and of the queue.
-        observe: told of every batch, in the run thread.
+        observe: told of every batch, in the thread that ran it.
         clock: monotonic seconds.
+        lanes: how many batches may run at once.
+        share: told, in the thread that is about to run a batch, among how many lanes the cores are shared.
     """
 
     def __init__(
@@ -142,17 +153,24 @@ class Scheduler:
         limits: Limits | None = None,
         observe: Callable[[Batch], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        lanes: int = 1,
+        share: Callable[[int], None] = lambda lanes: None,
     ) -> None:
         self._prepare, self._run = prepare, run
         self._limits = limits or Limits()
         self._observe, self._clock = observe, clock
+        self._lanes, self._share = lanes, share
         self._state = _State()
         lock = threading.Lock()
         self._came = threading.Condition(lock)  # something is waiting, or the end
         self._prepared = threading.Condition(lock)  # something is ready, or the end
         self._threads = [
             threading.Thread(target=self._prepare_forever, name="prepare", daemon=True),
-            threading.Thread(target=self._run_forever, name="run", daemon=True),
+            *(
+                threading.Thread(target=self._run_forever, args=(lane,), name=f"run-{lane}", daemon=True)
+                for lane in range(lanes)
+            ),
         ]
         for thread in self._threads:
             thread.start()
@@ -204,15 +222,16 @@ class Scheduler:
     def busy(self) -> bool:
         """Whether anything waits or runs."""
         with self._came:
-            return self._queued() + self._state.in_run > 0
+            return self._queued() + self._running() > 0
 
     def running_for(self) -> float:
-        """Seconds that the present batch has been running; 0 when the model is free."""
-        since = self._state.running_since
-        return 0.0 if since is None else self._clock() - since
+        """Seconds that the oldest of the present batches has been running; 0 when the model is free."""
+        with self._came:
+            now = self._clock()
+            return max((now - run.since for run in self._state.running.values()), default=0.0)
 
     def alive(self) -> bool:
-        """Whether both threads run."""
+        """Whether all threads run."""
         return all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
@@ -231,10 +250,13 @@ class Scheduler:
     def _queued(self) -> int:
         return len(self._state.waiting) + self._state.in_prepare + len(self._state.ready)
 
+    def _running(self) -> int:
+        return sum(len(run.batch) for run in self._state.running.values())
+
     def _expected_wait(self, turns: int) -> float:
         """Seconds until an item whose turn is so many after the present one: each owner may have one in each turn."""
         ahead = min(self._queued(), turns * max(1, len(self._state.turns)))
-        return (ahead + self._state.in_run) * self._state.seconds_per_item
+        return (ahead + self._running()) * self._state.seconds_per_item
 
     # --- the prepare thread ---------------------------------------------------------------------------------------
 
@@ -252,7 +274,7 @@ class Scheduler:
                 self._state.in_prepare = 0
                 self._state.ready.extend(ready)
                 self._state.ready.sort(key=lambda item: item.turn)  # stable: of one turn the one that came first
-                self._prepared.notify()
+                self._prepared.notify(min(len(ready), self._lanes))
             _deliver(failed)
 
     def _take_waiting(self) -> list[_Item]:
@@ -263,42 +285,44 @@ class Scheduler:
             items = [self._state.waiting.popleft() for _ in range(count)]
             self._state.in_prepare = count
             if not items:
-                self._prepared.notify_all()  # closed, and the run thread may be waiting for the last of ours
+                self._prepared.notify_all()  # closed, and the lanes may be waiting for the last of ours
             return items
 
-    # --- the run thread -------------------------------------------------------------------------------------------
+    # --- the threads of the lanes ---------------------------------------------------------------------------------
 
-    def _run_forever(self) -> None:
-        while batch := self._take_ready():
-            started = self._clock()
-            self._state.running_since = started
-            results = isolated(self._run, [item.value for item in batch])
-            seconds = self._clock() - started
+    def _run_forever(self, lane: int) -> None:
+        while run := self._take_ready(lane):
+            self._share(run.share)
+            results = isolated(self._run, [item.value for item in run.batch])
+            seconds = self._clock() - run.since
             with self._came:
-                self._state.running_since = None
-                self._state.in_run = 0
-                self._remember_pace(seconds / len(batch))
-            _deliver(list(zip(batch, results, strict=True)))
+                del self._state.running[lane]
+                self._remember_pace(seconds / len(run.batch) / run.share)
+            _deliver(list(zip(run.batch, results, strict=True)))
             if self._observe:
-                self._observe(_measured(batch, started, seconds))
+                self._observe(_measured(run.batch, run.since, seconds))
 
-    def _take_ready(self) -> list[_Item]:
-        """The next batch, as soon as there is one; empty at the end."""
+    def _take_ready(self, lane: int) -> _Run | None:
+        """The next batch, as soon as there is one; None at the end."""
         while True:
             with self._prepared:
                 while not self._state.ready:
                     if self._state.closed and not self._state.waiting and not self._state.in_prepare:
-                        return []
+                        return None
                     self._prepared.wait()
                 alive, expired = self._without_the_dead(self._state.ready)
-                chosen = set(choose([item.length for item in alive[:WINDOW]], self._limits))
-                batch = [alive[index] for index in sorted(chosen)]
+                lengths = [item.length for item in alive[:WINDOW]]
+                others = len(self._state.running)
+                parts = max(1, min(self._lanes - others, len(lengths)))
+                chosen = set(choose(lengths, _part(self._limits, lengths, parts, others)))
+                run = _Run([alive[index] for index in sorted(chosen)], others + parts, self._clock())
                 self._state.ready = [item for index, item in enumerate(alive) if index not in chosen]
-                self._state.in_run = len(batch)
                 self._advance(alive[0].turn if alive else None)
+                if run.batch:
+                    self._state.running[lane] = run
             _deliver(expired)
-            if batch:
-                return batch
+            if run.batch:
+                return run
 
     def _advance(self, turn: int | None) -> None:
         """It was the turn of the oldest item of a batch; owners whose last turn has been need not be remembered."""
@@ -321,6 +345,12 @@ class Scheduler:
     def _remember_pace(self, seconds: float) -> None:
         before = self._state.seconds_per_item
         self._state.seconds_per_item = seconds if not before else before + SMOOTHING * (seconds - before)
+
+
+def _part(limits: Limits, lengths: Sequence[int], parts: int, others: int) -> Limits:
+    """The limits of one of several batches that run at once: each lane that is free gets its part of what is ready."""
+    budget = limits.budget // (others + parts)
+    return replace(limits, budget=min(budget, math.ceil(sum(lengths) / parts)) if parts > 1 else budget)
 
 
 def choose(lengths: Sequence[int], limits: Limits) -> list[int]:

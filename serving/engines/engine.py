@@ -26,6 +26,7 @@ class Subject:
         model: in evaluation mode, on the device, in fp32; it is left as it is.
         examples: encoded rows that were held back in training.
         folder: where an engine keeps what is costly to make.
+        lanes: how many threads may compute at once, each then with its share of the cores.
     """
 
     task: Task
@@ -33,6 +34,7 @@ class Subject:
     device: torch.device
     examples: Sequence[Example]
     folder: Path
+    lanes: int = 1
 
 
 Make = Callable[[Subject], Forward]

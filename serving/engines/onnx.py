@@ -124,22 +124,29 @@ def _two_batches(subject: Subject) -> tuple[Batch, Batch]:
 
 
 def _session(file: Path, subject: Subject) -> Forward:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait leave the cores alone
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    shapes = {one.name: one.shape for one in session.get_inputs()}
+    """Computes with as many cores as the calling thread may, for each number of which there is a session."""
+    cores = torch.get_num_threads()
+    sessions = {threads: _opened(file, threads) for threads in {cores, max(1, cores // subject.lanes)}}
+    shapes = {one.name: one.shape for one in sessions[cores].get_inputs()}
     otherwise = pytorch.fp32(subject)
 
     def forward(batch: Batch) -> torch.Tensor:
         if not all(_fits(batch[name].shape, shape) for name, shape in shapes.items()):
             return otherwise(batch)
+        session = sessions.get(torch.get_num_threads()) or sessions[min(sessions)]
         said = session.run([OUTPUTS], {name: batch[name].numpy() for name in shapes})
         return torch.from_numpy(np.asarray(said[0], dtype=np.float32))
 
     return forward
+
+
+def _opened(file: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait leave the cores alone
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 def _fits(shape: Sequence[int], wanted: Sequence[Any]) -> bool:

@@ -318,12 +318,12 @@ def test_a_model_that_is_gone_is_waited_for_until_the_deadline_and_no_longer(
 def test_who_leaves_is_computed_nothing_for(
     edge_of: Callable[..., Any], bundle: Bundle, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
 ) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+    begun, go_on = threading.Semaphore(0), threading.Event()
     computed: list[int] = []
 
     def slow(predictor: Predictor, questions: Sequence[Question]) -> list[Any]:
         computed.append(len(questions))
-        begun.set()
+        begun.release()
         assert go_on.wait(60)
         return answer(predictor, questions)
 
@@ -335,17 +335,19 @@ def test_who_leaves_is_computed_nothing_for(
         head = b"POST /models/intent HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         whole = head + b"Content-Length: %d\r\n\r\n" % len(asked) + asked
         with ThreadPoolExecutor() as pool:
-            first = pool.submit(ask, running, {"inputs": "a"})
-            assert begun.wait(60)
+            first = []
+            for _ in range(running.lineup.models["intent"].predictor.lanes):
+                first.append(pool.submit(ask, running, {"inputs": "a"}))
+                assert begun.acquire(timeout=60)
             for _ in range(5):
                 with closing(socket.create_connection((place.hostname or "", place.port or 0))) as connection:
                     connection.sendall(whole)
             gone = 'headrace_requests_total{model="intent",outcome="client_gone",version="1"} 5.0'
             wait_until(lambda: gone in ask(running, None, "/metrics", "GET")[1])
             go_on.set()
-            assert first.result()[0] == 200
+            assert [one.result()[0] for one in first] == [200] * len(first)
         assert ask(running, {"inputs": "a"})[0] == 200
-    assert computed == [1, 1]
+    assert computed == [1] * (len(first) + 1)
 
 
 def test_what_the_scanner_takes_and_python_cannot_walk_is_malformed(

@@ -25,12 +25,14 @@ from cluster.session import Resources, on_cluster, resources, session, usable_co
 from cluster.storage import fingerprint, home, only_one
 from serving import direct, keys, proxy
 from serving.recipe import Replicas, Serve
+from serving.scaling import Policy
 from serving.surroundings import LOCAL_NAMES, environment, sent
 from serving.wanted import Wanted
 
 FOLLOW_SECONDS = 1.0
 START_SECONDS = 300.0
 HEALTH_SECONDS = 20.0
+UP_AFTER_SECONDS = 2.0  # a rush that one replica is done with sooner needs no second one
 STALLED_SECONDS = 120.0  # one forward pass that takes longer will not come back
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,7 @@ class Replica:
         from cluster.progress import configure_logging
         from serving.lineup import Lineup
         from serving.metrics import Metrics
+        from serving.workload import Traffic
 
         configure_logging()
         torch.set_num_threads(threads)
@@ -113,13 +116,20 @@ class Replica:
         self._metrics = Metrics()
         self._keys = keys.Keys(Path(key_file)) if key_file else None
         self._lineup = Lineup(Path(wanted), self._options, self._metrics)
+        self._traffic = Traffic()
 
     def __serve_build_asgi_app__(self) -> Any:
         from serving.edge import Edge
 
         parts = (self._lineup, self._options, self._metrics, self._keys)
-        direct.open_way(Edge(*parts))
-        return Edge(*parts, echo_request_id=False)  # on the long way Serve itself sends the request id back
+        direct.open_way(self._traffic.through(Edge(*parts)))
+        # On the long way Serve itself sends the request id back.
+        return self._traffic.through(Edge(*parts, echo_request_id=False))
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve hands on to :class:`serving.scaling.Policy`, about once a second."""
+        models = list(self._lineup.models.values())
+        return self._metrics.workload.report(models, self._traffic.idle_seconds())._asdict()
 
     async def check_health(self) -> None:
         """Has every idle model compute an answer; one that is busy is well as long as its batches end.
@@ -138,13 +148,15 @@ class Replica:
 
 def _deploy(app: str, wanted: Path, options: Serve, port: int, known_keys: keys.Keys | None, folder: Path) -> None:
     from ray import serve as ray_serve
-    from ray.serve.config import HTTPOptions, ProxyLocation
+    from ray.serve.config import BackpressureConfig, HTTPOptions, ProxyLocation
 
     cpus, threads = replica_cores(options.replicas)
     deployment = ray_serve.deployment(ray_serve.ingress()(Replica), name="models").options(
         **_replicas(options.replicas),
         ray_actor_options={"num_cpus": cpus, "num_gpus": 1 if resources().gpus else 0, **sent(to_replicas=True)},
         max_ongoing_requests=max(4096, 2 * options.max_queue),  # the edge refuses earlier, and in JSON
+        max_queued_requests=options.max_queue,  # of those that wait for the first replica to start
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=10),
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=options.timeout_seconds + 5,
         health_check_period_s=5,
@@ -203,7 +215,7 @@ def replica_cores(replicas: Replicas) -> tuple[float, int]:
     if on_cluster():
         threads = max(1, cores // max(1, replicas.max))
         return threads, threads
-    return cores / max(cores, replicas.max), max(1, cores // replicas.min)
+    return cores / max(cores, replicas.max), max(1, cores // max(1, replicas.min))
 
 
 def _replicas(replicas: Replicas) -> dict[str, Any]:
@@ -211,12 +223,22 @@ def _replicas(replicas: Replicas) -> dict[str, Any]:
         return {"num_replicas": replicas.min}
     scaling = {
         "min_replicas": replicas.min,
+        "initial_replicas": max(1, replicas.min),  # whether a model can be served is known when one has started
         "max_replicas": replicas.max,
-        "target_ongoing_requests": 32,  # what fills one batch while another runs
-        "upscale_delay_s": 3,
-        "downscale_delay_s": 60,
-        "look_back_period_s": 11,  # Serve wants more than 10…
-        "aggregation_function": "max",  # …and the highest load in it, so that a rush is seen at once
+        "upscale_delay_s": UP_AFTER_SECONDS,
+        "downscale_delay_s": replicas.down_after_seconds,
+        "downscale_to_zero_delay_s": 0,  # the policy has waited already
+        # How often replicas report. Serve calls this field outdated, and reads none of the variables that it names
+        # in its place; with the default of 10 s nobody would come within seconds.
+        "metrics_interval_s": 1,
+        "look_back_period_s": 5,
+        "policy": {
+            "policy_function": f"{Policy.__module__}:{Policy.__name__}",
+            "policy_kwargs": {
+                "target_wait_seconds": replicas.target_wait_seconds,
+                "idle_seconds": replicas.idle_seconds,
+            },
+        },
     }
     return {"autoscaling_config": scaling}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.scheduler import Batch
+from serving.workload import Workload
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -21,11 +22,16 @@ ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """The counters of one process."""
+    """The counters of one process.
+
+    Attributes:
+        workload: is told of each forward pass, too.
+    """
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Histogram
 
+        self.workload = Workload()
         of_model = ("model", "version")
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -75,6 +81,7 @@ class Metrics:
 
     def batch(self, model: str, version: str, batch: Batch) -> None:
         """One forward pass was done."""
+        self.workload.ran(model, version, batch)
         self._batch_items.labels(model, version).observe(batch.items)
         self._batch_seconds.labels(model, version).observe(batch.seconds)
         self._queue_seconds.labels(model, version).observe(batch.oldest_waited)

@@ -7,7 +7,8 @@ Serve 2.60 writes HAProxy's configuration and offers no say in it, but lets the 
   Serve binds those two to every interface;
 - headers by which a client could switch off Serve's time limit or its watch for lost clients are dropped;
 - a client that never finishes its headers is cut off;
-- when no replica can answer, the client gets 503 and JSON instead of a bare 500.
+- when no replica can answer, the client gets 503 and JSON instead of a bare 500; while a proxy that has just started
+  does not know the application yet, too, instead of a 404.
 
 The script starts HAProxy only when the ports that it binds are exactly those.
 """
@@ -70,6 +71,7 @@ def narrowed(folder: Path, host: str, port: int, metrics_port: int, stats_port: 
         rf"s/^ *bind :{metrics_port}$/    bind {LOOPBACK}:{metrics_port}/",
         rf"s/^ *bind \*:{stats_port}$/    bind {LOOPBACK}:{stats_port}/",
         rf"s|^ *errorfile \(50[234]\) .*|    errorfile \1 {folder}/\1.http|",
+        rf"s|^ *http-request return status 404 .*|    http-request return status 503 errorfile {folder}/503.http|",
         rf"/^ *bind [^ ]*:{port}$/c\{chr(10)}" + "\\\n".join(f"    {line}" for line in frontend),
     ]
     (folder / "edits.sed").write_text("\n".join(edits) + "\n", encoding="utf-8")

@@ -11,10 +11,27 @@ Wanted = Literal["fast"] | EngineName
 
 
 class Replicas(Strict):
-    """How many copies of the model answer; Ray Serve moves between the two numbers with the load."""
+    """How many copies of the model answer; Ray Serve moves between the two numbers with the work that waits."""
 
-    min: int = Field(1, ge=1, description="Copies that are always there.")
+    min: int = Field(
+        1,
+        ge=0,
+        description="Copies that are always there. With 0 the last one goes when nobody asks; the next request then "
+        "waits until one has started.",
+    )
     max: int = Field(1, ge=1, description="Copies at the highest load.")
+    target_wait_seconds: float = Field(
+        0.5,
+        gt=0,
+        description="There are to be as many copies as bring the wait of a new input, before a model begins with it, "
+        "to this: the tokens that wait over the tokens per second that are measured.",
+    )
+    down_after_seconds: float = Field(
+        60, ge=0, description="Copies go when fewer would have sufficed for so long; they come within seconds."
+    )
+    idle_seconds: float = Field(
+        60, gt=0, description="With `min: 0`, the last copy goes after so long without any request."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "Replicas":

@@ -63,13 +63,35 @@ class Limits:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one run of the model did, for those who count."""
+    """What one run of the model did, for those who count.
+
+    Attributes:
+        items: in it.
+        tokens: of all items.
+        padded_tokens: what was computed, padding and all.
+        seconds: from beginning to end.
+        oldest_waited: seconds that its oldest item had waited.
+        share: among how many batches that ran side by side the device was shared.
+    """
 
     items: int
     tokens: int
     padded_tokens: int
     seconds: float
     oldest_waited: float
+    share: int = 1
+
+
+class Backlog(NamedTuple):
+    """What waits for a model, for those who decide how many there should be.
+
+    Attributes:
+        tokens: of the waiting items whose length is known.
+        unmeasured: waiting items whose length is not known yet.
+    """
+
+    tokens: int
+    unmeasured: int
 
 
 @dataclass(frozen=True)
@@ -224,6 +246,12 @@ class Scheduler:
         with self._came:
             return self._queued() + self._running() > 0
 
+    def backlog(self) -> Backlog:
+        """What waits at this moment, without what runs."""
+        with self._came:
+            known = sum(item.length for item in self._state.ready)
+            return Backlog(known, len(self._state.waiting) + self._state.in_prepare)
+
     def running_for(self) -> float:
         """Seconds that the oldest of the present batches has been running; 0 when the model is free."""
         with self._came:
@@ -300,7 +328,7 @@ class Scheduler:
                 self._remember_pace(seconds / len(run.batch) / run.share)
             _deliver(list(zip(run.batch, results, strict=True)))
             if self._observe:
-                self._observe(_measured(run.batch, run.since, seconds))
+                self._observe(_measured(run, seconds))
 
     def _take_ready(self, lane: int) -> _Run | None:
         """The next batch, as soon as there is one; None at the end."""
@@ -393,10 +421,10 @@ def isolated(function: Callable[[list[Any]], Sequence[Any]], values: list[Any]) 
         return isolated(function, values[:middle]) + isolated(function, values[middle:])
 
 
-def _measured(batch: list[_Item], started: float, seconds: float) -> Batch:
-    lengths = [item.length for item in batch]
-    oldest = min(item.request.submitted for item in batch)
-    return Batch(len(batch), sum(lengths), len(batch) * max(lengths), seconds, started - oldest)
+def _measured(run: _Run, seconds: float) -> Batch:
+    lengths = [item.length for item in run.batch]
+    waited = run.since - min(item.request.submitted for item in run.batch)
+    return Batch(len(lengths), sum(lengths), len(lengths) * max(lengths), seconds, waited, run.share)
 
 
 def _deliver(results: list[tuple[_Item, Any]]) -> None:

@@ -75,7 +75,10 @@ ALWAYS: Mapping[str, str] = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # How long a leaving replica still takes requests: HAProxy hears within a second that it leaves.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    # A killed HAProxy is replaced when it has not answered three times in a row: after 3 s, where Serve takes 30.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # One that starts may take three times this long; Serve's 5 s have it killed and begun anew where a machine is busy.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
 }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from cluster.errors import RunError
-from serving.scheduler import Answered, Batch, ClosedError, ExpiredError, OverloadedError
+from serving.scheduler import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError
 from training.inputs.text import Tokens
 from training.tasks.task import Example, Outputs
 
@@ -228,13 +228,17 @@ class Writer:
         pace, before = seconds / max(tokens, 1), self._seconds_per_token
         self._seconds_per_token = pace if not before else before + SMOOTHING * (pace - before)
         if self._observe:
-            self._observe(Batch(1, prompt + tokens, prompt + tokens, seconds, 0.0))
+            self._observe(Batch(1, prompt + tokens, prompt + tokens, seconds, 0.0, AT_ONCE))
 
     # --- for those who ask how it is, and for the end -----------------------------------------------------------------
 
     def busy(self) -> bool:
         """Whether anything is being written."""
         return bool(self._open)
+
+    def backlog(self) -> Backlog:
+        """The texts that nobody has begun to write; how long each will be is not known."""
+        return Backlog(0, max(0, len(self._open) - AT_ONCE))
 
     def running_for(self) -> float:
         """Seconds since something last came of the request that waits longest for it; 0 when there is none."""

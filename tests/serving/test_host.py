@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,10 +39,10 @@ from training.bundle import Bundle
 ROOT = Path(host.__file__).parent.parent
 KEY = "a-key-of-the-test"
 PROGRAM = """
-import sys
+import json, sys
 from serving.host import serve
 from serving.recipe import Serve
-options = Serve(replicas={"min": 2, "max": 2})
+options = Serve(replicas=json.loads(sys.argv[2]))
 serve(["intent"], options, port=int(sys.argv[1]), announce=lambda address: print(address, flush=True))
 """
 # What the replica is to read never comes (a pipe that nobody writes to), or is gone when it looks for it.
@@ -85,15 +85,32 @@ class Server:
     def replicas(self) -> list[int]:
         """The process ids of its replicas."""
         title = f"ray::ServeReplica:headrace-{self.port}-".encode()
-        found = []
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                try:
-                    if (folder / "cmdline").read_bytes().startswith(title):
-                        found.append(int(folder.name))
-                except OSError:
-                    continue
-        return found
+        return [pid for pid in pids() if described(pid, "cmdline").startswith(title)]
+
+    def proxies(self) -> list[int]:
+        """The process ids of what listens on its port."""
+        address = f"0100007F:{self.port:04X}"
+        public = {inode for inode, place in listening().items() if place == address}
+        return [pid for pid in pids() if sockets(pid) & public]
+
+    def controllers(self) -> list[int]:
+        """The process id of Serve's controller, in this session and no other."""
+        ours = f"HEADRACE_HOME={os.environ['HEADRACE_HOME']}\0".encode()
+        found = [pid for pid in pids() if described(pid, "cmdline").startswith(b"ray::ServeController")]
+        return [pid for pid in found if ours in described(pid, "environ")]
+
+
+def pids() -> list[int]:
+    """All processes of this machine."""
+    return [int(place.name) for place in Path("/proc").iterdir() if place.name.isdigit()]
+
+
+def described(pid: int, file: str) -> bytes:
+    """A file of ``/proc``; empty where the process has gone or is somebody else's."""
+    try:
+        return Path(f"/proc/{pid}/{file}").read_bytes()
+    except OSError:
+        return b""
 
 
 @dataclass
@@ -108,9 +125,9 @@ class Tally:
         return {outcome: count for outcome, count in self.outcomes.items() if outcome != "200"}
 
 
-@pytest.fixture(scope="module")
-def server(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("served")
+@contextlib.contextmanager
+def served(folder: Path, make_bundle: MakeBundle, replicas: dict[str, float]) -> Iterator[Server]:
+    """``serve`` in a process of its own, with two registered versions of a model and a key."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADRACE_HOME", str(folder / "home"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -123,10 +140,9 @@ def server(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) ->
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        words = [sys.executable, "-c", PROGRAM, str(port), json.dumps(replicas)]
         with (folder / "log").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(port)], cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True
-            )
+            process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
             running = Server(process, port, bundles)
             try:
                 assert process.stdout is not None
@@ -141,9 +157,36 @@ def server(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) ->
                     process.kill()
 
 
-def load(port: int, requests: int, connections: int = 32, at: dict[int, Callable[[], object]] | None = None) -> Tally:
-    """Sends ``requests`` over ``connections`` kept alive; ``at[n]`` is called when the n-th is about to be sent."""
-    tally, numbers, pending = Tally(), iter(range(requests)), dict(at or {})
+@pytest.fixture(scope="module")
+def server(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with served(tmp_path_factory.mktemp("served"), make_bundle, {"min": 2, "max": 2}) as running:
+        yield running
+
+
+def reach(client: http.client.HTTPConnection) -> None:
+    """Connects, where it is not connected; whoever is refused has sent nothing yet, and tries again."""
+    until = time.monotonic() + 60
+    while client.sock is None:
+        try:
+            client.connect()
+        except ConnectionRefusedError:
+            assert time.monotonic() < until, "refused for a minute"
+            time.sleep(0.05)
+
+
+def load(
+    port: int,
+    requests: int | Iterable[int],
+    connections: int = 32,
+    at: dict[int, Callable[[], object]] | None = None,
+    inputs: int = 1,
+) -> Tally:
+    """Sends so many requests, or one for each number, over ``connections`` kept alive, each with so many inputs.
+
+    ``at[n]`` is called when the n-th is about to be sent. A connection that is refused is tried again, for a minute.
+    """
+    numbers = iter(range(requests) if isinstance(requests, int) else requests)
+    tally, pending = Tally(), dict(at or {})
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
 
     def connection() -> None:
@@ -151,8 +194,10 @@ def load(port: int, requests: int, connections: int = 32, at: dict[int, Callable
         for number in numbers:
             if number in pending:
                 pending.pop(number)()
+            asked = [TEXTS[(number + index) % len(TEXTS)] for index in range(inputs)]
             try:
-                client.request("POST", "/models/intent", json.dumps({"inputs": TEXTS[number % len(TEXTS)]}), headers)
+                reach(client)
+                client.request("POST", "/models/intent", json.dumps({"inputs": asked}), headers)
                 answer = client.getresponse()
                 body = answer.read()
                 tally.outcomes[str(answer.status)] += 1
@@ -251,11 +296,8 @@ def sockets(pid: int) -> set[str]:
 
 def test_the_proxy_listens_for_this_machine_alone(server: Server) -> None:
     there = listening()
-    public = [inode for inode, address in there.items() if address == f"0100007F:{server.port:04X}"]
-    assert public
-    proxies = [sockets(int(place.name)) for place in Path("/proc").iterdir() if place.name.isdigit()]
-    (of_proxy,) = [found for found in proxies if public[0] in found]
-    addresses = [there[inode] for inode in of_proxy if inode in there]
+    (proxy,) = server.proxies()
+    addresses = [there[inode] for inode in sockets(proxy) if inode in there]
     assert len(set(addresses)) == 3  # the public port, the metrics, the statistics
     assert {address.partition(":")[0] for address in addresses} == {"0100007F"}, addresses
 
@@ -279,6 +321,25 @@ def test_a_killed_replica_costs_at_most_what_it_held_and_comes_back(
     assert sum(tally.failed.values()) <= 32
     assert tally.outcomes["200"] >= 400 - 32
     wait_until(lambda: len(server.replicas()) == 2 and victim not in server.replicas(), 120)
+
+
+def test_a_killed_proxy_or_controller_costs_at_most_what_was_in_flight_and_comes_back(
+    server: Server, wait_until: Callable[..., None]
+) -> None:
+    wait_until(lambda: len(server.replicas()) == 2, 120)
+    for name, found in {"HAProxy": server.proxies, "controller": server.controllers}.items():
+        (victim,) = found()
+        started = time.perf_counter()
+        tally = load(server.port, 200, 4, at={50: lambda victim=victim: os.kill(victim, signal.SIGKILL)})
+        seconds = time.perf_counter() - started
+        print(f"killed the {name} under 4 connections: {dict(tally.outcomes)} in {seconds:.1f} s")  # noqa: T201
+        assert sum(tally.failed.values()) <= 4
+        wait_until(lambda found=found, victim=victim: found() and victim not in found(), 120)
+    assert load(server.port, 24, 8).failed == {}
+    # The controller that came knows its replicas, and replaces one that goes.
+    kept, gone = sorted(server.replicas())
+    os.kill(gone, signal.SIGKILL)
+    wait_until(lambda: len(server.replicas()) == 2 and gone not in server.replicas() and kept in server.replicas(), 120)
 
 
 @pytest.mark.slow

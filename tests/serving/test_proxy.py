@@ -20,7 +20,9 @@ frontend prometheus
     http-request use-service prometheus-exporter if { path /metrics }
 frontend http_frontend
     bind 127.0.0.1:8000
-    http-request return status 200
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
 listen stats
   bind *:8404
   stats enable
@@ -45,6 +47,8 @@ def test_the_ports_are_bound_to_what_was_asked_for(tmp_path: Path, host: str) ->
     assert binds == ["bind 127.0.0.1:9101", f"bind {host}:8000", "bind 127.0.0.1:8404"]
     assert "del-header x-session-id" in edited
     assert "/nowhere/" not in edited
+    assert "status 404" not in edited  # Serve would say so of every path while it has not named the application yet
+    assert f"return status 503 errorfile {tmp_path}/503.http" in edited
     assert proxy.complaint(tmp_path) == ""
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from serving.scheduler import (
     Answered,
+    Backlog,
     Batch,
     ClosedError,
     ExpiredError,
@@ -271,6 +272,24 @@ def test_a_full_queue_refuses_whole_requests_and_says_when_to_return() -> None:
             third = scheduler.submit(["h"], gate.now + 6.1)
             gate.open()
             assert await all_of(second, waiting, third) == [["B"], ["C", "D"], ["H"]]
+
+    play(scenario)
+
+
+def test_the_backlog_is_what_waits_and_not_what_runs() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate) as scheduler:
+            assert scheduler.backlog() == Backlog(tokens=0, unmeasured=0)
+            first = scheduler.submit(["runs"], NEVER)
+            await gate.busy()
+            later = [scheduler.submit([text], NEVER) for text in ("a", "four", "seventh")]
+            await all_are_ready(scheduler)
+            assert scheduler.backlog() == Backlog(tokens=12, unmeasured=0)
+            gate.open()
+            await all_of(first, *later)
+            assert scheduler.backlog() == Backlog(tokens=0, unmeasured=0)
 
     play(scenario)
 

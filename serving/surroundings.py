@@ -73,6 +73,8 @@ ALWAYS: Mapping[str, str] = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "2",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # Otherwise HAProxy writes a line for each request and a Python process reads it, to count what the edge counts.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # How long a leaving replica still takes requests: HAProxy hears within a second that it leaves.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     # A killed HAProxy is replaced when it has not answered three times in a row: after 3 s, where Serve takes 30.

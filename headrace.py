@@ -20,7 +20,7 @@ from cluster.printing import answer, carry_out, measured, outline, table, workin
 
 if TYPE_CHECKING:
     from cluster.settings import Document
-    from serving.recipe import Serve
+    from serving.recipe import Hosted, Serve
     from training.bundle import Bundle
     from training.fit import Run
     from training.recipe import Recipe
@@ -254,7 +254,7 @@ def serve(
         from training.registry import resolve
 
         models, options = served(subjects)
-        names = [resolve(model).name for model in models]  # a model is answered for under its name, whatever its alias
+        names = [resolve(model.name).name for model in models]  # under which each is answered for, whatever its alias
 
         def announce(address: str) -> None:
             found = {"address": address, "models": [f"{address}/models/{name}" for name in names]}
@@ -414,17 +414,18 @@ def made(recipe_file: Path, overrides: Sequence[str] | None, *, tuned: bool = Tr
     return fit(recipe, document.public), found
 
 
-def served(subjects: Sequence[str]) -> "tuple[list[str], Serve]":
+def served(subjects: Sequence[str]) -> "tuple[list[Hosted], Serve]":
     """The models that are meant, and how they are to be hosted."""
+    from serving.recipe import hosted
     from serving.wanted import hosting, is_hosting
 
     overrides = [word for word in subjects if "=" in word]
     names = [word for word in subjects if "=" not in word]
     if len(names) == 1 and is_recipe(names[0]) and not is_hosting(Path(names[0])):
         recipe, _ = load_recipe(Path(names[0]), overrides)
-        return [recipe.name], recipe.serve
+        return hosted([recipe.name], recipe.serve), recipe.serve
     wanted = hosting(names, overrides)
-    return wanted.models, wanted.serve
+    return hosted(wanted.models, wanted.serve), wanted.serve
 
 
 def is_recipe(subject: str) -> bool:

@@ -37,10 +37,11 @@ from serving.exchange import (
 from serving.keys import Key, Keys
 from serving.lineup import Served
 from serving.metrics import Metrics
+from serving.model import Model
 from serving.protocols import Call, Composition, MalformedError, Route, huggingface
 from serving.recipe import Serve
 from serving.scheduler import ClosedError, ExpiredError, OverloadedError
-from serving.shown import METRICS_PATH, OPEN_PATHS, Models, Shown, find, only
+from serving.shown import METRICS_PATH, OPEN_PATHS, Models, Shown, find, find_version, only
 
 UNKNOWN = "-"  # the metric labels of a request that names no model we have: the client's word is not a label
 
@@ -50,7 +51,7 @@ logger = logging.getLogger(__name__)
 class Lineup(Protocol):
     """Where the models are found; looked up anew for every request."""
 
-    models: dict[str, Served]
+    models: dict[str, Model]
 
 
 class Edge:
@@ -112,7 +113,8 @@ class Edge:
             self._require_tokens(key)
             media = None
             if route.model is not None:
-                found = counted.answers(find(self._models(key), route.model, route.version))
+                known = find(self._models(key), route.model)
+                found = counted.answers(find_version(known, route.version) if route.version else known.leading)
                 media = huggingface.media(found.predictor.bundle.info["signature"]) if route.media else None
             raw = request.carries(media, loose=route.loose)
             body = await request.body(self._options.max_body_bytes, self._options.timeout_seconds)
@@ -121,7 +123,8 @@ class Edge:
                 value = body if raw else route.read(body, request.headers)
                 name = route.model or route.named(value) or only(self._models(key))
                 while True:
-                    served = counted.answers(find(self._models(key), name, route.version))
+                    model = find(self._models(key), name)
+                    served = counted.answers(find_version(model, route.version) if route.version else model.pick())
                     try:
                         call = route.call(value, served)
                         self._check(call, served)
@@ -134,7 +137,10 @@ class Edge:
                         answers = served.scheduler.submit(questions, deadline, key.name if key else None)
                         answered = await request.unless_left(answers, _left(deadline))
                         self._spend(key, sum(answered.lengths))
-                        return Response(200, write_json(call.write(*answered)), headers=version)
+                        body = write_json(call.write(*answered))
+                        served.record.answered(answered.answers)
+                        after = model.afterwards(served, call, answered.answers, time.monotonic() - asked)
+                        return Response(200, body, headers=version, afterwards=after)
                     except ClosedError:
                         if time.monotonic() > deadline:
                             raise TimeoutError from None
@@ -187,7 +193,7 @@ class Edge:
         models = self._lineup.models
         if key is None or key.models is None:
             return models
-        return {name: served for name, served in models.items() if key.sees(name)}
+        return {name: model for name, model in models.items() if key.sees(name)}
 
     def _require_tokens(self, key: Key | None) -> None:
         purse = self._keys.purse(key) if self._keys and key else None
@@ -209,10 +215,11 @@ class _Counted:
     def __init__(self, metrics: Metrics) -> None:
         self.started = time.monotonic()
         self._metrics, self._labels = metrics, (UNKNOWN, UNKNOWN)
+        self._served: Served | None = None
 
     def answers(self, served: Served) -> Served:
         """Says who the question is for."""
-        self._labels = (served.name, served.version)
+        self._served, self._labels = served, (served.name, served.version)
         return served
 
     def __enter__(self) -> "_Counted":
@@ -228,6 +235,8 @@ class _Counted:
         else:
             gone = isinstance(error, LeftError | asyncio.CancelledError)
             self._metrics.request(*self._labels, "client_gone" if gone else "internal", None)
+            if self._served and not gone:
+                self._served.record.failed()
 
 
 def _left(deadline: float) -> float:

@@ -28,12 +28,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Response:
-    """A whole answer."""
+    """A whole answer.
+
+    Attributes:
+        afterwards: called when it has been sent.
+    """
 
     status: int
     body: bytes
     content_type: str = JSON
     headers: Headers = ()
+    afterwards: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,8 @@ async def respond(send: Send, response: Response, request_id: str | None) -> Non
     headers = _headers((*own, *response.headers), request_id)
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
+    if response.afterwards:
+        response.afterwards()
 
 
 async def stream(send: Send, receive: Receive, answer: Stream, request_id: str | None) -> None:

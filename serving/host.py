@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from cluster.progress import say
 from cluster.session import Resources, on_cluster, resources, session, usable_cores
 from cluster.storage import fingerprint, home, only_one
 from serving import direct, keys, proxy
-from serving.recipe import Replicas, Serve
+from serving.recipe import Hosted, Replicas, Serve, hosted
 from serving.scaling import Policy
 from serving.surroundings import LOCAL_NAMES, environment, sent
 from serving.wanted import Wanted
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def serve(
-    models: list[str],
+    models: Sequence[str | Hosted],
     options: Serve,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -50,8 +50,9 @@ def serve(
     """Hosts models until SIGINT or SIGTERM.
 
     Args:
-        models: ``name`` or ``name@alias``, which follow the alias, ``name/3``, or a bundle folder.
-        options: replicas and limits.
+        models: ``name`` or ``name@alias``, which follow the alias, ``name/3``, or a bundle folder; or with a traffic
+            and a shadow.
+        options: replicas and limits; the traffic and the shadow of the only model.
         host: the address to listen on.
         port: the port; 0 for any free one.
         announce: called once with the address, when a real request has been answered there.
@@ -62,7 +63,7 @@ def serve(
             and other machines could ask.
         RunError: the port is taken, another server runs already, or Serve does not start.
     """
-    wanted = Wanted(models)
+    wanted = Wanted(hosted(models, options))
     known_keys = keys.from_environment()
     if host not in LOCAL_NAMES and known_keys is None and not without_keys:
         raise UserError(
@@ -87,7 +88,7 @@ def serve(
             while not stop.wait(FOLLOW_SECONDS):
                 wanted.follow()
         finally:
-            _shut_down(app, wanted.path, answered)
+            _shut_down(app, wanted, answered)
 
 
 def app_name(port: int) -> str:
@@ -137,7 +138,7 @@ class Replica:
         Raises:
             RuntimeError: a model is stuck; Serve then replaces this replica.
         """
-        for served in list(self._lineup.models.values()):
+        for served in [served for model in self._lineup.models.values() for served in model.all()]:
             scheduler = served.scheduler
             if not scheduler.alive() or scheduler.running_for() > STALLED_SECONDS:
                 raise RuntimeError(f"{served.name} version {served.version} is stuck")
@@ -330,7 +331,7 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _shut_down(app: str, wanted: Path, answered: bool) -> None:
+def _shut_down(app: str, wanted: Wanted, answered: bool) -> None:
     """Lets the replicas finish what they have. A local session ends with all of Serve; a cluster is left as it was."""
     from ray import serve as ray_serve
 
@@ -342,7 +343,7 @@ def _shut_down(app: str, wanted: Path, answered: bool) -> None:
     finally:
         if on_cluster() and not ray_serve.status().applications.keys() - {app}:  # nobody else's server came meanwhile
             ray_serve.shutdown()
-        wanted.unlink(missing_ok=True)
+        wanted.remove()
 
 
 @contextmanager

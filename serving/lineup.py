@@ -1,8 +1,9 @@
 """The models that one process answers for, and how a new version takes the place of an old one without a gap.
 
-What should be served stands in a small JSON file, ``{name: {"version": 3, "bundle": "/…"}}``. Whoever decides writes
-it; every replica reads it when it starts and follows it while it runs: a changed model is loaded beside the old one,
-checked, warmed, and then becomes the one that new requests get. Requests in flight finish on the old one.
+What should be served stands in a small JSON file: for each name ``routes``, each with a ``version``, its ``bundle``,
+its ``share`` and the version ``before`` it; a ``shadow``, with ``version`` and ``bundle``, or null; and what was
+``taken_back``. Whoever decides writes it; every replica reads it when it starts and follows it while it runs: a version
+that it lacks is loaded beside the others, checked, warmed, and then gets requests. Those in flight finish on the old.
 """
 
 import logging
@@ -15,14 +16,21 @@ from typing import Any, cast
 from cluster.errors import HeadraceError
 from cluster.storage import read_json
 from serving.metrics import Metrics
+from serving.model import Model, Route
 from serving.predictor import Predictor
-from serving.recipe import Serve
+from serving.recipe import Rollback, Serve
+from serving.rollout import Finding, Record, judge, tell
 from serving.scheduler import Batch, Limits, Scheduler
+from serving.shadow import Shadow
 from serving.writer import Writer, WritingTask
 from training.bundle import open_bundle
 
 POLL_SECONDS = 0.5
 LINGER_SECONDS = 5.0  # how long a replaced model still takes requests that were on their way to it
+TRIAL_SECONDS = 60.0  # how long it stays loaded, to be back at once, where the one that took over is on trial
+
+Key = tuple[str, str, str]
+"""A version that is loaded: the model's name, the version, the bundle's folder."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +41,9 @@ class Served:
 
     name: str
     version: str
-    wanted: dict[str, Any]
     predictor: Predictor
     scheduler: Scheduler | Writer
+    record: Record
 
     def about(self) -> dict[str, Any]:
         """What ``GET /models/{name}`` tells."""
@@ -65,8 +73,9 @@ class Lineup:
         self._path, self._options, self._metrics = wanted, options, metrics
         self._stop = threading.Event()
         self._refused: dict[str, Any] = {}
-        self._retired: list[tuple[float, Served]] = []
-        self.models = {name: self._load(name, entry) for name, entry in read_json(wanted).items()}
+        self._loaded: dict[Key, Served] = {}
+        self._unneeded: dict[Key, float] = {}
+        self.models = {name: self._made(name, entry, None) for name, entry in read_json(wanted).items()}
         self._thread = threading.Thread(target=self._follow, name="lineup", daemon=True)
         self._thread.start()
 
@@ -74,7 +83,7 @@ class Lineup:
         """Stops following; models finish what they have taken."""
         self._stop.set()
         self._thread.join()
-        for served in [*self.models.values(), *(served for _, served in self._retired)]:
+        for served in self._loaded.values():
             served.scheduler.close()
 
     def _follow(self) -> None:
@@ -83,54 +92,120 @@ class Lineup:
                 self.refresh()
             except (OSError, ValueError) as error:
                 logger.error("the list of wanted models cannot be read (%s); serving goes on", type(error).__name__)
+            try:
+                self.judge()
+            except HeadraceError as error:
+                logger.error("what was found of a version cannot be told: %s", error)
 
     def refresh(self) -> None:
-        """Takes over what the file says now. A version that cannot be opened leaves the present one in place."""
+        """Takes over what the file says now. A version that cannot be opened leaves the present ones in place."""
         wanted = read_json(self._path)
         for name, entry in wanted.items():
-            served = self.models.get(name)
-            if (served and served.wanted == entry) or self._refused.get(name) == entry:
+            model = self.models.get(name)
+            if (model and model.wanted == entry) or self._refused.get(name) == entry:
                 continue
             try:
-                new = self._load(name, entry)
+                made = self._made(name, entry, model)
             except Exception as error:  # noqa: BLE001  whatever is wrong with the new version, the old one goes on
                 self._refused[name] = entry
                 self._metrics.swap(name, "failed")
-                reason = str(error) if isinstance(error, HeadraceError) else type(error).__name__
-                logger.error("%s stays as it is, version %s cannot be served: %s", name, entry["version"], reason)
+                logger.error("%s stays as it is: %s", name, _reason(error))
                 continue
-            self._replace({**self.models, name: new}, served)
-            self._metrics.swap(name, "done")
-            logger.info("%s is served in version %s", name, new.version)
-        for name in self.models.keys() - wanted.keys():
-            self._replace({other: one for other, one in self.models.items() if other != name}, self.models[name])
-        self._close_retired()
+            if model is None or made.all() != model.all():
+                self._metrics.swap(name, "done")
+            self.models = {**self.models, name: made}  # one assignment: a request sees the old model or the new one
+            told = ", ".join(f"version {route.served.version} ({route.share} %)" for route in made.routes)
+            logger.info("%s is served in %s", name, told)
+        self.models = {name: model for name, model in self.models.items() if name in wanted}
+        self._close_unneeded()
 
-    def _replace(self, models: dict[str, Served], old: Served | None) -> None:
-        self.models = models  # one assignment: a request sees the old line-up or the new one
-        if old:
-            self._retired.append((time.monotonic(), old))
+    def judge(self) -> None:
+        """Tells the driver of every version that does worse than it may.
 
-    def _close_retired(self) -> None:
-        for since, served in list(self._retired):
-            if time.monotonic() - since > LINGER_SECONDS:
+        Raises:
+            RunError: that cannot be written.
+        """
+        bounds = self._options.rollback
+        if bounds is None:
+            return
+        for model in self.models.values():
+            for served, reference in model.on_trial(bounds.least):
+                over = judge(served.record.figures(), reference.figures() if reference else None, bounds)
+                if over:
+                    answers = min(served.record.seen, bounds.least)
+                    if tell(self._path, Finding(served.name, served.version, *over, answers)):
+                        self._metrics.rollback(served.name, served.version, over[0])
+
+    # --- what is loaded -------------------------------------------------------------------------------------------
+
+    def _made(self, name: str, entry: dict[str, Any], present: Model | None) -> Model:
+        """A model as the file wants it; what is loaded, and what is known of it, is kept.
+
+        Raises:
+            Exception: a version cannot be served.
+        """
+        routes = [self._route(name, place, present) for place in entry["routes"]]
+        model = Model(entry, routes)
+        try:
+            shadow = self._take(name, entry["shadow"]) if entry["shadow"] else None
+        except Exception as error:  # noqa: BLE001  what is only compared keeps nobody from being served
+            logger.error("%s is not compared: %s", name, _reason(error))
+            self._metrics.swap(name, "failed")
+            return model
+        if shadow:
+            was = present.shadow if present and present.leading is model.leading else None
+            model.shadow = was if was and was.served is shadow else Shadow(shadow, self._metrics)
+        return model
+
+    def _route(self, name: str, place: dict[str, Any], present: Model | None) -> Route:
+        served, before = self._take(name, place), place["before"] and str(place["before"])
+        for route in present.routes if present else ():
+            if route.served is served and route.before == before:
+                return Route(served, place["share"], before, route.reference)
+        was = present.of_version(before) if present and before else None
+        return Route(served, place["share"], before, was.record if was else None)
+
+    def _take(self, name: str, place: dict[str, Any]) -> Served:
+        """The version that is loaded, or loads it."""
+        key = (name, str(place["version"] or "unregistered"), place["bundle"])
+        if key not in self._loaded:
+            self._loaded[key] = self._load(*key)
+        elif self._unneeded.pop(key, None):
+            self._loaded[key].record.reset()  # it was away, and is judged by what it does from here on
+        return self._loaded[key]
+
+    def _close_unneeded(self) -> None:
+        now = time.monotonic()
+        needed = {served for model in self.models.values() for served in model.all()}
+        trials = {(name, route.before) for name, model in self.models.items() for route in model.routes if route.before}
+        for key, served in list(self._loaded.items()):
+            if served in needed:
+                continue
+            since = self._unneeded.setdefault(key, now)
+            if now - since > (TRIAL_SECONDS if key[:2] in trials else LINGER_SECONDS):
                 served.scheduler.close()
-                self._retired.remove((since, served))
+                del self._loaded[key], self._unneeded[key]
 
-    def _load(self, name: str, entry: dict[str, Any]) -> Served:
-        predictor = Predictor(open_bundle(Path(entry["bundle"])), engine=self._options.engine)
-        version = str(entry["version"] or "unregistered")
+    def _load(self, name: str, version: str, bundle: str) -> Served:
+        predictor = Predictor(open_bundle(Path(bundle)), engine=self._options.engine)
         self._metrics.engine(name, version, predictor.engine.name)
-        return Served(name, version, entry, predictor, self._scheduler(name, version, predictor))
+        record = Record((self._options.rollback or Rollback()).least)
+        return Served(name, version, predictor, self._scheduler(name, version, predictor, record), record)
 
-    def _scheduler(self, name: str, version: str, predictor: Predictor) -> Scheduler | Writer:
+    def _scheduler(self, name: str, version: str, predictor: Predictor, record: Record) -> Scheduler | Writer:
         waiting = self._options.max_queue
 
         def observe(batch: Batch) -> None:
             self._metrics.batch(name, version, batch)
+            record.batch(batch)
 
         if predictor.task.writes_on:
             return Writer(cast(WritingTask, predictor.task), predictor.model, predictor.prepare, waiting, observe)
         limits = Limits(budget=predictor.budget, waiting=waiting)
         lanes, share = predictor.lanes, predictor.share
         return Scheduler(predictor.prepare, predictor.answer, limits, observe, lanes=lanes, share=share)
+
+
+def _reason(error: Exception) -> str:
+    """Only our own errors are known to repeat no text."""
+    return str(error) if isinstance(error, HeadraceError) else type(error).__name__

@@ -68,6 +68,15 @@ class Metrics:
         self._swaps = Counter(
             "headrace_swaps", "Versions taken into service.", ("model", "outcome"), registry=self._registry
         )
+        self._shadows = Counter(
+            "headrace_shadow",
+            "Inputs that a shadow was asked, by how it answered beside the version that answers.",
+            (*of_model, "outcome"),
+            registry=self._registry,
+        )
+        self._rollbacks = Counter(
+            "headrace_rollbacks", "Versions taken back, by why.", (*of_model, "reason"), registry=self._registry
+        )
 
     def engine(self, model: str, version: str, engine: str) -> None:
         """A version was loaded, and this computes it."""
@@ -91,6 +100,14 @@ class Metrics:
     def swap(self, model: str, outcome: str) -> None:
         """A version was taken into service (``done``) or could not be (``failed``)."""
         self._swaps.labels(model, outcome).inc()
+
+    def shadow(self, model: str, version: str, outcome: str, inputs: int) -> None:
+        """A shadow said the ``same`` or an ``other``, ``failed``, or was ``dropped`` unasked."""
+        self._shadows.labels(model, version, outcome).inc(inputs)
+
+    def rollback(self, model: str, version: str, reason: str) -> None:
+        """A version was found to do worse than it may."""
+        self._rollbacks.labels(model, version, reason).inc()
 
     def page(self) -> bytes:
         """All of it in Prometheus's text format."""

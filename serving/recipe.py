@@ -1,13 +1,42 @@
 """What a recipe says about hosting its model."""
 
-from typing import Literal
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from cluster.errors import UserError
 from cluster.settings import Strict
 
 EngineName = Literal["torch-fp32", "torch-bf16", "torch-int8", "onnx-fp32", "onnx-int8"]
 Wanted = Literal["fast"] | EngineName
+
+STANDS_FOR = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def _written_as_text(value: Any) -> Any:
+    """YAML reads a version as a number."""
+    if isinstance(value, dict):
+        return {_written_as_text(key): share for key, share in value.items()}
+    return str(value) if type(value) is int else value
+
+
+def _one_version(value: str) -> str:
+    if not STANDS_FOR.fullmatch(value):
+        raise ValueError(f"'{value}' is neither an alias, as production, nor a version, as 3")
+    return value
+
+
+def _whole(shares: dict[str, int]) -> dict[str, int]:
+    if sum(shares.values()) != 100:
+        raise ValueError(f"the shares sum to {sum(shares.values())}; they must sum to 100")
+    return shares
+
+
+Version = Annotated[str, BeforeValidator(_written_as_text), AfterValidator(_one_version)]
+Share = Annotated[int, Field(strict=True, ge=0, le=100)]
+Traffic = Annotated[dict[Version, Share], BeforeValidator(_written_as_text), AfterValidator(_whole)]
 
 
 class Replicas(Strict):
@@ -40,6 +69,29 @@ class Replicas(Strict):
         return self
 
 
+class Rollback(Strict):
+    """When a version is taken back by itself: one that an alias moved to, or that answers a part of the requests.
+
+    It is compared with the version that it took over from, or with the one that answers most. A bound that is null is
+    not looked at.
+    """
+
+    errors: float | None = Field(
+        0.05, gt=0, lt=1, description="The share of requests that may fail inside the server, beyond the other's."
+    )
+    latency: float | None = Field(
+        2.0, gt=1, description="How many times as long its slow batches may take as the other's of like size."
+    )
+    labels: float | None = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="How far the mix of its best labels may be from the other's: Jensen-Shannon divergence in bits, "
+        "from 0, the same mix, to 1, no label in common.",
+    )
+    least: int = Field(200, ge=1, description="Requests that a replica has seen answered before it judges.")
+
+
 class Serve(Strict):
     """How the model is hosted."""
 
@@ -54,10 +106,57 @@ class Serve(Strict):
     max_body_bytes: int = Field(2_000_000, ge=1024, description="The largest request body.")
     max_queue: int = Field(2048, ge=1, description="Inputs waiting in one replica before it answers 429.")
     timeout_seconds: float = Field(30, gt=0, description="The longest that a request may wait for its answer.")
+    traffic: Traffic | None = Field(
+        None,
+        description="What share of the requests each version answers, as {production: 90, candidate: 10}: an alias or "
+        "a version, and a whole number; they sum to 100. By default the version in production answers all.",
+    )
+    shadow: Version | None = Field(
+        None,
+        description="An alias or a version that is asked as well, after the client has its answer, and only compared.",
+    )
+    rollback: Rollback | None = Field(
+        default_factory=Rollback, description="When a version is taken back by itself; null for never."
+    )
+
+
+class Hosted(Strict):
+    """One model of a ``serve.yaml``; a name alone stands for ``{name: NAME}``."""
+
+    name: str = Field(description="NAME, NAME@ALIAS, NAME/3, or a bundle folder.")
+    traffic: Traffic | None = Field(None, description="As `serve.traffic`, for this model.")
+    shadow: Version | None = Field(None, description="As `serve.shadow`, for this model.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class Hosting(Strict):
     """What a ``serve.yaml`` says: which models share an address, and how they are hosted."""
 
-    models: list[str] = Field(min_length=1, description="Models by name: NAME, NAME@ALIAS, NAME/3, or a bundle folder.")
+    models: list[Hosted] = Field(min_length=1, description="Each by its name, or as {name: …, traffic: …, shadow: …}.")
     serve: Serve = Field(default_factory=Serve, description="How all of them are hosted.")
+
+    @field_validator("serve")
+    @classmethod
+    def _of_one_model(cls, serve: Serve, info: ValidationInfo) -> Serve:
+        hosted(info.data.get("models", ()), serve)
+        return serve
+
+
+def hosted(models: Sequence[str | Hosted], serve: Serve) -> list[Hosted]:
+    """The models, each with its traffic and its shadow; those of ``serve`` are the only model's.
+
+    Raises:
+        UserError: there are several models and ``serve`` has a traffic or a shadow.
+    """
+    each = [Hosted.model_validate(model) for model in models]
+    for key in ("traffic", "shadow"):
+        if len(each) > 1 and getattr(serve, key) is not None:
+            raise UserError(f"serve.{key}: which of several models is meant? Write models: [{{name: …, {key}: …}}, …]")
+    if len(each) != 1:
+        return each
+    (only,) = each
+    return [Hosted(name=only.name, traffic=only.traffic or serve.traffic, shadow=only.shadow or serve.shadow)]

@@ -9,6 +9,7 @@ from serving.exchange import Headers, RefusalError, Response, write_json
 from serving.lineup import Served
 from serving.metrics import CONTENT_TYPE as METRICS_TYPE
 from serving.metrics import Metrics
+from serving.model import Model
 from serving.protocols import huggingface, oip, openai, tei
 from serving.recipe import Serve
 
@@ -27,21 +28,33 @@ TEI_INFO = re.compile(r"/models/([^/]+)/info")
 OPENAI_MODEL = re.compile(r"/v1/models/([^/]+)")
 
 
-Models = Mapping[str, Served]
+Models = Mapping[str, Model]
 """The models that whoever asks may see, by name."""
 
 
-def find(models: Models, name: str, version: str | None = None) -> Served:
+def find(models: Models, name: str) -> Model:
     """The model of that name.
 
     Raises:
-        RefusalError: 404, there is none, or not in that version.
+        RefusalError: 404, there is none.
     """
-    served = models.get(name)
-    if served is None:
+    model = models.get(name)
+    if model is None:
         raise RefusalError(404, "unknown_model", "there is no model of this name; GET /models lists them")
-    if version not in (None, served.version):
-        raise RefusalError(404, "unknown_version", f"the version that is served is {served.version}")
+    return model
+
+
+def find_version(model: Model, version: str) -> Served:
+    """The version of that number.
+
+    Raises:
+        RefusalError: 404, it does not answer.
+    """
+    served = model.of_version(version)
+    if served is None:
+        there = [route.served.version for route in model.routes]
+        told = f"the version that is served is {there[0]}" if len(there) == 1 else f"there are {' and '.join(there)}"
+        raise RefusalError(404, "unknown_version", told)
     return served
 
 
@@ -81,32 +94,40 @@ class Shown:
             "/v2/health/live": lambda: _json({"live": True}),
             "/v2/health/ready": lambda: _ready(models),
             "/v2": lambda: _json({"name": "headrace", "version": "1", "extensions": []}),
-            "/v1/models": lambda: _json(openai.models(models)),
+            "/v1/models": lambda: _json(openai.models(_leading(models))),
             METRICS_PATH: lambda: Response(200, self._metrics.page(), METRICS_TYPE),
-            "/models": lambda: _json([served.about() for served in models.values()]),
-            "/info": lambda: self._info(find(models, only(models))),
-            "/openapi.json": lambda: _json(openapi.document(models, self._options, self._secured)),
+            "/models": lambda: _json([model.about() for model in models.values()]),
+            "/info": lambda: self._info(find(models, only(models)).leading),
+            "/openapi.json": lambda: _json(openapi.document(_leading(models), self._options, self._secured)),
         }
         return fixed.get(path) or self._of_model(path, models)
 
     def _of_model(self, path: str, models: Models) -> Callable[[], Response]:
         if match := TEI_INFO.fullmatch(path):
-            served = find(models, match[1])
+            served = find(models, match[1]).leading
             return lambda: self._info(served)
         if match := OPENAI_MODEL.fullmatch(path):
-            served = find(models, match[1])
+            served = find(models, match[1]).leading
             return lambda: _json(openai.model(served))
         if (match := oip.MODEL.fullmatch(path)) and match[3] != "/infer":
-            served = find(models, match[1], match[2])
-            ready = match[3] == "/ready"
-            return lambda: _json({"name": served.name, "ready": True} if ready else oip.model(served))
+            model = find(models, match[1])
+            served = find_version(model, match[2]) if match[2] else model.leading
+            if match[3] == "/ready":
+                return lambda: _json({"name": served.name, "ready": True})
+            versions = [served.version] if match[2] else [route.served.version for route in model.routes]
+            return lambda: _json(oip.model(served, versions))
         if huggingface.find(path):
-            served = find(models, path.removeprefix(huggingface.PREFIX))
-            return lambda: _json(served.about(), (("x-headrace-version", served.version),))
+            model = find(models, path.removeprefix(huggingface.PREFIX))
+            return lambda: _json(model.about(), (("x-headrace-version", model.leading.version),))
         raise RefusalError(404, "not_found", "there is nothing at this path; GET /docs tells what there is")
 
     def _info(self, served: Served) -> Response:
         return _json(tei.info(served, self._options.max_items, self._options.max_queue))
+
+
+def _leading(models: Models) -> Mapping[str, Served]:
+    """What each model is described by."""
+    return {name: model.leading for name, model in models.items()}
 
 
 def _ready(models: Models) -> Response:

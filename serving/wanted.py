@@ -1,7 +1,9 @@
-"""Which bundle each served model stands for, kept true in a file while aliases move in the registry."""
+"""Which bundles each served model stands for, kept true in a file while aliases move in the registry."""
 
 import json
 import logging
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ from cluster import settings
 from cluster.errors import HeadraceError, UserError
 from cluster.progress import say
 from cluster.storage import write_json
-from serving.recipe import Hosting
+from serving.recipe import Hosted, Hosting
+from serving.rollout import folder_of, told
+from serving.routing import Routing
 from training import registry, store
 from training.bundle import open_bundle
 
@@ -19,57 +23,85 @@ logger = logging.getLogger(__name__)
 
 
 class Wanted:
-    """Which bundle each model name stands for, and the file that says so.
+    """Which bundles each model name stands for, and the file that says so.
 
     Raises:
         UserError: a model does not exist, its bundle cannot be opened, or one name is meant twice.
     """
 
-    def __init__(self, models: list[str]) -> None:
+    def __init__(self, models: Sequence[str | Hosted]) -> None:
         self.path = Path()
-        self.entries: dict[str, dict[str, Any]] = {}
-        self._followed: dict[str, str] = {}
+        self._routings: dict[str, Routing] = {}
         self._complaint = ""
+        self._acted: set[Path] = set()
         self._stamp = _store_stamp()
         for model in models:
-            found = registry.resolve(model)
-            if found.name in self.entries:
-                raise UserError(f"'{model}': a model named {found.name} is served already; name it once")
-            open_bundle(found.bundle)  # says now, in plain words, what a replica would say later in its log
-            self.entries[found.name] = _entry(found)
-            if found.alias:
-                self._followed[found.name] = f"{found.name}@{found.alias}"
-        if not self.entries:
+            hosted = Hosted.model_validate(model)
+            routing = Routing(hosted)
+            if routing.name in self._routings:
+                raise UserError(f"'{hosted.name}': a model named {routing.name} is served already; name it once")
+            self._routings[routing.name] = routing
+        if not self._routings:
             raise UserError("name at least one model to serve; `headrace models` lists them")
+        self.entries = self._entries()
 
     def write(self, path: Path) -> None:
         """Writes the file; a reader sees the old content or the new."""
+        if path != self.path:
+            shutil.rmtree(folder_of(path), ignore_errors=True)  # what a server that was killed left
         self.path = path
         write_json(path, self.entries)
 
+    def remove(self) -> None:
+        """Nothing is wanted any more."""
+        self.path.unlink(missing_ok=True)
+        shutil.rmtree(folder_of(self.path), ignore_errors=True)
+
     def follow(self) -> None:
-        """Looks where the aliases point now, and rewrites the file when one has moved."""
-        stamp = _store_stamp()
-        if stamp is not None and stamp == self._stamp:
-            return
+        """Acts on what replicas have found, looks where the aliases point, and rewrites the file when that changes it.
+
+        A store or a disk that is away for a while must not end the serving: it is logged, once.
+        """
         try:
-            entries = {
-                name: _entry(registry.resolve(self._followed[name])) if name in self._followed else entry
-                for name, entry in self.entries.items()
-            }
-        except HeadraceError as error:  # a store that is away for a while must not end the serving
+            self._take_back()
+            self._move()
+            self._rewrite()
+            self._complaint = ""
+        except (HeadraceError, OSError) as error:
             if str(error) != self._complaint:
                 logger.warning("aliases cannot be followed for the moment: %s", error)
             self._complaint = str(error)
+
+    def _take_back(self) -> None:
+        # A finding that was acted upon stays for a moment, so that a second replica that finds the same says nothing.
+        for path in self._acted:
+            path.unlink(missing_ok=True)
+        self._acted = set()
+        for path, finding in told(self.path).items():
+            if finding.model in self._routings:
+                self._routings[finding.model].take_back(finding)
+            self._acted.add(path)
+
+    def _move(self) -> None:
+        stamp = _store_stamp()
+        if stamp is None or stamp != self._stamp:
+            for routing in self._routings.values():
+                routing.follow()
+        self._stamp = stamp
+
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        return {name: routing.entry() for name, routing in self._routings.items()}
+
+    def _rewrite(self) -> None:
+        entries = self._entries()
+        changed = [name for name in entries if entries[name] != self.entries[name]]
+        if not changed:
             return
-        self._complaint, self._stamp = "", stamp
-        if entries != self.entries:
-            changed = [
-                f"{name} version {entries[name]['version']}" for name in entries if entries[name] != self.entries[name]
-            ]
-            self.entries = entries
-            self.write(self.path)
-            logger.info("to be served from now on: %s", ", ".join(changed))
+        write_json(self.path, entries)
+        self.entries = entries
+        for name in changed:
+            routes = ", ".join(f"version {route['version']} {route['share']} %" for route in entries[name]["routes"])
+            logger.info("%s is to be served from now on in %s", name, routes)
 
 
 def is_hosting(path: Path) -> bool:
@@ -108,7 +140,3 @@ def _store_stamp() -> tuple[int, int] | None:
     except OSError:
         return None
     return (found.st_mtime_ns, found.st_size) if found else None
-
-
-def _entry(found: registry.ModelVersion) -> dict[str, Any]:
-    return {"version": found.version, "bundle": str(found.bundle)}

@@ -185,8 +185,14 @@ def promote(name: str, version: int) -> ModelVersion:
         return promoted
 
 
-def rollback(name: str) -> ModelVersion:
+def rollback(name: str, version: int | None = None) -> ModelVersion:
     """Puts the version back that was in production before.
+
+    Args:
+        version: the one that must be in production for it; where another is, that one stays.
+
+    Returns:
+        What is in production.
 
     Raises:
         UserError: there is no such model, or nothing was in production before.
@@ -195,6 +201,8 @@ def rollback(name: str) -> ModelVersion:
     with store.plain_errors(), store.one_writer():
         client = _client_that_knows(name)
         history = _history(client, name)
+        if version is not None and history and history[-1] != version:
+            return _model_version(client, name, history[-1], PRODUCTION)
         if len(history) < 2:
             raise UserError(f"{name}: no other version was in production before; `headrace models {name}` lists all")
         previous = _model_version(client, name, history[-2], PRODUCTION)

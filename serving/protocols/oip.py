@@ -205,12 +205,12 @@ def _tensor(name: str, datatype: str, data: list[Any]) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": [len(data)], "data": data}
 
 
-def model(served: Served) -> Body:
-    """The answer to ``GET /v2/models/{name}``."""
+def model(served: Served, versions: Sequence[str]) -> Body:
+    """The answer to ``GET /v2/models/{name}``, which answers in these versions."""
     inputs = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in input_columns(served) or ["input"]]
     return {
         "name": served.name,
-        "versions": [served.version],
+        "versions": list(versions),
         "platform": "headrace",
         "inputs": inputs,
         "outputs": [{"name": "answer", "datatype": "BYTES", "shape": [-1]}],

@@ -135,6 +135,14 @@ def edge_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     return running
 
 
-def entry(bundle: Bundle, version: int = 1) -> dict[str, Any]:
-    """A line of the file of wanted models."""
-    return {"version": version, "bundle": str(bundle.folder)}
+def entry(
+    bundle: Bundle, version: int = 1, *others: dict[str, Any], shadow: dict[str, Any] | None = None, **told: Any
+) -> dict[str, Any]:
+    """An entry of the file of wanted models: one version that answers all, or what of it ``others`` leave."""
+    share = 100 - sum(other["share"] for other in others)
+    return {"routes": [route(bundle, version, share, **told), *others], "shadow": shadow, "taken_back": []}
+
+
+def route(bundle: Bundle, version: int, share: int, before: int | None = None) -> dict[str, Any]:
+    """One version of an entry."""
+    return {"version": version, "bundle": str(bundle.folder), "share": share, "before": before}

@@ -169,7 +169,7 @@ def test_whoever_goes_away_is_not_written_for(client: openai.OpenAI, edge: Runni
     stream = client.completions.create(model="prompt", prompt=[PROMPTS[0]] * 30, stream=True)
     next(iter(stream))
     stream.close()
-    writer = edge.lineup.models["prompt"].scheduler
+    writer = edge.lineup.models["prompt"].leading.scheduler
     until = time.monotonic() + 30
     while writer.busy() and time.monotonic() < until:
         asyncio.run(asyncio.sleep(0.01))
@@ -200,7 +200,7 @@ def test_what_is_refused(client: openai.OpenAI, chat: bool, fields: Any, message
 
 
 def test_what_is_not_written_in_time_is_said(edge: Running) -> None:
-    served = edge.lineup.models["prompt"]
+    served = edge.lineup.models["prompt"].leading
 
     async def asked(past: float, *, streamed: bool) -> Any:
         body = {"model": "prompt", "prompt": PROMPTS[:2], "stream": streamed}

@@ -310,7 +310,7 @@ def test_a_model_that_is_gone_is_waited_for_until_the_deadline_and_no_longer(
     edge_of: Callable[..., Any], bundle: Bundle
 ) -> None:
     with edge_of({"intent": entry(bundle)}, Serve(timeout_seconds=0.5)) as running:
-        running.lineup.models["intent"].scheduler.close()  # and no successor comes
+        running.lineup.models["intent"].leading.scheduler.close()  # and no successor comes
         status, value, _ = ask(running, {"inputs": "a"})
         assert (status, value["error"]["code"]) == (504, "deadline_exceeded")
 
@@ -366,7 +366,7 @@ def test_a_defect_is_500_with_the_request_id_and_nothing_else(
     edge_of: Callable[..., Any], bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     with edge_of({"intent": entry(bundle)}) as running:
-        running.lineup.models["intent"].predictor.task.reader = None  # a model that breaks inside
+        running.lineup.models["intent"].leading.predictor.task.reader = None  # a model that breaks inside
         status, value, _ = ask(
             running, {"inputs": SECRET}, headers={"Content-Type": "application/json", "X-Request-Id": "r1"}
         )

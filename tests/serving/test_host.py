@@ -27,12 +27,15 @@ from cluster.errors import RunError, UserError
 from cluster.session import Resources, usable_cores
 from cluster.storage import only_one, read_json
 from serving import host, keys
+from serving.lineup import Served
+from serving.model import Model, Route
 from serving.predictor import Predictor
 from serving.recipe import Replicas, Serve
+from serving.rollout import Record
 from serving.scheduler import Scheduler
 from serving.surroundings import OURS_ALONE
 from serving.wanted import Wanted
-from tests.serving.conftest import TEXTS, MakeBundle
+from tests.serving.conftest import TEXTS, MakeBundle, entry
 from training import registry
 from training.bundle import Bundle
 
@@ -500,9 +503,8 @@ def test_a_replica_is_well_while_its_model_answers_and_says_so_when_it_does_not(
     predictor = Predictor(bundle, device="cpu")
     scheduler = Scheduler(predictor.prepare, predictor.answer)
     replica = object.__new__(host.Replica)
-    replica._lineup = SimpleNamespace(  # type: ignore[assignment]
-        models={"intent": SimpleNamespace(name="intent", version="1", predictor=predictor, scheduler=scheduler)}
-    )
+    served = Served("intent", "1", predictor, scheduler, Record(1))
+    replica._lineup = SimpleNamespace(models={"intent": Model({}, [Route(served, 100)])})  # type: ignore[assignment]
     asyncio.run(replica.check_health())
     predictor.task.reader = None  # type: ignore[attr-defined]
     with pytest.raises(AttributeError):
@@ -523,11 +525,11 @@ def test_aliases_are_followed_and_pins_are_not(home: Path, make_bundle: MakeBund
     registry.promote("intent", 2)
     for wanted in (following, pinned):
         wanted.follow()
-    assert read_json(following.path) == {"intent": {"version": 2, "bundle": str(made[1].folder)}}
-    assert read_json(pinned.path) == {"intent": {"version": 1, "bundle": str(made[0].folder)}}
+    assert read_json(following.path) == {"intent": entry(made[1], 2, before=1)}
+    assert read_json(pinned.path) == {"intent": entry(made[0], 1)}
     shutil.move(home / "mlflow.db", home / "away.db")
     following.follow()  # a store that is away changes nothing
-    assert read_json(following.path)["intent"]["version"] == 2
+    assert read_json(following.path)["intent"]["routes"][0]["version"] == 2
 
 
 def test_cores_are_shared_out_so_that_all_replicas_fit() -> None:

@@ -261,7 +261,7 @@ def test_those_who_leave_are_forgotten(edge: Running) -> None:
     for _ in range(50):
         with closing(socket.create_connection((place.hostname or "", place.port or 0), timeout=30)) as connection:
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-    scheduler = edge.lineup.models["intent"].scheduler
+    scheduler = edge.lineup.models["intent"].leading.scheduler
 
     async def until_idle() -> None:
         async with asyncio.timeout(60):

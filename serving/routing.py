@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,7 +31,7 @@ class Place:
         found: the version that answers.
         before: the one that answered until the alias moved; None where it has not moved.
         moved: when it did, on the monotonic clock.
-        refused: the version that was taken back; it is not taken again until the alias has moved to another.
+        refused: the versions that were taken back; none is taken again until the alias has moved to another.
     """
 
     reference: str
@@ -39,12 +39,12 @@ class Place:
     found: ModelVersion
     before: ModelVersion | None = None
     moved: float = 0.0
-    refused: int | None = None
+    refused: set[int | None] = field(default_factory=set)
 
     @property
     def withdrawn(self) -> bool:
         """Whether the version was taken back and there is none to put in its place."""
-        return self.refused is not None and self.found.version == self.refused
+        return self.found.version in self.refused
 
     @property
     def judged_by(self) -> int | None:
@@ -61,15 +61,15 @@ class Place:
         if self.found.alias is None:
             return
         found = registry.resolve(self.reference)
-        if found.version == self.refused:
+        if found.version in self.refused:
             return
         if found.version != self.found.version:
             self.before, self.moved = None if self.withdrawn else self.found, time.monotonic()
-        self.found, self.refused = found, None
+        self.found, self.refused = found, set()
 
     def take_back(self) -> None:
         """Puts the version before back; where there is none, this one is withdrawn."""
-        self.refused = self.found.version
+        self.refused.add(self.found.version)
         if self.before is not None:
             self.found, self.before = self.before, None
 
@@ -91,7 +91,7 @@ class Routing:
                 f"serve {found.name}, or say serve.traffic=null"
             )
         places = [_place(found.name, version, share) for version, share in (hosted.traffic or {}).items()]
-        self.places = places or [Place(f"{found.name}@{found.alias}", 100, found)]
+        self.places = places or [Place(hosted.name, 100, found)]
         self.shadow = _place(found.name, hosted.shadow, 0) if hosted.shadow else None
         self.taken_back: list[dict[str, Any]] = []
         for place in self._all():

@@ -40,9 +40,18 @@ MakeBundle = Callable[..., Bundle]
 
 @pytest.fixture(scope="session")
 def make_bundle(tiny_base: Path) -> MakeBundle:
-    """``make_bundle(folder, seed=1, name="intent", columns=("text",))``: a bundle with untrained weights."""
+    """``make_bundle(folder, seed=1, name="intent", columns=("text",), tokens=None)``: a bundle with untrained weights.
 
-    def make(folder: Path, seed: int = 1, name: str = "intent", columns: tuple[str, ...] = ("text",)) -> Bundle:
+    With ``tokens`` its model knows only so many of its tokenizer's: it opens, warms, and breaks on most texts.
+    """
+
+    def make(
+        folder: Path,
+        seed: int = 1,
+        name: str = "intent",
+        columns: tuple[str, ...] = ("text",),
+        tokens: int | None = None,
+    ) -> Bundle:
         model = Model(
             task="text-classification",
             base=str(tiny_base),
@@ -57,6 +66,8 @@ def make_bundle(tiny_base: Path) -> MakeBundle:
             torch.manual_seed(seed)
             weights = task.build(tiny_base)
             torch.nn.init.normal_(weights.classifier.weight, std=1.0)  # scores that differ from text to text
+            if tokens:
+                weights.resize_token_embeddings(tokens)
         write_bundle(
             folder,
             model=weights,

@@ -45,7 +45,9 @@ PROGRAM = """
 import json, sys
 from serving.host import serve
 from serving.recipe import Serve
-options = Serve(replicas=json.loads(sys.argv[2]))
+# Errors alone take a version back: what two of them say who learned nothing differs by chance.
+rollback = {"errors": 0.05, "latency": None, "labels": None, "least": 40}
+options = Serve(replicas=json.loads(sys.argv[2]), rollback=rollback)
 serve(["intent"], options, port=int(sys.argv[1]), announce=lambda address: print(address, flush=True))
 """
 # What the replica is to read never comes (a pipe that nobody writes to), or is gone when it looks for it.
@@ -139,7 +141,8 @@ def served(folder: Path, make_bundle: MakeBundle, replicas: dict[str, float]) ->
         key_file.write_text(f"test:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
         patch.setenv("HEADRACE_API_KEYS", str(key_file))
         bundles = [make_bundle(folder / "home" / "models" / "intent" / f"v{seed}", seed=seed) for seed in (1, 2)]
-        assert [registry.register(bundle, None) for bundle in bundles] == [1, 2]
+        bundles.append(make_bundle(folder / "home" / "models" / "intent" / "broken", tokens=10))
+        assert [registry.register(bundle, None) for bundle in bundles] == [1, 2, 3]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -313,6 +316,26 @@ def test_a_promotion_under_load_loses_nothing(server: Server, wait_until: Callab
     wait_until(lambda: versions(server) == {"2"})
     registry.rollback("intent")
     wait_until(lambda: versions(server) == {"1"})
+
+
+def test_a_broken_version_is_taken_back_by_itself(server: Server, wait_until: Callable[..., None]) -> None:
+    registry.promote("intent", 1)
+    wait_until(lambda: versions(server) == {"1"})
+    registry.promote("intent", 3)
+    outcomes: collections.Counter[str] = collections.Counter()
+
+    def taken_back() -> bool:
+        outcomes.update(load(server.port, 24, 8).outcomes)
+        return registry.resolve("intent").version == 1
+
+    wait_until(taken_back)
+    wait_until(lambda: versions(server) == {"1"})
+    print("a broken version was promoted; outcomes until it was taken back:", dict(outcomes))  # noqa: T201  to quote
+    assert outcomes.keys() == {"200", "500"}
+    assert load(server.port, 100).failed == {}
+    known = {"Authorization": f"Bearer {KEY}"}
+    told = json.loads(exchange(server, "GET", "/models/intent", known)[1])
+    assert [(one["version"], one["reason"]) for one in told["taken_back"]] == [("3", "errors")]
 
 
 def test_a_killed_replica_costs_at_most_what_it_held_and_comes_back(

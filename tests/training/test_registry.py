@@ -82,6 +82,15 @@ def test_promote_and_roll_back_walk_the_history(home: Path) -> None:
     assert registry.resolve("support-intent").version == 1
 
 
+def test_only_the_version_that_is_meant_is_rolled_back(home: Path) -> None:
+    for bundle in versions_in(home, 3):
+        registry.register(bundle, None)
+    registry.promote("support-intent", 2)
+    registry.promote("support-intent", 3)  # by somebody else, while 2 was found wanting
+    assert registry.rollback("support-intent", 2).version == 3
+    assert registry.rollback("support-intent", 3).version == 2
+
+
 def test_an_alias_moved_in_mlflow_itself_is_part_of_the_history(home: Path) -> None:
     for bundle in versions_in(home, 3):
         registry.register(bundle, None)

@@ -128,19 +128,9 @@ class Edge:
                     try:
                         call = route.call(value, served)
                         self._check(call, served)
-                        version = (("x-headrace-version", served.version),)
                         if isinstance(call, Composition):
-                            spend = functools.partial(self._spend, key)
-                            texts = asyncio.ensure_future(compose(call, served, deadline, spend))
-                            return replace(await request.unless_left(texts, _left(deadline)), headers=version)
-                        questions = [(row, call.parameters) for row in served.predictor.rows(call.inputs)]
-                        answers = served.scheduler.submit(questions, deadline, key.name if key else None)
-                        answered = await request.unless_left(answers, _left(deadline))
-                        self._spend(key, sum(answered.lengths))
-                        body = write_json(call.write(*answered))
-                        served.record.answered(answered.answers)
-                        after = model.afterwards(served, call, answered.answers, time.monotonic() - asked)
-                        return Response(200, body, headers=version, afterwards=after)
+                            return await self._composed(request, call, served, deadline, key)
+                        return await self._answered(request, call, model, served, deadline, key)
                     except ClosedError:
                         if time.monotonic() > deadline:
                             raise TimeoutError from None
@@ -151,6 +141,27 @@ class Edge:
                 raise RefusalError(400, "malformed_json", "the body is nested too deeply") from None
             except (UserError, OverloadedError, ExpiredError, TimeoutError) as error:
                 raise refusal(error) from None
+
+    async def _composed(
+        self, request: Request, call: Composition, served: Served, deadline: float, key: Key | None
+    ) -> Response | Stream:
+        texts = asyncio.ensure_future(compose(call, served, deadline, functools.partial(self._spend, key)))
+        composed = await request.unless_left(texts, _left(deadline))
+        served.record.answered(())
+        return replace(composed, headers=(("x-headrace-version", served.version),))
+
+    async def _answered(
+        self, request: Request, call: Call, model: Model, served: Served, deadline: float, key: Key | None
+    ) -> Response:
+        asked = time.monotonic()
+        questions = [(row, call.parameters) for row in served.predictor.rows(call.inputs)]
+        answers = served.scheduler.submit(questions, deadline, key.name if key else None)
+        answered = await request.unless_left(answers, _left(deadline))
+        self._spend(key, sum(answered.lengths))
+        body = write_json(call.write(*answered))
+        served.record.answered(answered.answers)
+        after = model.afterwards(served, call, answered.answers, time.monotonic() - asked)
+        return Response(200, body, headers=(("x-headrace-version", served.version),), afterwards=after)
 
     def _check(self, call: Call | Composition, served: Served) -> None:
         asked, most = len(call.inputs), self._options.max_items

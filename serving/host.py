@@ -129,8 +129,7 @@ class Replica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve hands on to :class:`serving.scaling.Policy`, about once a second."""
-        models = list(self._lineup.models.values())
-        return self._metrics.workload.report(models, self._traffic.idle_seconds())._asdict()
+        return self._metrics.workload.report(self._lineup.served(), self._traffic.idle_seconds())._asdict()
 
     async def check_health(self) -> None:
         """Has every idle model compute an answer; one that is busy is well as long as its batches end.
@@ -138,7 +137,7 @@ class Replica:
         Raises:
             RuntimeError: a model is stuck; Serve then replaces this replica.
         """
-        for served in [served for model in self._lineup.models.values() for served in model.all()]:
+        for served in self._lineup.served():
             scheduler = served.scheduler
             if not scheduler.alive() or scheduler.running_for() > STALLED_SECONDS:
                 raise RuntimeError(f"{served.name} version {served.version} is stuck")

@@ -97,6 +97,10 @@ class Lineup:
             except HeadraceError as error:
                 logger.error("what was found of a version cannot be told: %s", error)
 
+    def served(self) -> list[Served]:
+        """Every version that answers or is compared."""
+        return [served for model in self.models.values() for served in model.all()]
+
     def refresh(self) -> None:
         """Takes over what the file says now. A version that cannot be opened leaves the present ones in place."""
         wanted = read_json(self._path)
@@ -176,7 +180,7 @@ class Lineup:
 
     def _close_unneeded(self) -> None:
         now = time.monotonic()
-        needed = {served for model in self.models.values() for served in model.all()}
+        needed = set(self.served())
         trials = {(name, route.before) for name, model in self.models.items() for route in model.routes if route.before}
         for key, served in list(self._loaded.items()):
             if served in needed:

@@ -1,5 +1,6 @@
 """The versions that one name stands for: which of them answers the next request, and which is only compared."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +45,7 @@ class Model:
         self.leading = max(routes, key=lambda route: route.share).served
         self.name = self.leading.name
         self._credits = [0] * len(routes)
+        self._lock = threading.Lock()  # a replica's two ways in have an event loop each
 
     def pick(self) -> "Served":
         """The version that answers the next request.
@@ -51,10 +53,11 @@ class Model:
         Smooth weighted round robin, as nginx has it: the route with the most credit, of which each gets its share in
         every round. The shares are exact over 100 requests, and a small one is spread out evenly.
         """
-        credits = [credit + route.share for credit, route in zip(self._credits, self.routes, strict=True)]
-        best = max(range(len(credits)), key=credits.__getitem__)
-        credits[best] -= sum(route.share for route in self.routes)
-        self._credits = credits
+        with self._lock:
+            credits = [credit + route.share for credit, route in zip(self._credits, self.routes, strict=True)]
+            best = max(range(len(credits)), key=credits.__getitem__)
+            credits[best] -= sum(route.share for route in self.routes)
+            self._credits = credits
         return self.routes[best].served
 
     def of_version(self, version: str) -> "Served | None":

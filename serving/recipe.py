@@ -36,7 +36,7 @@ def _whole(shares: dict[str, int]) -> dict[str, int]:
 
 Version = Annotated[str, BeforeValidator(_written_as_text), AfterValidator(_one_version)]
 Share = Annotated[int, Field(strict=True, ge=0, le=100)]
-Traffic = Annotated[dict[Version, Share], BeforeValidator(_written_as_text), AfterValidator(_whole)]
+Shares = Annotated[dict[Version, Share], BeforeValidator(_written_as_text), AfterValidator(_whole)]
 
 
 class Replicas(Strict):
@@ -106,7 +106,7 @@ class Serve(Strict):
     max_body_bytes: int = Field(2_000_000, ge=1024, description="The largest request body.")
     max_queue: int = Field(2048, ge=1, description="Inputs waiting in one replica before it answers 429.")
     timeout_seconds: float = Field(30, gt=0, description="The longest that a request may wait for its answer.")
-    traffic: Traffic | None = Field(
+    traffic: Shares | None = Field(
         None,
         description="What share of the requests each version answers, as {production: 90, candidate: 10}: an alias or "
         "a version, and a whole number; they sum to 100. By default the version in production answers all.",
@@ -124,7 +124,7 @@ class Hosted(Strict):
     """One model of a ``serve.yaml``; a name alone stands for ``{name: NAME}``."""
 
     name: str = Field(description="NAME, NAME@ALIAS, NAME/3, or a bundle folder.")
-    traffic: Traffic | None = Field(None, description="As `serve.traffic`, for this model.")
+    traffic: Shares | None = Field(None, description="As `serve.traffic`, for this model.")
     shadow: Version | None = Field(None, description="As `serve.shadow`, for this model.")
 
     @model_validator(mode="before")

@@ -25,6 +25,7 @@ NOTICEABLE_SECONDS = 0.01  # what is faster counts as this: below it a busy mach
 TRIAL = 10  # times `least` requests: a version that took over and answered so many has passed
 
 Reason = Literal["errors", "latency", "labels"]
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,13 @@ class Figures:
         answers: requests, of the last ones.
         failed: how many of them failed inside the server.
         labels: how often each label was the best.
-        batches: seconds of single batches, by the size class of the batch.
+        batches: seconds of single batches, by what makes them comparable: see :func:`size_class`.
     """
 
     answers: int = 0
     failed: int = 0
     labels: Counter[str] = field(default_factory=Counter)
-    batches: dict[int, list[float]] = field(default_factory=dict)
+    batches: dict[Size, list[float]] = field(default_factory=dict)
 
 
 class Record:
@@ -88,7 +89,7 @@ class Record:
             self.seen = 0
             self._failed: deque[bool] = deque(maxlen=self._window)
             self._labels: deque[str] = deque(maxlen=KEPT)
-            self._batches: deque[tuple[int, float]] = deque(maxlen=KEPT)
+            self._batches: deque[tuple[Size, float]] = deque(maxlen=KEPT)
 
     def answered(self, answers: Sequence[Any]) -> None:
         """A request got these answers."""
@@ -107,7 +108,7 @@ class Record:
     def batch(self, batch: Batch) -> None:
         """A forward pass was done."""
         with self._lock:
-            self._batches.append((size_class(batch.padded_tokens), batch.seconds))
+            self._batches.append((size_class(batch), batch.seconds))
 
     def figures(self) -> Figures:
         """All of it, as it is at this moment."""
@@ -125,9 +126,9 @@ def best_label(answer: Any) -> str | None:
     return label if isinstance(label, str) else None
 
 
-def size_class(tokens: int) -> int:
-    """One number for all batches whose padded tokens differ by less than a factor of two."""
-    return tokens.bit_length()
+def size_class(batch: Batch) -> Size:
+    """One for all batches whose padded tokens differ by less than a factor of two and that shared the device alike."""
+    return batch.padded_tokens.bit_length(), batch.share
 
 
 def judge(ours: Figures, others: Figures | None, bounds: Rollback) -> tuple[Reason, float, float] | None:
@@ -154,7 +155,7 @@ def judge(ours: Figures, others: Figures | None, bounds: Rollback) -> tuple[Reas
     return None
 
 
-def slowdown(ours: Mapping[int, Sequence[float]], others: Mapping[int, Sequence[float]]) -> float | None:
+def slowdown(ours: Mapping[Size, Sequence[float]], others: Mapping[Size, Sequence[float]]) -> float | None:
     """How many times as long slow batches take as the other version's slow batches of like size.
 
     The 95th percentile, over our batches, of their seconds over the 95th percentile of the other's in the same size

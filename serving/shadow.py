@@ -2,6 +2,7 @@
 
 import asyncio
 import statistics
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ class Shadow:
         self._outcomes: Counter[Outcome] = Counter()
         self._latencies: deque[tuple[float, float]] = deque(maxlen=KEPT)
         self._waiting = 0
+        self._lock = threading.Lock()  # a replica's two ways in have an event loop each
         self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(
@@ -51,10 +53,9 @@ class Shadow:
         """
         if not inputs:
             return
-        if busy() or self._waiting + len(inputs) > MOST_WAITING:
+        if busy() or not self._admit(len(inputs)):
             self._count("dropped", len(inputs))
             return
-        self._waiting += len(inputs)
         task = asyncio.ensure_future(self._compared(inputs, parameters, answers, seconds))
         self._tasks.add(task)  # the loop itself holds no task, and one that nobody holds may vanish
         task.add_done_callback(self._tasks.discard)
@@ -71,13 +72,21 @@ class Shadow:
             self._count("failed", len(inputs))
             return
         finally:
-            self._waiting -= len(inputs)
+            self._admit(-len(inputs))
         self._latencies.append((seconds, time.monotonic() - started))
         for ours, others in zip(answers, answered.answers, strict=True):
             self._count("same" if says_the_same(ours, others) else "other", 1)
 
+    def _admit(self, inputs: int) -> bool:
+        with self._lock:
+            if self._waiting + inputs > MOST_WAITING:
+                return False
+            self._waiting += inputs
+            return True
+
     def _count(self, outcome: Outcome, inputs: int) -> None:
-        self._outcomes[outcome] += inputs
+        with self._lock:
+            self._outcomes[outcome] += inputs
         self._metrics.shadow(self.served.name, self.served.version, outcome, inputs)
 
     def about(self) -> dict[str, Any]:

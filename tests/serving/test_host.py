@@ -28,7 +28,6 @@ from cluster.session import Resources, usable_cores
 from cluster.storage import only_one, read_json
 from serving import host, keys
 from serving.lineup import Served
-from serving.model import Model, Route
 from serving.predictor import Predictor
 from serving.recipe import Replicas, Serve
 from serving.rollout import Record
@@ -527,7 +526,7 @@ def test_a_replica_is_well_while_its_model_answers_and_says_so_when_it_does_not(
     scheduler = Scheduler(predictor.prepare, predictor.answer)
     replica = object.__new__(host.Replica)
     served = Served("intent", "1", predictor, scheduler, Record(1))
-    replica._lineup = SimpleNamespace(models={"intent": Model({}, [Route(served, 100)])})  # type: ignore[assignment]
+    replica._lineup = SimpleNamespace(served=lambda: [served])  # type: ignore[assignment]
     asyncio.run(replica.check_health())
     predictor.task.reader = None  # type: ignore[attr-defined]
     with pytest.raises(AttributeError):

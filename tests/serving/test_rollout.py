@@ -80,7 +80,7 @@ def test_only_what_may_be_taken_back_is_on_trial() -> None:
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
 
-def figures(labels: dict[str, int] | None = None, batches: dict[int, list[float]] | None = None) -> Figures:
+def figures(labels: dict[str, int] | None = None, batches: dict[tuple[int, int], list[float]] | None = None) -> Figures:
     return Figures(100, 0, collections.Counter(labels), batches or {})
 
 
@@ -141,16 +141,18 @@ def test_errors_are_said_as_soon_as_no_answer_could_make_up_for_them() -> None:
 def test_slowness_is_found_among_batches_of_like_size() -> None:
     fast, slow = NOTICEABLE_SECONDS * 2, NOTICEABLE_SECONDS * 5
     many = [fast] * COMPARABLE
-    assert judge(figures(batches={8: [slow] * COMPARABLE}), figures(batches={8: many}), BOUNDS) == ("latency", 2.5, 2.0)
-    # Larger batches take longer, hiccups are rarer than one in twenty, and what nobody notices is nobody's business.
+    found = judge(figures(batches={(8, 1): [slow] * COMPARABLE}), figures(batches={(8, 1): many}), BOUNDS)
+    assert found == ("latency", 2.5, 2.0)
+    # Larger batches, or two at once, take longer; hiccups are rarer than one in twenty.
     for ours in (
-        {10: [slow] * COMPARABLE},
-        {8: [*many, slow]},
-        {8: [slow] * (COMPARABLE - 1)},
+        {(10, 1): [slow] * COMPARABLE},
+        {(8, 1): [*many, slow]},
+        {(8, 1): [slow] * (COMPARABLE - 1)},
+        {(8, 2): [slow] * COMPARABLE},
     ):
-        assert judge(figures(batches=ours), figures(batches={8: many}), BOUNDS) is None
-    unseen = {8: [NOTICEABLE_SECONDS] * COMPARABLE}
-    assert judge(figures(batches=unseen), figures(batches={8: [1e-4] * COMPARABLE}), BOUNDS) is None
+        assert judge(figures(batches=ours), figures(batches={(8, 1): many}), BOUNDS) is None
+    unseen = {(8, 1): [NOTICEABLE_SECONDS] * COMPARABLE}
+    assert judge(figures(batches=unseen), figures(batches={(8, 1): [1e-4] * COMPARABLE}), BOUNDS) is None
 
 
 def test_a_record_keeps_what_is_lately() -> None:
@@ -163,7 +165,7 @@ def test_a_record_keeps_what_is_lately() -> None:
     record.batch(Batch(1, 9, 16, 0.5, 0.0))
     found = record.figures()
     assert (found.answers, found.failed, found.labels, record.seen) == (3, 0, {"a": 3}, 4)
-    assert {size: len(seconds) for size, seconds in found.batches.items()} == {4: KEPT - 1, 5: 1}
+    assert {size: len(seconds) for size, seconds in found.batches.items()} == {(4, 1): KEPT - 1, (5, 1): 1}
     record.reset()
     assert (record.figures(), record.seen) == (Figures(), 0)
 

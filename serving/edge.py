@@ -34,6 +34,7 @@ from serving.exchange import (
     stream,
     write_json,
 )
+from serving.explain import PARAMETER
 from serving.keys import Key, Keys
 from serving.lineup import Served
 from serving.metrics import Metrics
@@ -257,8 +258,8 @@ def _left(deadline: float) -> float:
 def _check_parameters(served: Served, parameters: Mapping[str, Any]) -> None:
     if not parameters:
         return
-    known = served.predictor.bundle.info["signature"]["parameters"]["properties"]
-    if not parameters.keys() <= known.keys():
+    known = served.predictor.signature["parameters"]["properties"]
+    if not parameters.keys() <= known.keys() | {PARAMETER}:
         raise RefusalError(422, "invalid_parameters", f"parameters: this model takes {', '.join(known) or 'none'}")
     try:
         served.predictor.check(parameters)

@@ -53,7 +53,7 @@ class Served:
             "version": self.version,
             "task": info["task"],
             "description": info["recipe"].get("description", ""),
-            "signature": info["signature"],
+            "signature": self.predictor.signature,
             "metrics": info["metrics"],
             "baselines": info["baselines"],
             "created": info["created"],

@@ -9,6 +9,7 @@ import torch
 from cluster.storage import home
 from serving.engines.choice import REFERENCE, Choice, choose
 from serving.engines.engine import Subject
+from serving.explain import COST, Explainer, asked, others
 from serving.recipe import Wanted
 from training.bundle import Bundle
 from training.tasks.task import Example, Outputs, Row, Task
@@ -40,6 +41,8 @@ class Predictor:
         budget: padded tokens that one forward pass should take on this device.
         engine: what computes a batch, and why that one.
         lanes: how many batches may be computed at once.
+        explainer: says what answers rest on.
+        signature: of the task, and what this model can be asked besides.
     """
 
     def __init__(self, bundle: Bundle, device: str | None = None, engine: Wanted = REFERENCE) -> None:
@@ -60,6 +63,8 @@ class Predictor:
         self.lanes = 1 if self.device.type == "cuda" else min(MOST_LANES, self._threads)
         self.model = bundle.model(self.task).to(self.device).eval()
         self.engine = self._chosen(engine)
+        self.explainer = Explainer(self.task, self.model, self.device, self.budget)
+        self.signature = self.explainer.describe(bundle.info["signature"])
         self._warm = self.task.encode([self._blank_row()])
         self._warm_outputs = self.forward(self._warm)
 
@@ -73,15 +78,21 @@ class Predictor:
     # --- the two stages of the scheduler --------------------------------------------------------------------------
 
     def prepare(self, questions: Sequence[Question]) -> list[tuple[Question, int]]:
-        """Rows with parameters to examples with parameters, and the length of each in tokens."""
+        """Rows with parameters to examples with parameters, and the length of each in tokens.
+
+        What is to be explained counts as often as it is computed, so that limits and rates hold for it too.
+        """
         examples = self.task.encode([row for row, _ in questions])
-        return [
-            ((example, parameters), self.task.length(example))
-            for example, (_, parameters) in zip(examples, questions, strict=True)
-        ]
+        return [self._prepared(*question, example) for question, example in zip(questions, examples, strict=True)]
+
+    def _prepared(self, row: Row, parameters: Mapping[str, Any], example: Example) -> tuple[Question, int]:
+        length = self.task.length(example)
+        if asked(parameters):
+            return (self.explainer.prepare(row, example), parameters), length * (1 + COST)
+        return (example, parameters), length
 
     def answer(self, questions: Sequence[Question]) -> list[Any]:
-        """Examples with parameters to answers, in one forward pass."""
+        """Examples with parameters to answers, in one forward pass and those that explain."""
         examples = [example for example, _ in questions]
         outputs = self.forward(examples)
         answers: list[Any] = [None] * len(questions)
@@ -90,8 +101,11 @@ class Predictor:
             groups.setdefault(id(parameters), []).append(index)
         for indices in groups.values():
             parameters = questions[indices[0]][1]
-            own, asked = [outputs[index] for index in indices], [examples[index] for index in indices]
-            for index, one in zip(indices, self.task.decode(own, asked, parameters), strict=True):
+            own, read = [outputs[index] for index in indices], [examples[index] for index in indices]
+            decoded = self.task.decode(own, read, others(parameters))
+            if asked(parameters):
+                decoded = list(map(self.explainer.explain, decoded, read, own))
+            for index, one in zip(indices, decoded, strict=True):
                 answers[index] = one
         return answers
 
@@ -113,12 +127,13 @@ class Predictor:
         return self.task.rows(inputs)
 
     def check(self, parameters: Mapping[str, Any]) -> None:
-        """Whether the task takes these parameters.
+        """Whether the model takes these parameters.
 
         Raises:
             UserError: one is unknown or has a wrong value.
         """
-        self.task.decode(self._warm_outputs, self._warm, parameters)
+        self.explainer.check(parameters)
+        self.task.decode(self._warm_outputs, self._warm, others(parameters))
 
     def forward(self, examples: Sequence[Example]) -> Outputs:
         """The model's outputs for examples that fit one batch, in fp32 on the CPU."""
@@ -139,12 +154,10 @@ class Predictor:
             UserError: an input or a parameter is wrong.
         """
         self.check(parameters)
-        examples = self.task.encode(self.rows(inputs))
-        lengths = [self.task.length(example) for example in examples]
-        answers: list[Any] = [None] * len(examples)
-        for indices in by_length(lengths, self.budget):
-            asked = [examples[index] for index in indices]
-            for index, answer in zip(indices, self.task.decode(self.forward(asked), asked, parameters), strict=True):
+        prepared = self.prepare([(row, parameters) for row in self.rows(inputs)])
+        answers: list[Any] = [None] * len(prepared)
+        for indices in by_length([length for _, length in prepared], self.budget):
+            for index, answer in zip(indices, self.answer([prepared[index][0] for index in indices]), strict=True):
                 answers[index] = answer
             if progress:
                 progress(len(indices))

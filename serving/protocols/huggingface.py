@@ -107,7 +107,7 @@ ERROR: Schema = {
 def paths(served: Served, max_items: int) -> Paths:
     """What OpenAPI says of ``/models/{name}``."""
     info, task = served.predictor.bundle.info, served.predictor.task
-    signature = info["signature"]
+    signature = served.predictor.signature
     one, answers = signature["input"], {"type": "array", "items": signature["output"]}
     inputs = {"anyOf": [one, {"type": "array", "items": one, "maxItems": max_items}]}
     body = described.an_object(

@@ -196,7 +196,7 @@ def _write(answers: list[Any], tokens: Sequence[int], *, served: Served, given: 
 
 def _are_labels(answers: list[Any]) -> bool:
     return bool(answers) and all(
-        isinstance(answer, list) and answer and isinstance(answer[0], dict) and {"label", "score"} == answer[0].keys()
+        isinstance(answer, list) and answer and isinstance(answer[0], dict) and {"label", "score"} <= answer[0].keys()
         for answer in answers
     )
 
@@ -239,7 +239,7 @@ def paths(served: Served, max_items: int) -> Paths:
     )
     count = max(1, len(columns))
     tensors = {"type": "array", "items": tensor, "minItems": 1, "maxItems": count}
-    parameters = served.predictor.bundle.info["signature"]["parameters"]
+    parameters = served.predictor.signature["parameters"]
     wanted = {"type": "array", "items": {"type": "object"}}
     body = described.an_object({"inputs": tensors}, {"id": TEXT, "parameters": parameters, "outputs": wanted})
     answer = {"type": "object", "required": ["model_name", "model_version", "outputs"]}

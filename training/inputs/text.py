@@ -87,9 +87,17 @@ class Reader:
 
     def text(self, row: Mapping[str, Any]) -> str:
         """What is read of a row, in the Unicode form of the training rows; a missing value is nothing."""
+        return self.joint.join(in_form(text, self.unicode) for text in self.texts(row))
+
+    def texts(self, row: Mapping[str, Any]) -> list[str]:
+        """What each column of a row says, as it came."""
         values = [row[column] for column in self.columns]
-        texts = ["" if value is None else in_form(str(value), self.unicode) for value in values]
-        return f" {self.tokenizer.sep_token or ''} ".join(texts)
+        return ["" if value is None else str(value) for value in values]
+
+    @property
+    def joint(self) -> str:
+        """What stands between the columns."""
+        return f" {self.tokenizer.sep_token or ''} "
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokens]:
         """The tokens of each row, cut to ``max_length``, the special ones kept."""

@@ -42,7 +42,7 @@ def example(text: str, places: Places | None, encoding: Any, mark: str | None) -
         encoding: the tokenizer's, without special tokens.
         mark: what tokens begin with that continue a word; None where each token is a unit.
     """
-    offsets = np.array([_stripped(text, *one) for one in encoding.offsets], dtype=np.int32).reshape(-1, 2)
+    offsets = np.array([stripped(text, *one) for one in encoding.offsets], dtype=np.int32).reshape(-1, 2)
     if places is None:
         begins = [not token.startswith(mark) for token in encoding.tokens] if mark else _token_starts(offsets)
         units: npt.NDArray[Any] = np.flatnonzero(begins)
@@ -102,7 +102,7 @@ def found(scores: npt.NDArray[np.float32], example: Mapping[str, Any]) -> npt.ND
     return np.array(lines, dtype=np.float64).reshape(-1, 4)
 
 
-def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
+def stripped(text: str, start: int, end: int) -> tuple[int, int]:
     """The place of a token without white space around; some tokenizers hold a word's space to be part of it."""
     inside = text[start:end]
     if inside[:1].isspace() or inside[-1:].isspace():

@@ -112,6 +112,10 @@ class Task(ABC):
     """Whether it writes from left to right after what it reads, so that a server can write many texts side by side; it
     is a ``TextWriter`` of ``training/families/generation.py`` then."""
 
+    attributable: ClassVar[bool] = False
+    """Whether an answer can be attributed to the words that were read; it is an ``AttributableTask`` of
+    ``serving/explain.py`` then."""
+
     new_head: ClassVar[bool] = True
     """Whether the model gets new weights on top, which ``adapt: head`` trains alone."""
 

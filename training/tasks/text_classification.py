@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from cluster.settings import Strict
 from training.families.predicting import Predicting
 from training.inputs.text import Reader
+from training.inputs.words import Word, silent, words_of
 from training.recipe import Model
 from training.targets import Target, TargetOptions, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
@@ -27,6 +28,7 @@ class TextClassification(Predicting):
     name: ClassVar[str] = "text-classification"
     roles: ClassVar[dict[str, str]] = {"text": "the column or columns that are read"}
     options_known: ClassVar[type[Strict]] = TargetOptions
+    attributable: ClassVar[bool] = True
 
     def __init__(self, reader: Reader, target: Target) -> None:
         super().__init__(target)
@@ -81,6 +83,25 @@ class TextClassification(Predicting):
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         logits: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return logits
+
+    # --- what an answer rests on ----------------------------------------------------------------------------------
+
+    def words(self, row: Row) -> list[Word]:
+        """The words that are read of a row."""
+        return words_of(self.reader, row)
+
+    def silent(self, example: Example) -> Example:
+        """An example as long as this one that says nothing."""
+        return {"input_ids": silent(self.reader, example["input_ids"])}
+
+    def forward_embedded(self, model: torch.nn.Module, embedded: torch.Tensor) -> torch.Tensor:
+        """As :meth:`forward`, for texts of one length given as the vectors of their tokens.
+
+        Args:
+            embedded: what the model's input embeddings say of the tokens, of shape ``[texts, tokens, width]``.
+        """
+        logits: torch.Tensor = model(inputs_embeds=embedded).logits
         return logits
 
     # --- outputs to answers ---------------------------------------------------------------------------------------

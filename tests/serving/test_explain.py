@@ -116,7 +116,7 @@ class Linear(torch.nn.Module):
 @pytest.mark.parametrize("budget", [1, 1024])
 def test_of_a_linear_model_the_closed_form(predictor: Predictor, budget: int) -> None:
     model, row = Linear(), {"text": ASKED}
-    explainer = Explainer(predictor.task, model, CPU, budget)  # type: ignore[arg-type]
+    explainer = Explainer(predictor.task, model, CPU, budget)
     [example] = predictor.task.encode([row])
     tokens = example["input_ids"]
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_an_explained_answer_is_what_the_client_reads(edge: Running, predictor: 
         told = [word | {"score": pytest.approx(word["score"], abs=1e-5)} for word in wanted[0]["attributions"]]
         assert told and got[0]["attributions"] == told
     labels = TextClassificationOutputElement.parse_obj_as_list(answered)[0]
-    assert [one.label for one in labels] == [one["label"] for one in expected[0]]  # type: ignore[attr-defined]
+    assert [one.label for one in labels] == [one["label"] for one in expected[0]]
     plain = ask(edge, "intent", ASKED, explain=False, top_k=2).json()
     assert "attributions" not in plain[0][0] and plain[0][1] == pytest.approx(answered[0][1])
 
@@ -208,7 +208,7 @@ def test_who_abstains_explains_nothing(edge: Running) -> None:
 
 def test_tensors_carry_explanations_as_json(edge: Running) -> None:
     tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [ASKED]}
-    body = {"inputs": [tensor], "parameters": {"explain": True}}
+    body: Any = {"inputs": [tensor], "parameters": {"explain": True}}
     outputs = requests.post(f"{edge.address}/v2/models/intent/infer", json=body, timeout=60).json()["outputs"]
     assert {one["name"] for one in outputs} == {"answer", "label", "score"}
     assert '"attributions"' in outputs[0]["data"][0]

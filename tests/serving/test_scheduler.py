@@ -368,7 +368,8 @@ def test_isolated_finds_the_culprits_with_few_calls() -> None:
 
 
 def test_lanes_that_are_free_share_what_is_ready() -> None:
-    gate, shares = Gate(), []
+    gate = Gate()
+    shares: list[int] = []
 
     async def scenario() -> None:
         with scheduler_of(gate, lanes=2, share=shares.append) as scheduler:

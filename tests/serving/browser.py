@@ -101,17 +101,21 @@ class Page:
     def press(self, key: str, modifiers: int = 0) -> None:
         """Presses a key."""
         code = {"Enter": 13, "Tab": 9, " ": 32}[key]
-        about = {"key": key, "code": {" ": "Space"}.get(key, key), "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        name = {" ": "Space"}.get(key, key)
+        about = {"key": key, "code": name, "windowsVirtualKeyCode": code, "modifiers": modifiers}
         text = {"Enter": "\r", " ": " "}.get(key, "") if not modifiers else ""
         self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **about)
         self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 
-    def look(self, file: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
-        """Takes a picture of the whole page."""
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.resize(width, height)
+    def look(self, file: Path) -> None:
+        """Takes a picture of the whole page, for whoever wants to see what a test saw."""
         taken = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         file.write_bytes(base64.b64decode(taken["data"]))
+
+    def prefer(self, **features: str) -> None:
+        """As a person who has set this, such as ``color_scheme="dark"``, and nothing else."""
+        told = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in features.items()]
+        self.call("Emulation.setEmulatedMedia", features=told)
 
     def resize(self, width: int, height: int) -> None:
         """As on a screen of so many points."""

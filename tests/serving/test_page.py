@@ -167,14 +167,17 @@ UNNAMED = """Array.from(document.querySelectorAll("input, textarea, button, a, [
   .map(one => one.outerHTML.slice(0, 80))"""
 
 PALE = """(() => {
-  const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
+  const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   const over = layers => {  // the colour that a stack of them gives, the lowest first
     context.clearRect(0, 0, 1, 1);
     for (const layer of layers) { context.fillStyle = layer; context.fillRect(0, 0, 1, 1); }
-    return context.getImageData(0, 0, 1, 1).data;
+    return Array.from(context.getImageData(0, 0, 1, 1).data.slice(0, 3), one => one / 255);
   };
-  const light = data => { const [r, g, b] = [0, 1, 2].map(at => data[at] / 255).map(one => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const light = colour => {
+    const [red, green, blue] = colour.map(one => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
   const found = [];
   for (const one of document.querySelectorAll("body *")) {
     const own = Array.from(one.childNodes).some(node => node.nodeType === 3 && node.textContent.trim());
@@ -193,7 +196,7 @@ PALE = """(() => {
 def test_everything_has_a_name_and_stands_out(shown: Callable[[str], Page], scheme: str) -> None:
     """Contrast as WCAG 2.2 computes it (1.4.3), at least 4.5 to 1; words too that an explanation colours."""
     page = shown("intent")
-    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    page.prefer(color_scheme=scheme)
     page.value("document.querySelector('#explain').checked = true")
     page.type("please refund my card, the parcel is late")
     page.press("Enter", CONTROL)
@@ -219,7 +222,7 @@ def test_it_fits_a_phone(shown: Callable[[str], Page]) -> None:
 def test_who_prefers_less_motion_gets_none(shown: Callable[[str], Page]) -> None:
     page = shown("intent")
     for wanted, expected in (("reduce", "0s"), ("no-preference", "0.35s")):
-        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": wanted}])
+        page.prefer(reduced_motion=wanted)
         page.value("document.querySelector('#field0').focus()")
         page.type("card")
         page.press("Enter", CONTROL)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from cluster.errors import RunError, UserError
 from cluster.storage import home
 from serving.engines.choice import REFERENCE, Choice, choose
 from serving.engines.engine import Subject
@@ -54,6 +55,7 @@ class Predictor:
 
         Raises:
             UserError: the bundle's base has changed, or the engine cannot compute this model here.
+            RunError: its answers are not numbers.
         """
         self.bundle = bundle
         self.task: Task = bundle.task()
@@ -66,7 +68,10 @@ class Predictor:
         self.explainer = Explainer(self.task, self.model, self.device, self.budget)
         self.signature = self.explainer.describe(bundle.info["signature"])
         self._warm = self.task.encode([self._blank_row()])
-        self._warm_outputs = self.forward(self._warm)
+        try:
+            self._warm_outputs = self.forward(self._warm)
+        except UserError as error:  # nobody has asked anything yet: it is the model that is at fault
+            raise RunError(f"{bundle.folder}: the model does not answer the smallest input: {error}") from None
 
     def _chosen(self, wanted: Wanted) -> Choice:
         """A model that writes on is computed by whoever writes, and needs no other engine."""

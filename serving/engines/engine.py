@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from cluster.errors import RunError
+from cluster.errors import UserError
 from training.tasks.task import Batch, Example, Task
 
 Forward = Callable[[Batch], torch.Tensor]
@@ -45,13 +45,15 @@ def checked(forward: Forward) -> Forward:
     """The engine, which fails where an output is not a number.
 
     Raises:
-        RunError: one is.
+        UserError: one is. A model that answers at all does so to what is far from all that it has learned.
     """
 
     def compute(batch: Batch) -> torch.Tensor:
         outputs = forward(batch)
         if not outputs.isfinite().all():
-            raise RunError("the answer to one of the inputs is not a number")
+            raise UserError(
+                "the answer to one of the inputs is not a number: it is too far from what the model has learned"
+            )
         return outputs
 
     return compute

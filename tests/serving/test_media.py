@@ -26,6 +26,7 @@ from training.tasks.audio_classification import AudioClassification
 from training.tasks.image_classification import ImageClassification
 
 LABELS = ["bar", "box", "ring"]
+ROWS = pa.table({"file": ["x"] * 3, "label": LABELS})
 
 
 def written(folder: Path, task: Any, base: Path, name: str) -> Bundle:
@@ -50,13 +51,17 @@ def sung() -> bytes:
     return file.getvalue()
 
 
+def seer(folder: Path) -> Bundle:
+    """A model of pictures."""
+    vit = tiny_vit(folder / "vit")
+    model = Model(task="image-classification", base=str(vit), inputs={"image": ["file"]}, target="label")
+    return written(folder / "pictures", ImageClassification.learn(model, vit, {"train": ROWS}), vit, "pictures")
+
+
 @pytest.fixture(scope="module")
 def edge(edge_of: Callable[..., Any], bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("media")
-    rows = pa.table({"file": ["x"] * 3, "label": LABELS})
-    vit = tiny_vit(folder / "vit")
-    model = Model(task="image-classification", base=str(vit), inputs={"image": ["file"]}, target="label")
-    pictures = written(folder / "pictures", ImageClassification.learn(model, vit, {"train": rows}), vit, "pictures")
+    pictures = seer(folder)
     wav2vec = folder / "wav2vec"
     sizes = {"conv_dim": (16, 16), "conv_stride": (10, 8), "conv_kernel": (20, 8), "num_feat_extract_layers": 2}
     config = Wav2Vec2Config(
@@ -71,7 +76,7 @@ def edge(edge_of: Callable[..., Any], bundle: Bundle, tmp_path_factory: pytest.T
     )
     Wav2Vec2Model(config).save_pretrained(wav2vec)
     model = Model(task="audio-classification", base=str(wav2vec), inputs={"audio": ["file"]}, target="label")
-    sounds = written(folder / "sounds", AudioClassification.learn(model, wav2vec, {"train": rows}), wav2vec, "sounds")
+    sounds = written(folder / "sounds", AudioClassification.learn(model, wav2vec, {"train": ROWS}), wav2vec, "sounds")
     models = {"pictures": entry(pictures), "sounds": entry(sounds), "intent": entry(bundle)}
     with edge_of(models, Serve(max_body_bytes=20_000)) as running:
         yield running

@@ -47,7 +47,11 @@ def written(folder: Path, task: Task, name: str) -> Bundle:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    folder = tmp_path_factory.mktemp("tables")
+    return made(tmp_path_factory.mktemp("tables"))
+
+
+def made(folder: Path) -> dict[str, Bundle]:
+    """A model of each kind that reads tables, by name."""
     inputs = {"columns": ["acidity", "region"]}
     quality = Model(task="tabular-classification", inputs=inputs, target="quality")
     price = Model(task="tabular-regression", inputs=inputs, target="price")

@@ -44,7 +44,10 @@ def read_number(cell: Any) -> float | None:
         return None
     if not isinstance(cell, str | int | float | Decimal):
         raise ValueError(A_NUMBER)
-    number = float(cell)
+    try:
+        number = float(cell)
+    except OverflowError:  # a whole number of more digits than a float has room for; as 1e999, which reads as infinite
+        return None
     return number if math.isfinite(number) else None
 
 

@@ -233,9 +233,11 @@ class TimeSeriesForecasting(Task):
         told = self.timeline.places(future.get(shape.time, []), shape.time)
         ahead = [*(self._told(name, future, told, coming) for name in shape.known), self.timeline.calendar(coming)]
         name = row.get(shape.series) if shape.series else ""
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and then nothing answers it
+            told_past, told_future = (np.concatenate(one, axis=1).astype(np.float32) for one in (past, ahead))
         return {
-            "past": np.concatenate(past, axis=1).astype(np.float32).tobytes(),
-            "future": np.concatenate(ahead, axis=1).astype(np.float32).tobytes(),
+            "past": told_past.tobytes(),
+            "future": told_future.tobytes(),
             "series": self._numbers.get("" if name is None else read_label(name), 0),
             "last": last,
         }

@@ -167,16 +167,30 @@ def open_bundle(folder: Path) -> Bundle:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise UserError(f"{folder} is no headrace bundle: it has no {MANIFEST}")
-    info = read_json(manifest)
+    try:
+        info = read_json(manifest)
+    except (ValueError, RecursionError):
+        raise UserError(f"{manifest} is no JSON that can be read; fetch or train the model again") from None
     if not isinstance(info, dict) or info.get("format_version") != FORMAT_VERSION:
         found = info.get("format_version") if isinstance(info, dict) else None
         raise UserError(
             f"{manifest}: format_version {found} cannot be opened; this headrace reads {FORMAT_VERSION}; "
             "train its recipe again"
         )
+    if not isinstance(info.get("files"), dict):
+        raise UserError(f"{manifest} does not list the bundle's files; fetch or train the model again")
+    _refuse_links(folder)
     _verify(folder, info["files"])
     refuse_code(folder)
     return Bundle(folder, info)
+
+
+def _refuse_links(folder: Path) -> None:
+    """What is checked must be what is read, and nothing may be read that lies elsewhere or never ends, as a pipe."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            name = path.relative_to(folder).as_posix()
+            raise UserError(f"{folder}: '{name}' is a link or no file of its own; it is not opened")
 
 
 def _verify(folder: Path, listed: dict[str, str]) -> None:

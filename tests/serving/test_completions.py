@@ -142,6 +142,15 @@ def test_the_likelihood_of_each_token_is_told(client: openai.OpenAI, predictors:
     assert "".join(choice.logprobs.tokens or []) == choice.text
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-30, 1e-6])
+def test_no_temperature_is_too_low(client: openai.OpenAI, predictors: dict[str, Predictor], temperature: float) -> None:
+    """Divided by such, logits become infinite; the engine would end, for everybody who has texts drawn."""
+    cold = client.completions.create(model="prompt", prompt=PROMPTS[0], temperature=temperature)
+    assert cold.choices[0].text == texts(predictors["prompt"], PROMPTS[:1])[0]
+    warm = client.with_options(timeout=60).completions.create(model="prompt", prompt=PROMPTS[0], temperature=1.0)
+    assert warm.choices[0].finish_reason in ("stop", "length")
+
+
 def test_texts_can_be_drawn(client: openai.OpenAI, predictors: dict[str, Predictor]) -> None:
     drawn = {
         client.completions.create(model="prompt", prompt=PROMPTS[0], temperature=1.5).choices[0].text for _ in range(6)

@@ -173,8 +173,12 @@ def read_json(body: bytes) -> Any:
 
 
 def write_json(value: Any) -> bytes:
-    """A value as JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """A value as JSON.
+
+    Raises:
+        ValueError: it holds a NaN or an infinity, which Python would write and no other client could read.
+    """
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def refusal(error: Exception) -> RefusalError:

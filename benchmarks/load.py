@@ -227,12 +227,18 @@ def sleeping_replica() -> Any:
 
             from serving.predictor import Predictor
 
+            begin = Predictor.__init__
+
+            def with_one_lane(self: Any, *given: Any, **named: Any) -> None:
+                begin(self, *given, **named)
+                self.lanes = 1  # there is one executor
+
             def answer(self: Any, questions: list[Any]) -> list[Any]:
                 time.sleep(fixed + each * len(questions))
                 return [[{"label": "a", "score": 1.0}]] * len(questions)
 
             Predictor.prepare = lambda self, questions: [(one, 20) for one in questions]  # type: ignore[assignment,method-assign]
-            Predictor.answer = answer  # type: ignore[method-assign]
+            Predictor.__init__, Predictor.answer = with_one_lane, answer  # type: ignore[method-assign]
             super().__init__(*given)
 
     return Sleeping

@@ -109,7 +109,8 @@ def paths(served: Served, max_items: int) -> Paths:
     info, task = served.predictor.bundle.info, served.predictor.task
     signature = served.predictor.signature
     one, answers = signature["input"], {"type": "array", "items": signature["output"]}
-    inputs = {"anyOf": [one, {"type": "array", "items": one, "maxItems": max_items}]}
+    lone = [shape for shape in one.get("anyOf", [one]) if shape.get("type") != "array"]  # a list is one of inputs
+    inputs = {"anyOf": [*lone, {"type": "array", "items": one, "maxItems": max_items}]}
     body = described.an_object(
         {"inputs": inputs}, {"parameters": _or_null(signature["parameters"]), "options": {"type": "object"}}
     )

@@ -227,9 +227,15 @@ ERROR: Schema = described.an_object({"error": TEXT, "code": TEXT, "request_id": 
 
 
 def paths(served: Served, max_items: int) -> Paths:
-    """What OpenAPI says of ``/v2/models/{name}``."""
+    """What OpenAPI says of ``/v2/models/{name}``; a model whose inputs are no tensors is not asked there."""
     at = f"{PREFIX}models/{served.name}"
+    there: Paths = {
+        f"{at}/ready": {"get": described.get("Whether this model is loaded and warm.", flag("ready"), ERROR_NAME)},
+        at: {"get": described.get("Its tensors.", {"type": "object"}, ERROR_NAME)},
+    }
     columns = _columns(served)
+    if not columns and not _any_name(served):
+        return there
     one = {"type": "array", "minItems": 1, "maxItems": 1}
     cell = {"anyOf": [*columns.values()]} if columns else {}
     data = {"type": "array", "items": {"anyOf": [cell, {**one, "items": cell}]}, "maxItems": max_items}
@@ -244,8 +250,5 @@ def paths(served: Served, max_items: int) -> Paths:
     body = described.an_object({"inputs": tensors}, {"id": TEXT, "parameters": parameters, "outputs": wanted})
     answer = {"type": "object", "required": ["model_name", "model_version", "outputs"]}
     told = "Tensors named like the model's columns, one value of each row in each."
-    return {
-        f"{at}/infer": {"post": described.post(f"Ask {served.name} with tensors.", told, body, answer, ERROR_NAME)},
-        f"{at}/ready": {"get": described.get("Whether this model is loaded and warm.", flag("ready"), ERROR_NAME)},
-        at: {"get": described.get("Its tensors.", {"type": "object"}, ERROR_NAME)},
-    }
+    asked = described.post(f"Ask {served.name} with tensors.", told, body, answer, ERROR_NAME)
+    return {f"{at}/infer": {"post": asked}, **there}

@@ -29,6 +29,7 @@ from serving.protocols.form import (
     only_for,
     texts,
     whole_characters,
+    whole_numbers,
 )
 from serving.writer import Piece, Sampling, WritingTask
 
@@ -114,7 +115,7 @@ def completions(body: Body, served: Served) -> Composition:
     _check_fields(body, COMPLETION | {"prompt", "seed", "echo", "best_of", "suffix"})
     prompts = texts(body.get("prompt"), "prompt")
     wanted = body.get("logprobs")
-    if wanted not in (None, 0):
+    if isinstance(wanted, bool) or wanted not in (None, 0):
         raise MalformedError("logprobs: 0 is to be had, the log-probability of each token that was written")
     return _composition(body, served, list(prompts), _Texts("text_completion", served, told=wanted == 0))
 
@@ -132,10 +133,10 @@ def chat(body: Body, served: Served) -> Composition:
     whole_characters(body["messages"], "messages")
     if body.get("top_logprobs"):
         raise MalformedError("top_logprobs: only 0 is to be had")
-    told = body.get("logprobs") or False
-    if not isinstance(told, bool):
+    told = body.get("logprobs")
+    if not isinstance(told, bool | None):
         raise MalformedError("logprobs: true or false is needed")
-    return _composition(body, served, [body["messages"]], _Texts("chat.completion", served, told=told))
+    return _composition(body, served, [body["messages"]], _Texts("chat.completion", served, told=bool(told)))
 
 
 def _only_writers(served: Served, *, chat: bool) -> None:
@@ -164,19 +165,20 @@ def _check_fields(body: Body, known: set[str]) -> None:
 
 
 def _composition(body: Body, served: Served, inputs: list[Any], form: "_Texts") -> Composition:
-    most = body.get("max_completion_tokens", body.get("max_tokens"))
+    counts = whole_numbers({name: body.get(name) for name in ("max_completion_tokens", "max_tokens")})
+    most = counts["max_completion_tokens"] if "max_completion_tokens" in body else counts["max_tokens"]
     longest = served.predictor.bundle.info["signature"]["parameters"]["properties"]["max_new_tokens"]["maximum"]
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
         raise MalformedError("max_tokens: a whole number from 1 up is needed")
-    stops = body.get("stop") or []
-    parameters = {"max_new_tokens": min(most or longest, longest), "stop": [stops] if isinstance(stops, str) else stops}
+    stop = [] if body.get("stop") is None else body["stop"]
+    parameters = {"max_new_tokens": min(most or longest, longest), "stop": [stop] if isinstance(stop, str) else stop}
     sampling = Sampling(
         temperature=_number(body, "temperature", 0.0, most=2.0), top_p=_number(body, "top_p", 1.0, most=1.0)
     )
-    streamed, options = body.get("stream") or False, body.get("stream_options") or {}
-    if not isinstance(streamed, bool) or not isinstance(options, dict):
+    streamed, options = body.get("stream"), body.get("stream_options")
+    if not isinstance(streamed, bool | None) or not isinstance(options, dict | None):
         raise MalformedError("stream, stream_options: true or false, and an object, are needed")
-    counted = bool(options.get("include_usage"))
+    counted = bool((options or {}).get("include_usage"))
     return Composition(
         inputs,
         parameters,
@@ -298,8 +300,9 @@ def paths(models: Mapping[str, Served], max_items: int) -> Paths:
         }
     writers = by_task["text-generation"]
     if talking := list(filter(_talks, writers)):
-        told = described.an_object({"role": TEXT, "content": TEXT})
-        body = _text_body(talking, {"messages": {"type": "array", "items": told}}, {"logprobs": {"type": "boolean"}})
+        said = {"role": TEXT, "content": {"type": ["string", "null"]}}
+        told = {"type": "array", "items": {"type": "object", "properties": said, "required": ["role"]}}
+        body = _text_body(talking, {"messages": told}, {"logprobs": {"type": ["boolean", "null"]}})
         there[f"{PREFIX}chat/completions"] = {"post": _described("text-generation", body, "choices")}
     if writers:
         body = _text_body(writers, {"prompt": many}, {"logprobs": {"enum": [None, 0]}})
@@ -335,12 +338,12 @@ def _text_body(writers: Sequence[Served], asked: Mapping[str, Schema], more: Map
     return described.an_object(
         {"model": {"enum": [served.name for served in writers]}, **asked},
         {
-            "max_tokens": {"type": "integer", "minimum": 1},
-            "stop": {"anyOf": [stops["items"], stops]},
-            "temperature": {"type": "number", "minimum": 0, "maximum": 2},
-            "top_p": {"type": "number", "minimum": 0, "maximum": 1},
-            "stream": {"const": False},
-            "n": {"const": 1},
+            "max_tokens": {"type": ["integer", "null"], "minimum": 1},
+            "stop": {"anyOf": [stops["items"], stops, {"type": "null"}]},
+            "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},
+            "top_p": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+            "stream": {"enum": [False, None]},
+            "n": {"enum": [1, None]},
             "user": TEXT,
             **more,
         },

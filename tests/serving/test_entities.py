@@ -21,8 +21,11 @@ TEXT = "please refund my order, the parcel is late"
 
 @pytest.fixture(scope="module")
 def named(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return finder(tmp_path_factory.mktemp("entities") / "named", tiny_base)
+
+
+def finder(folder: Path, tiny_base: Path) -> Bundle:
     """A model with untrained weights, which sees something in most texts."""
-    folder = tmp_path_factory.mktemp("entities") / "named"
     folder.mkdir()
     rows = pa.table({"text": ["my card"], "entities": [[{"start": 3, "end": 7, "label": "thing"}]]})
     model = Model(task="token-classification", base="", inputs={"text": "text"}, target="entities")

@@ -1,8 +1,6 @@
 """Other people's clients, unchanged, against one edge; what they get equals what ``predict`` gives."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -230,35 +228,3 @@ def test_triton_is_refused_in_its_own_words(tensors: triton.InferenceServerClien
         path = f"{edge.address}/v2/models/intent/infer"
         answer = requests.post(path, data=head.encode() + tail, headers=headers, timeout=60)
         assert answer.status_code == 422 and message in answer.json()["error"]
-
-
-# --- what the document promises -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["intent", "pair", "find", "rank"])
-def test_schemathesis_finds_nothing(
-    edge_of: Callable[..., Any], bundles: dict[str, Bundle], name: str, tmp_path: Path
-) -> None:
-    """It sends what the document allows and what it forbids, and nothing may break or be answered otherwise.
-
-    That two tensors have other names and equally many values is more than a JSON Schema can say, so that where a model
-    reads two columns, what the document allows may still be refused.
-    """
-    program = Path(sys.executable).parent / "schemathesis"
-    refused = "[400, 401, 403, 404, 405, 406, 408, 409, 413, 415, 422, 428, 429]"
-    (tmp_path / "schemathesis.toml").write_text(f"[checks.negative_data_rejection]\nexpected-statuses = {refused}\n")
-    with edge_of({name: entry(bundles[name])}, Serve(max_items=16)) as alone:
-        command: list[str] = [
-            str(program),
-            "run",
-            f"{alone.address}/openapi.json",
-            "--max-examples",
-            "10",
-            "--seed",
-            "3",
-            "--no-color",
-        ]
-        command += ["--phases", "coverage,fuzzing"]
-        command += ["--exclude-checks", "positive_data_acceptance"] if name != "intent" else []
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stdout[-5000:]

@@ -131,7 +131,7 @@ class Number(Column):
         return (numbers - self.mean) / self.spread
 
     def schema(self) -> dict[str, Any]:
-        return {"type": ["number", "string", "null"], "description": "a number, also as text"}
+        return {"type": ["number", "boolean", "string", "null"], "description": "a number, also as text; true is 1"}
 
 
 class Category(Column):

@@ -226,11 +226,12 @@ class ChatPrompts(Prompts):
     def schema(self) -> dict[str, Any]:
         message = {
             "type": "object",
-            "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
-            "required": ["role", "content"],
+            "properties": {"role": {"type": "string"}, "content": {"type": ["string", "null"]}},
+            "required": ["role"],
         }
         value = {"anyOf": [{"type": "string"}, {"type": "array", "items": message}]}
-        row = {"type": "object", "properties": {self.column: value}, "required": [self.column]}
+        cell = {"anyOf": [*value["anyOf"], {"type": "null"}]}  # a row's missing prompt is an empty one
+        row = {"type": "object", "properties": {self.column: cell}, "required": [self.column]}
         return {"anyOf": [*value["anyOf"], row]}
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokens]:

@@ -177,10 +177,13 @@ class TimeSeriesForecasting(Task):
         where = f"inputs[{index}]"
         if not isinstance(value, Mapping):
             raise UserError(f"{where}: an object with '{HISTORY}' is needed, not {type(value).__name__}")
-        parts = {HISTORY: self.shape.of_history} | ({FUTURE: self.shape.of_future} if self.shape.known else {})
-        for part, names in parts.items():
+        for part, names in self._parts().items():
             self._check_part(f"{where}.{part}", value.get(part), names)
         return value
+
+    def _parts(self) -> dict[str, list[str]]:
+        """What an input is made of, and the columns of each part."""
+        return {HISTORY: self.shape.of_history} | ({FUTURE: self.shape.of_future} if self.shape.known else {})
 
     def _check_part(self, where: str, part: Any, names: Sequence[str]) -> None:
         if not isinstance(part, Mapping):
@@ -371,10 +374,9 @@ class TimeSeriesForecasting(Task):
                 "properties": {name: {"type": "array", "items": cells[name]} for name in names},
                 "required": names,
             }
-            for part, names in ((HISTORY, shape.of_history), (FUTURE, shape.of_future))
+            for part, names in self._parts().items()
         }
         name = {shape.series: {"type": ["string", "number", "null"]}} if shape.series else {}
-        needed = [HISTORY, *([FUTURE] if shape.known else [])]
         numbers = {"type": "array", "items": {"type": "number"}}
         said = {
             "time": {"type": "array", "items": {"type": ["string", "integer"]}},
@@ -383,7 +385,7 @@ class TimeSeriesForecasting(Task):
         }
         horizon = {"type": "integer", "minimum": 1, "maximum": shape.horizon, "default": shape.horizon}
         return {
-            "input": {"type": "object", "properties": {**parts, **name}, "required": needed},
+            "input": {"type": "object", "properties": {**parts, **name}, "required": list(parts)},
             "parameters": {"type": "object", "properties": {"horizon": horizon}, "additionalProperties": False},
             "output": {"type": "object", "properties": said, "required": list(said)},
         }

@@ -19,7 +19,7 @@ from cluster.settings import Strict
 from training.inputs import entities, stretches, units
 from training.inputs.annotations import Annotations, rows_of
 from training.inputs.entities import Entity
-from training.inputs.text import Reader, padded
+from training.inputs.text import CELL, Reader, padded
 from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
@@ -325,7 +325,7 @@ class TokenClassification(Task):
 
     def signature(self) -> dict[str, Any]:
         text = {"type": "string"}
-        cell = {"anyOf": [text, {"type": "array", "items": text}]}
+        cell = {"anyOf": [CELL, {"type": "array", "items": text}]}
         row = {"type": "object", "properties": {self.annotations.column: cell}, "required": [self.annotations.column]}
         entity = {
             "entity_group": {"enum": self.labels},
@@ -335,8 +335,8 @@ class TokenClassification(Task):
             "end": {"type": "integer", "minimum": 1},
         }
         parameters = {
-            "aggregation_strategy": {"enum": [self.aggregation]},
-            "ignore_labels": {"type": "array", "items": text, "description": "Types that are left out."},
+            "aggregation_strategy": {"enum": [self.aggregation, None]},
+            "ignore_labels": {"type": ["array", "null"], "items": text, "description": "Types that are left out."},
         }
         return {
             "input": {"anyOf": [text, row]},

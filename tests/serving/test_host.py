@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub import InferenceClient
@@ -526,7 +527,8 @@ def test_a_replica_is_well_while_its_model_answers_and_says_so_when_it_does_not(
     scheduler = Scheduler(predictor.prepare, predictor.answer)
     replica = object.__new__(host.Replica)
     served = Served("intent", "1", predictor, scheduler, Record(1))
-    replica._lineup = SimpleNamespace(served=lambda: [served])  # type: ignore[assignment]
+    lineup: Any = SimpleNamespace(served=lambda: [served])
+    replica._lineup = lineup
     asyncio.run(replica.check_health())
     predictor.task.reader = None  # type: ignore[attr-defined]
     with pytest.raises(AttributeError):

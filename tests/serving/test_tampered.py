@@ -161,7 +161,7 @@ def test_a_server_goes_on_with_the_version_it_has(
 ) -> None:
     place = spoiled(bundle, tmp_path, tamper, listed=listed)
     before = failed(edge)
-    write_json(edge.wanted, {"intent": {"version": 2, "bundle": str(place)}})
+    write_json(edge.wanted, {"intent": entry(Bundle(place, {}), 2)})
     wait_until(lambda: failed(edge) == before + 1)
     answer = requests.post(f"{edge.address}/models/intent", json={"inputs": TEXTS[0]}, timeout=60)
     assert (answer.status_code, answer.headers["x-headrace-version"]) == (200, "1")

@@ -60,6 +60,11 @@ class Shape:
         """The columns that a window has of the steps that it is asked about."""
         return [self.time, *self.known]
 
+    @property
+    def parts(self) -> dict[str, list[str]]:
+        """What a window has of the past, and of the steps that it is asked about where anything is known of them."""
+        return {HISTORY: self.of_history} | ({FUTURE: self.of_future} if self.known else {})
+
     def names(self, table: pa.Table) -> list[str]:
         """The series of each row, as text."""
         if self.series is None:

@@ -177,13 +177,9 @@ class TimeSeriesForecasting(Task):
         where = f"inputs[{index}]"
         if not isinstance(value, Mapping):
             raise UserError(f"{where}: an object with '{HISTORY}' is needed, not {type(value).__name__}")
-        for part, names in self._parts().items():
+        for part, names in self.shape.parts.items():
             self._check_part(f"{where}.{part}", value.get(part), names)
         return value
-
-    def _parts(self) -> dict[str, list[str]]:
-        """What an input is made of, and the columns of each part."""
-        return {HISTORY: self.shape.of_history} | ({FUTURE: self.shape.of_future} if self.shape.known else {})
 
     def _check_part(self, where: str, part: Any, names: Sequence[str]) -> None:
         if not isinstance(part, Mapping):
@@ -237,10 +233,10 @@ class TimeSeriesForecasting(Task):
         ahead = [*(self._told(name, future, told, coming) for name in shape.known), self.timeline.calendar(coming)]
         name = row.get(shape.series) if shape.series else ""
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and then nothing answers it
-            told_past, told_future = (np.concatenate(one, axis=1).astype(np.float32) for one in (past, ahead))
+            before, after = (np.concatenate(one, axis=1).astype(np.float32).tobytes() for one in (past, ahead))
         return {
-            "past": told_past.tobytes(),
-            "future": told_future.tobytes(),
+            "past": before,
+            "future": after,
             "series": self._numbers.get("" if name is None else read_label(name), 0),
             "last": last,
         }
@@ -374,7 +370,7 @@ class TimeSeriesForecasting(Task):
                 "properties": {name: {"type": "array", "items": cells[name]} for name in names},
                 "required": names,
             }
-            for part, names in self._parts().items()
+            for part, names in shape.parts.items()
         }
         name = {shape.series: {"type": ["string", "number", "null"]}} if shape.series else {}
         numbers = {"type": "array", "items": {"type": "number"}}

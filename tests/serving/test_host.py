@@ -4,6 +4,7 @@ import asyncio
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import http.client
 import json
@@ -356,7 +357,7 @@ def test_a_killed_proxy_or_controller_costs_at_most_what_was_in_flight_and_comes
     for name, found in {"HAProxy": server.proxies, "controller": server.controllers}.items():
         (victim,) = found()
         started = time.perf_counter()
-        tally = load(server.port, 200, 4, at={50: lambda victim=victim: os.kill(victim, signal.SIGKILL)})
+        tally = load(server.port, 200, 4, at={50: functools.partial(os.kill, victim, signal.SIGKILL)})
         seconds = time.perf_counter() - started
         print(f"killed the {name} under 4 connections: {dict(tally.outcomes)} in {seconds:.1f} s")  # noqa: T201
         assert sum(tally.failed.values()) <= 4

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import json
 import random
+import ssl
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -98,9 +99,9 @@ async def _ask(address: str, bodies: Sequence[bytes], due: Sequence[float]) -> l
     """Of each request how it ended, how long after it was due, and how long after that it left."""
     headers = {**client.headers(), "Content-Type": "application/json"}
     limits = aiohttp.ClientTimeout(total=PATIENCE)
-    async with aiohttp.ClientSession(
-        headers=headers, timeout=limits, connector=aiohttp.TCPConnector(limit=0)
-    ) as session:
+    trusted = ssl.create_default_context(cafile=client.authorities())
+    connector = aiohttp.TCPConnector(limit=0, ssl=trusted)
+    async with aiohttp.ClientSession(headers=headers, timeout=limits, connector=connector) as session:
         started = time.perf_counter()
 
         async def one(body: bytes, moment: float) -> tuple[str, float, float]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -51,6 +52,21 @@ def headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+def authorities() -> str | None:
+    """The file of those whose certificates are trusted, where the environment names one; else the usual ones are.
+
+    Raises:
+        UserError: it names a file that does not exist.
+    """
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        place = os.environ.get(name, "")
+        if place and not Path(place).is_file():
+            raise UserError(f"{name}={place}: no such file")
+        if place:
+            return place
+    return None
+
+
 def _read(word: str) -> Any:
     """A word of the command line: JSON where it looks like an object or a list, else a text."""
     if word.lstrip()[:1] in ("{", "["):
@@ -62,10 +78,15 @@ def _read(word: str) -> Any:
 
 
 def _call(method: str, url: str, model: str, body: Any = None) -> Any:
-    address = address_of(url, model)
+    address, trusted = address_of(url, model), authorities() or True
     try:
-        answer = requests.request(method, address, json=body, headers=headers(), timeout=SECONDS)
+        answer = requests.request(method, address, json=body, headers=headers(), timeout=SECONDS, verify=trusted)
         told = answer.json()
+    except requests.exceptions.SSLError:
+        raise RunError(
+            f"{url}: its certificate is not trusted here, or is for another name; SSL_CERT_FILE names a file of those "
+            "to trust"
+        ) from None
     except (requests.ConnectionError, requests.Timeout):
         raise RunError(f"nobody answers at {url}; `headrace serve {model}` starts a server") from None
     except (requests.RequestException, ValueError) as error:

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import signal
+import ssl
 import threading
 import time
 import urllib.error
@@ -26,7 +27,8 @@ from cluster.storage import fingerprint, home, only_one
 from serving import direct, keys, proxy
 from serving.recipe import Hosted, Replicas, Serve, hosted
 from serving.scaling import Policy
-from serving.surroundings import LOCAL_NAMES, environment, sent
+from serving.surroundings import LOCAL_NAMES, environment, proxy_sockets, sent
+from serving.tls import Certificate
 from serving.wanted import Wanted
 
 FOLLOW_SECONDS = 1.0
@@ -60,33 +62,38 @@ def serve(
 
     Raises:
         UserError: a model does not exist, cannot be opened, or is named twice; a key file is wrong, or there is none
-            and other machines could ask.
+            and other machines could ask; a certificate is not good.
         RunError: the port is taken, another server runs already, or Serve does not start.
     """
     wanted = Wanted(hosted(models, options))
     known_keys = keys.from_environment()
+    certificate = Certificate(options.tls) if options.tls else None
     if host not in LOCAL_NAMES and known_keys is None and not without_keys:
         raise UserError(
             f"whoever reaches {host}:{port} could ask these models; set HEADRACE_API_KEYS to ask for a key "
             "(`python -m serving.keys NAME` makes one), or say --without-keys"
         )
     port = port or proxy.free_port()
-    address = f"http://{_reachable(host)}:{port}"
+    address = f"{'https' if certificate else 'http'}://{_reachable(host)}:{port}"
     app = app_name(port)
-    with environment(host, port) as folder, _only_server(app, port), session(), _until_signal() as stop:
+    with environment(host, port, certificate) as folder, _only_server(app, port), session(), _until_signal() as stop:
         if without_keys and known_keys is None:
             say(f"warning: whoever reaches {host}:{port} may ask these models")
+        if known_keys and host not in LOCAL_NAMES and not certificate:
+            say("warning: keys travel in plain text to this address; serve.tls takes a certificate")
         require_room(options.replicas, resources())
         _refuse_second_app(app)
         wanted.write(home() / "serving" / f"{app}.json")
         answered = False
         try:
             _deploy(app, wanted.path, options, port, known_keys, folder)
-            answered = _await_answer(app, address, folder, stop)
+            answered = _await_answer(app, address, folder, stop, certificate.trust() if certificate else None)
             if answered:
                 announce(address)
             while not stop.wait(FOLLOW_SECONDS):
                 wanted.follow()
+                if certificate:
+                    certificate.follow(proxy_sockets())
         finally:
             _shut_down(app, wanted, answered)
 
@@ -282,7 +289,7 @@ def _replica_host() -> str:
     return proxy.LOOPBACK if ray.util.get_node_ip_address() == proxy.LOOPBACK else "0.0.0.0"
 
 
-def _await_answer(app: str, address: str, folder: Path, stop: threading.Event) -> bool:
+def _await_answer(app: str, address: str, folder: Path, stop: threading.Event, trust: ssl.SSLContext | None) -> bool:
     """Returns when all replicas run and the address answers; each model has answered for itself by then.
 
     Returns:
@@ -297,7 +304,7 @@ def _await_answer(app: str, address: str, folder: Path, stop: threading.Event) -
         refused = proxy.complaint(folder)
         if refused:
             raise RunError(refused)
-        if running and _answers(address):
+        if running and _answers(address, trust):
             return True
         if time.monotonic() > deadline:
             raise RunError(f"no answer from {address} after {START_SECONDS:.0f} s{told and f' ({told})'}")
@@ -322,9 +329,9 @@ def _state(app: str) -> tuple[bool, str]:
     return found.status == "RUNNING", " ".join(told.split())
 
 
-def _answers(address: str) -> bool:
+def _answers(address: str, trust: ssl.SSLContext | None) -> bool:
     try:
-        with urllib.request.urlopen(f"{address}/v2/health/ready", timeout=5):
+        with urllib.request.urlopen(f"{address}/v2/health/ready", timeout=5, context=trust):
             return True
     except (urllib.error.URLError, OSError):
         return False

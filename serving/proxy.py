@@ -6,6 +6,7 @@ Serve 2.60 writes HAProxy's configuration and offers no say in it, but lets the 
 - the public port is bound to the address that was asked for, the statistics and metrics ports to this machine alone;
   Serve binds those two to every interface;
 - headers by which a client could switch off Serve's time limit or its watch for lost clients are dropped;
+- with a certificate, that port speaks TLS 1.2 or later and nothing else;
 - a client that never finishes its headers is cut off;
 - when no replica can answer, the client gets 503 and JSON instead of a bare 500; while a proxy that has just started
   does not know the application yet, too, instead of a 404.
@@ -46,7 +47,9 @@ exec {haproxy} "$@"
 COMPLAINT = "complaint"
 
 
-def narrowed(folder: Path, host: str, port: int, metrics_port: int, stats_port: int) -> Path:
+def narrowed(
+    folder: Path, host: str, port: int, metrics_port: int, stats_port: int, certificate: Path | None = None
+) -> Path:
     """Writes the script that starts HAProxy so, and what it needs, into ``folder``.
 
     Args:
@@ -55,14 +58,16 @@ def narrowed(folder: Path, host: str, port: int, metrics_port: int, stats_port: 
         port: the public port.
         metrics_port: HAProxy's own metrics, bound to this machine.
         stats_port: HAProxy's statistics page, bound to this machine.
+        certificate: a PEM file of certificate and key; without, the port speaks plain HTTP.
 
     Returns:
         What ``RAY_SERVE_HAPROXY_BINARY_PATH`` is to name.
     """
     for status in (502, 503, 504):
         (folder / f"{status}.http").write_text(_error_file(), encoding="utf-8")
+    secured = f" ssl crt {certificate} alpn http/1.1 ssl-min-ver TLSv1.2" if certificate else ""
     frontend = [
-        f"bind {host}:{port}",
+        f"bind {host}:{port}{secured}",
         f"timeout http-request {HEADER_SECONDS}s",
         *(f"http-request del-header {header}" for header in DROPPED_HEADERS),
         "http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._-]{1,64}$ }",

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -92,6 +93,19 @@ class Rollback(Strict):
     least: int = Field(200, ge=1, description="Requests that a replica has seen answered before it judges.")
 
 
+class Tls(Strict):
+    """What the address shows to whoever asks over HTTPS."""
+
+    certificate: Path = Field(description="A PEM file: the certificate, then those it was signed with.")
+    key: Path = Field(description="The PEM file of its private key, without a password.")
+
+    @field_validator("certificate", "key")
+    @classmethod
+    def _from_the_recipe(cls, value: Path, info: ValidationInfo) -> Path:
+        # Not resolved: a certificate is often renewed by pointing a link elsewhere.
+        return Path((info.context or {}).get("folder", "."), value.expanduser()).absolute()
+
+
 class Serve(Strict):
     """How the model is hosted."""
 
@@ -118,6 +132,8 @@ class Serve(Strict):
     rollback: Rollback | None = Field(
         default_factory=Rollback, description="When a version is taken back by itself; null for never."
     )
+    tls: Tls | None = Field(None, description="The certificate of an https address; left out, the address is http.")
+    access_log: bool = Field(False, description="Whether each request leaves a line in the log.")
 
 
 class Hosted(Strict):

@@ -1,7 +1,6 @@
 """The environment that Serve's processes find: its switches, and in a local session ports closed to other machines."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.session import on_cluster
 from serving import direct, proxy
+from serving.tls import Certificate
 
 LOCAL_NAMES = {"127.0.0.1", "localhost", "::1"}
 # In a local session these are set to what `proxy.narrowed` closes; another value would leave a port open to everyone.
@@ -18,47 +18,58 @@ OURS_ALONE = ("RAY_SERVE_HAPROXY_BINARY_PATH", "RAY_SERVE_HAPROXY_METRICS_PORT",
 
 
 @contextmanager
-def environment(host: str, port: int) -> Iterator[Path]:
+def environment(host: str, port: int, certificate: Certificate | None = None) -> Iterator[Path]:
     """What Serve's processes must find in their environment. Yields a private folder that lasts as long.
 
     Raises:
-        UserError: a cluster's endpoint cannot be bound to one machine; or a variable would undo what keeps a local
-            session's ports from other machines.
+        UserError: a cluster's endpoint cannot be bound to one machine, nor have a certificate; or a variable would
+            undo what keeps a local session's ports from other machines.
         RunError: the port is taken.
     """
-    folder = Path(tempfile.mkdtemp(prefix="headrace-edge-"))
-    variables = dict(ALWAYS)
-    if on_cluster():
-        if host in LOCAL_NAMES:
-            raise UserError(
-                "on a cluster Serve's proxies and replicas reach one another over the network, so the endpoint cannot "
-                "be closed to other machines; say --host 0.0.0.0, set HEADRACE_API_KEYS, and close the nodes' ports "
-                "30000-31000 to everyone else"
-            )
-    else:
-        _refuse_variables()
-        proxy.require_free(host, port)
-        metrics_port, stats_port = proxy.free_port(), proxy.free_port()
-        variables |= OF_REPLICAS
-        variables |= {
-            # Ray then keeps to the loopback address, as it does on macOS and Windows: no port of the session, but
-            # for the token-guarded ones of its workers, can be reached from elsewhere.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(proxy.free_port()),
-            "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy.narrowed(folder, host, port, metrics_port, stats_port)),
-            "HF_HUB_OFFLINE": "1",  # a replica reads its bundle and nothing else
-        }
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update({name: value for name, value in variables.items() if before[name] is None})
-    try:
-        yield folder
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="headrace-edge-", ignore_cleanup_errors=True) as place:
+        folder = Path(place)
+        variables = {**ALWAYS, **(_of_cluster if on_cluster() else _of_local_session)(folder, host, port, certificate)}
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update({name: value for name, value in variables.items() if before[name] is None})
+        try:
+            yield folder
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+
+
+def _of_cluster(folder: Path, host: str, port: int, certificate: Certificate | None) -> dict[str, str]:
+    if certificate:
+        raise UserError(
+            "serve.tls: on a cluster each node has a proxy of Serve's, which takes no certificate; leave it out, and "
+            "put a load balancer that has it in front"
+        )
+    if host in LOCAL_NAMES:
+        raise UserError(
+            "on a cluster Serve's proxies and replicas reach one another over the network, so the endpoint cannot "
+            "be closed to other machines; say --host 0.0.0.0, set HEADRACE_API_KEYS, and close the nodes' ports "
+            "30000-31000 to everyone else"
+        )
+    return {}
+
+
+def _of_local_session(folder: Path, host: str, port: int, certificate: Certificate | None) -> dict[str, str]:
+    _refuse_variables()
+    proxy.require_free(host, port)
+    metrics_port, stats_port = proxy.free_port(), proxy.free_port()
+    pem = certificate.write(folder) if certificate else None
+    return {
+        **OF_REPLICAS,
+        # Ray then keeps to the loopback address, as it does on macOS and Windows: no port of the session, but
+        # for the token-guarded ones of its workers, can be reached from elsewhere.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(proxy.free_port()),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy.narrowed(folder, host, port, metrics_port, stats_port, pem)),
+        "HF_HUB_OFFLINE": "1",  # a replica reads its bundle and nothing else
+    }
 
 
 ALWAYS: Mapping[str, str] = {
@@ -86,6 +97,12 @@ ALWAYS: Mapping[str, str] = {
 
 OF_REPLICAS: Mapping[str, str] = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": direct.IMPORT_PATH}
 """For those alone who can import our code; on a cluster Serve's proxies need not be able to."""
+
+
+def proxy_sockets() -> list[Path]:
+    """Where the HAProxy of a local session takes commands: one folder for each node, of which there is one."""
+    place = Path(os.environ.get("RAY_SERVE_HAPROXY_SOCKET_PATH", ""))
+    return sorted(place.parent.glob(f"*/{place.name}")) if place.name else []
 
 
 def sent(*, to_replicas: bool = False) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def hosting(subjects: list[str], overrides: list[str]) -> Hosting:
     own = open_bundle(registry.resolve(subjects[0]).bundle).info["recipe"].get("serve") if alone else None
     wanted = settings.of_command_line({"models": subjects, "serve": own or {}}, overrides).validate(Hosting)
     if not alone:
-        shared = json.dumps(wanted.serve.model_dump())
+        shared = json.dumps(wanted.serve.model_dump(mode="json"))
         say(f"the models share one server, which takes no recipe's `serve` section but {shared}")
     return wanted
 

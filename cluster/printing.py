@@ -17,9 +17,9 @@ def carry_out(command: Callable[[], Any]) -> None:
     try:
         command()
     except HeadraceError as error:
-        from cluster.settings import redact
+        from cluster.progress import say
 
-        print(redact(str(error)), file=sys.stderr)
+        say(str(error), "ERROR")
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == 130:
@@ -106,6 +106,6 @@ def show_defect(kind: type[BaseException], error: BaseException, trace: Any) -> 
     """The traceback of a defect of headrace itself, without secrets; for ``sys.excepthook``."""
     import traceback
 
-    from cluster.settings import redact
+    from cluster.progress import say
 
-    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+    say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), "CRITICAL")

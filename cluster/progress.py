@@ -1,6 +1,7 @@
 """What a person sees while work goes on: one line of progress, plain sentences, and the set-up of logging.
 
-All of it goes to stderr, for stdout holds results, and through ``redact``, for a secret is never shown.
+All of it goes to stderr, for stdout holds results, and through ``redact``, for a secret is never shown. Where
+``HEADRACE_LOG=json`` says so, each line is an object for machines (``logs.py``).
 """
 
 import logging
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO
 
+from cluster.logs import START, Structured, as_json, json_line, require_known_form
 from cluster.settings import redact
 
 OURS = ("headrace", "cluster", "training", "tuning", "serving")
@@ -21,15 +23,35 @@ PLAIN_SHARE = 0.1  # …unless a tenth of the work was done meanwhile
 REFRESH_SECONDS = 0.1
 
 
-def say(text: str) -> None:
-    """One plain line to stderr."""
-    _write(sys.stderr, text)
+def say(text: str, level: str = "INFO") -> None:
+    """One line to stderr.
+
+    Args:
+        level: of the line, where lines are for machines.
+    """
+    _write(sys.stderr, text, level)
+
+
+def relay(line: str) -> None:
+    """A line that another process of ours wrote: as it is where it is an object already, else as by :func:`say`."""
+    if line.startswith(START):
+        _put(sys.stderr, line)
+    else:
+        say(line)
 
 
 def configure_logging(verbose: bool = False) -> None:
-    """Our loggers speak at INFO (DEBUG when ``verbose``), everyone else's at WARNING, all to stderr and redacted."""
+    """Our loggers speak at INFO (DEBUG when ``verbose``), everyone else's at WARNING, all to stderr and redacted.
+
+    Raises:
+        UserError: ``HEADRACE_LOG`` names no form there is.
+    """
+    require_known_form()
     handler = _Saying()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s" if verbose else None))
+    if as_json():
+        handler = _Structuring()
+        handler.setFormatter(Structured())
     root = logging.getLogger()
     root.handlers = [*(other for other in root.handlers if not isinstance(other, _Saying)), handler]
     root.setLevel(logging.WARNING)
@@ -68,7 +90,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._began = time.monotonic()
-        if self._stream.isatty():
+        if self._stream.isatty() and not as_json():
             self._live = _LiveLine(self._stream)
         return self
 
@@ -168,8 +190,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _write(stream: TextIO, line: str) -> None:
-    stream.write(redact(line) + "\n")
+def _write(stream: TextIO, line: str, level: str = "INFO") -> None:
+    _put(stream, json_line(time.time(), level, "headrace", line) if as_json() else redact(line))
+
+
+def _put(stream: TextIO, line: str) -> None:
+    stream.write(line + "\n")
     stream.flush()
 
 
@@ -207,3 +233,10 @@ class _Saying(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record))
+
+
+class _Structuring(_Saying):
+    """The same for records that are formatted as objects."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _put(sys.stderr, self.format(record))

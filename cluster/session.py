@@ -26,6 +26,8 @@ from typing import Any, TypeVar
 
 from cluster.environment import PACKAGES, code_root, environment, local_environment, prepare_environment
 from cluster.errors import RunError, UserError
+from cluster.logs import as_json
+from cluster.progress import relay
 from cluster.storage import HOME_VARIABLE, home
 
 logger = logging.getLogger(__name__)
@@ -325,6 +327,10 @@ def _send_worker_lines_to_stderr() -> None:
     def show(batch: dict[str, Any]) -> None:
         lines = [line for line in batch["lines"] if not RAY_INFO_LINE.match(line) and not _is_chatter(line)]
         if not lines or batch.get("actor_name") in RAY_CARETAKERS:
+            return
+        if as_json():
+            for line in lines:
+                relay(line)
             return
         for kept in stderr_deduplicator.deduplicate({**batch, "lines": lines, "is_err": True}):
             worker.print_worker_logs(kept, sys.stderr)

@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from cluster.errors import UserError
@@ -43,8 +42,7 @@ from serving.protocols import Call, Composition, MalformedError, Route, huggingf
 from serving.recipe import Serve
 from serving.scheduler import ClosedError, ExpiredError, OverloadedError
 from serving.shown import METRICS_PATH, OPEN_PATHS, Models, Shown, find, find_version, only
-
-UNKNOWN = "-"  # the metric labels of a request that names no model we have: the client's word is not a label
+from serving.watch import Question, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +76,7 @@ class Edge:
         self._lineup, self._options, self._metrics, self._keys = lineup, options, metrics, keys
         self._echo_request_id = echo_request_id
         self._shown = Shown(options, metrics, secured=keys is not None)
+        self._watch = Watch(metrics, access_log=options.access_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -109,29 +108,29 @@ class Edge:
         Raises:
             RefusalError: with the status that HTTP has for it.
         """
-        with _Counted(self._metrics) as counted:
+        with self._watch.question(request) as watched:
             key = self._admit(request, "predict")
             self._require_tokens(key)
             media = None
             if route.model is not None:
                 known = find(self._models(key), route.model)
-                found = counted.answers(find_version(known, route.version) if route.version else known.leading)
+                found = watched.answers(find_version(known, route.version) if route.version else known.leading)
                 media = huggingface.media(found.predictor.bundle.info["signature"]) if route.media else None
             raw = request.carries(media, loose=route.loose)
             body = await request.body(self._options.max_body_bytes, self._options.timeout_seconds)
-            deadline = counted.started + self._options.timeout_seconds
+            deadline = watched.started + self._options.timeout_seconds
             try:
                 value = body if raw else route.read(body, request.headers)
                 name = route.model or route.named(value) or only(self._models(key))
                 while True:
                     model = find(self._models(key), name)
-                    served = counted.answers(find_version(model, route.version) if route.version else model.pick())
+                    served = watched.answers(find_version(model, route.version) if route.version else model.pick())
                     try:
                         call = route.call(value, served)
                         self._check(call, served)
                         if isinstance(call, Composition):
-                            return await self._composed(request, call, served, deadline, key)
-                        return await self._answered(request, call, model, served, deadline, key)
+                            return await self._composed(watched, call, served, deadline, key)
+                        return await self._answered(watched, call, model, served, deadline, key)
                     except ClosedError:
                         if time.monotonic() > deadline:
                             raise TimeoutError from None
@@ -144,22 +143,23 @@ class Edge:
                 raise refusal(error) from None
 
     async def _composed(
-        self, request: Request, call: Composition, served: Served, deadline: float, key: Key | None
+        self, watched: Question, call: Composition, served: Served, deadline: float, key: Key | None
     ) -> Response | Stream:
-        texts = asyncio.ensure_future(compose(call, served, deadline, functools.partial(self._spend, key)))
-        composed = await request.unless_left(texts, _left(deadline))
+        texts = asyncio.ensure_future(compose(call, served, deadline, functools.partial(self._spend, key, watched)))
+        composed = await watched.request.unless_left(texts, _left(deadline))
         served.record.answered(())
         return replace(composed, headers=(("x-headrace-version", served.version),))
 
     async def _answered(
-        self, request: Request, call: Call, model: Model, served: Served, deadline: float, key: Key | None
+        self, watched: Question, call: Call, model: Model, served: Served, deadline: float, key: Key | None
     ) -> Response:
         asked = time.monotonic()
         questions = [(row, call.parameters) for row in served.predictor.rows(call.inputs)]
         answers = served.scheduler.submit(questions, deadline, key.name if key else None)
-        answered = await request.unless_left(answers, _left(deadline))
-        self._spend(key, sum(answered.lengths))
-        body = write_json(call.write(*answered))
+        answered = await watched.request.unless_left(answers, _left(deadline))
+        watched.runs = answered.runs
+        self._spend(key, watched, sum(answered.lengths))
+        body = write_json(call.write(answered.answers, answered.lengths))
         served.record.answered(answered.answers)
         after = model.afterwards(served, call, answered.answers, time.monotonic() - asked)
         return Response(200, body, headers=(("x-headrace-version", served.version),), afterwards=after)
@@ -215,40 +215,11 @@ class Edge:
             told = f"this key's tokens of a minute are used up; try again in {seconds} s"
             raise RefusalError(429, "rate_limited", told, (("retry-after", seconds),))
 
-    def _spend(self, key: Key | None, tokens: int) -> None:
+    def _spend(self, key: Key | None, watched: Question, tokens: int) -> None:
+        watched.tokens += tokens
         purse = self._keys.purse(key) if self._keys and key else None
         if purse:
             purse.take(tokens)
-
-
-class _Counted:
-    """Tells the metrics of one question, however it ends."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self.started = time.monotonic()
-        self._metrics, self._labels = metrics, (UNKNOWN, UNKNOWN)
-        self._served: Served | None = None
-
-    def answers(self, served: Served) -> Served:
-        """Says who the question is for."""
-        self._served, self._labels = served, (served.name, served.version)
-        return served
-
-    def __enter__(self) -> "_Counted":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._metrics.request(*self._labels, "ok", time.monotonic() - self.started)
-        elif isinstance(error, RefusalError):
-            self._metrics.request(*self._labels, error.code, None)
-        else:
-            gone = isinstance(error, LeftError | asyncio.CancelledError)
-            self._metrics.request(*self._labels, "client_gone" if gone else "internal", None)
-            if self._served and not gone:
-                self._served.record.failed()
 
 
 def _left(deadline: float) -> float:
@@ -279,7 +250,8 @@ def _log_defect(error: Exception, request_id: str) -> None:
     """Where it broke, and not the exception's message: that may quote the text."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
-    logger.error("request %s failed: %s at %s", request_id, type(error).__name__, place)
+    known = {"request_id": request_id}
+    logger.error("request %s failed: %s at %s", request_id, type(error).__name__, place, extra=known)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -113,13 +113,13 @@ class Lineup:
             except Exception as error:  # noqa: BLE001  whatever is wrong with the new version, the old one goes on
                 self._refused[name] = entry
                 self._metrics.swap(name, "failed")
-                logger.error("%s stays as it is: %s", name, _reason(error))
+                logger.error("%s stays as it is: %s", name, _reason(error), extra={"model": name})
                 continue
             if model is None or made.all() != model.all():
                 self._metrics.swap(name, "done")
             self.models = {**self.models, name: made}  # one assignment: a request sees the old model or the new one
             told = ", ".join(f"version {route.served.version} ({route.share} %)" for route in made.routes)
-            logger.info("%s is served in %s", name, told)
+            logger.info("%s is served in %s", name, told, extra={"model": name, "version": made.leading.version})
         self.models = {name: model for name, model in self.models.items() if name in wanted}
         self._close_unneeded()
 
@@ -153,7 +153,7 @@ class Lineup:
         try:
             shadow = self._take(name, entry["shadow"]) if entry["shadow"] else None
         except Exception as error:  # noqa: BLE001  what is only compared keeps nobody from being served
-            logger.error("%s is not compared: %s", name, _reason(error))
+            logger.error("%s is not compared: %s", name, _reason(error), extra={"model": name})
             self._metrics.swap(name, "failed")
             return model
         if shadow:

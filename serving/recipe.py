@@ -133,7 +133,7 @@ class Serve(Strict):
         default_factory=Rollback, description="When a version is taken back by itself; null for never."
     )
     tls: Tls | None = Field(None, description="The certificate of an https address; left out, the address is http.")
-    access_log: bool = Field(False, description="Whether each request leaves a line in the log.")
+    access_log: bool = Field(False, description="Whether each question to a model leaves a line in the log.")
 
 
 class Hosted(Strict):

@@ -107,10 +107,12 @@ class Answered(NamedTuple):
     Attributes:
         answers: one for each value, in order.
         lengths: the tokens of each.
+        runs: the start and the end of each batch that computed some of them, on the scheduler's clock.
     """
 
     answers: list[Any]
     lengths: list[int]
+    runs: list[tuple[float, float]]
 
 
 @dataclass(eq=False, slots=True)
@@ -214,7 +216,7 @@ class Scheduler:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answered] = loop.create_future()
-        answered = Answered([None] * len(values), [0] * len(values))
+        answered = Answered([None] * len(values), [0] * len(values), [])
         if not values:
             future.set_result(answered)
             return future
@@ -323,6 +325,8 @@ class Scheduler:
             self._share(run.share)
             results = isolated(self._run, [item.value for item in run.batch])
             seconds = self._clock() - run.since
+            for request in {item.request for item in run.batch}:
+                request.answered.runs.append((run.since, run.since + seconds))
             with self._came:
                 del self._state.running[lane]
                 self._remember_pace(seconds / len(run.batch) / run.share)

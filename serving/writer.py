@@ -160,7 +160,7 @@ class Writer:
         prepared = await asyncio.to_thread(self._prepare, values)
         orders = [self.order(example, parameters) for (example, parameters), _ in prepared]
         answers = await together(self._whole(order, deadline) for order in orders)
-        return Answered(answers, [length for _, length in prepared])
+        return Answered(answers, [length for _, length in prepared], [])
 
     def order(self, example: Mapping[str, Any], parameters: Mapping[str, Any]) -> Order:
         """What a request with these parameters wants."""

@@ -41,7 +41,8 @@ from serving.model import Model
 from serving.protocols import Call, Composition, MalformedError, Route, huggingface
 from serving.recipe import Serve
 from serving.scheduler import ClosedError, ExpiredError, OverloadedError
-from serving.shown import METRICS_PATH, OPEN_PATHS, Models, Shown, find, find_version, only
+from serving.shown import ADMIN_PATHS, OPEN_PATHS, Models, Shown, find, find_version, only
+from serving.traces import Traces
 from serving.watch import Question, Watch
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Edge:
         metrics: is told of every question.
         keys: who may ask; everyone when None.
         echo_request_id: False where the server around us sends the ``x-request-id`` header already.
+        traces: sends spans of the questions.
     """
 
     def __init__(
@@ -72,11 +74,12 @@ class Edge:
         keys: Keys | None = None,
         *,
         echo_request_id: bool = True,
+        traces: Traces | None = None,
     ) -> None:
         self._lineup, self._options, self._metrics, self._keys = lineup, options, metrics, keys
         self._echo_request_id = echo_request_id
         self._shown = Shown(options, metrics, secured=keys is not None)
-        self._watch = Watch(metrics, access_log=options.access_log)
+        self._watch = Watch(metrics, access_log=options.access_log, traces=traces)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -178,7 +181,7 @@ class Edge:
         """
         key = None
         if request.path not in OPEN_PATHS:
-            key = self._admit(request, "admin" if request.path == METRICS_PATH else "predict")
+            key = self._admit(request, "admin" if request.path in ADMIN_PATHS else "predict")
         asked, both = protocols.route_of(request.path) is not None, huggingface.find(request.path) is not None
         content = self._shown.content(request.path, self._models(key)) if both or not asked else None
         if content is None or request.method not in ("GET", "HEAD"):

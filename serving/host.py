@@ -24,7 +24,7 @@ from cluster.errors import RunError, UserError
 from cluster.progress import say
 from cluster.session import Resources, on_cluster, resources, session, usable_cores
 from cluster.storage import fingerprint, home, only_one
-from serving import direct, keys, proxy
+from serving import direct, keys, proxy, traces
 from serving.recipe import Hosted, Replicas, Serve, hosted
 from serving.scaling import Policy
 from serving.surroundings import LOCAL_NAMES, environment, proxy_sockets, sent
@@ -62,12 +62,13 @@ def serve(
 
     Raises:
         UserError: a model does not exist, cannot be opened, or is named twice; a key file is wrong, or there is none
-            and other machines could ask; a certificate is not good.
+            and other machines could ask; a certificate is not good; traces cannot be sent.
         RunError: the port is taken, another server runs already, or Serve does not start.
     """
     wanted = Wanted(hosted(models, options))
     known_keys = keys.from_environment()
     certificate = Certificate(options.tls) if options.tls else None
+    traces.wanted()  # said here what a replica would say in its log
     if host not in LOCAL_NAMES and known_keys is None and not without_keys:
         raise UserError(
             f"whoever reaches {host}:{port} could ask these models; set HEADRACE_API_KEYS to ask for a key "
@@ -107,6 +108,8 @@ def app_name(port: int) -> str:
 class Replica:
     """One process with every model. Serve makes it, asks for its ASGI app, and asks whether it is well."""
 
+    _traces: traces.Traces | None = None
+
     def __init__(self, wanted: str, options: dict[str, Any], key_file: str | None, threads: int, counts: str) -> None:
         # Before anything imports prometheus_client, which looks for it once.
         Path(counts).mkdir(parents=True, exist_ok=True)
@@ -123,16 +126,22 @@ class Replica:
         self._options = Serve(**options)
         self._metrics = Metrics()
         self._keys = keys.Keys(Path(key_file)) if key_file else None
+        self._traces = traces.Traces() if traces.wanted() else None
         self._lineup = Lineup(Path(wanted), self._options, self._metrics)
         self._traffic = Traffic()
 
     def __serve_build_asgi_app__(self) -> Any:
         from serving.edge import Edge
 
-        parts = (self._lineup, self._options, self._metrics, self._keys)
-        direct.open_way(self._traffic.through(Edge(*parts)))
+        parts: tuple[Any, ...] = (self._lineup, self._options, self._metrics, self._keys)
+        direct.open_way(self._traffic.through(Edge(*parts, traces=self._traces)))
         # On the long way Serve itself sends the request id back.
-        return self._traffic.through(Edge(*parts, echo_request_id=False))
+        return self._traffic.through(Edge(*parts, traces=self._traces, echo_request_id=False))
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica has answered its last request."""
+        if self._traces:
+            self._traces.close()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve hands on to :class:`serving.scaling.Policy`, about once a second."""

@@ -19,6 +19,7 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
+TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 class Metrics:
@@ -39,13 +40,20 @@ class Metrics:
         )
         self._seconds = Histogram(
             "headrace_request_seconds",
-            "From the whole body to the answer.",
+            "From the headers of a question to its answer.",
             of_model,
             buckets=SECONDS,
             registry=self._registry,
         )
         self._batch_items = Histogram(
             "headrace_batch_items", "Inputs in one forward pass.", of_model, buckets=ITEMS, registry=self._registry
+        )
+        self._batch_tokens = Histogram(
+            "headrace_batch_tokens",
+            "Tokens in one forward pass, padding included.",
+            of_model,
+            buckets=TOKENS,
+            registry=self._registry,
         )
         self._batch_seconds = Histogram(
             "headrace_batch_seconds", "One forward pass.", of_model, buckets=SECONDS, registry=self._registry
@@ -92,6 +100,7 @@ class Metrics:
         """One forward pass was done."""
         self.workload.ran(model, version, batch)
         self._batch_items.labels(model, version).observe(batch.items)
+        self._batch_tokens.labels(model, version).observe(batch.padded_tokens)
         self._batch_seconds.labels(model, version).observe(batch.seconds)
         self._queue_seconds.labels(model, version).observe(batch.oldest_waited)
         self._tokens.labels(model, version).inc(batch.tokens)

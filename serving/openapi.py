@@ -23,6 +23,7 @@ def document(models: Mapping[str, Served], options: Serve, keys: bool) -> dict[s
         "/v2/health/live": {"get": get("Whether the server is alive.", flag("live"), secured=False)},
         "/v2/health/ready": {"get": get("Whether every model is loaded and warm.", flag("ready"), secured=False)},
         "/metrics": {"get": get("Prometheus metrics.", TEXT, kind="text/plain")},
+        "/dashboard.json": {"get": get("A Grafana dashboard of these metrics.", {"type": "object"})},
     }
     components: dict[str, Any] = {"schemas": {form.ERROR_NAME: form.ERROR for form in (huggingface, tei, oip, openai)}}
     if keys:

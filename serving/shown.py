@@ -14,6 +14,10 @@ from serving.protocols import huggingface, oip, openai, tei
 from serving.recipe import Serve
 
 METRICS_PATH = "/metrics"
+DASHBOARD_PATH = "/dashboard.json"
+ADMIN_PATHS = {METRICS_PATH, DASHBOARD_PATH}
+"""For keys that administer."""
+
 OPEN_PATHS = {"/", "/docs", "/health", "/v2/health/live", "/v2/health/ready"}
 """Two pages without data, and who only asks "alive?": no key is asked for."""
 
@@ -78,7 +82,7 @@ class Shown:
 
     def __init__(self, options: Serve, metrics: Metrics, *, secured: bool) -> None:
         self._options, self._metrics, self._secured = options, metrics, secured
-        self._pages = {"/": _page("try.html"), "/docs": _page("docs.html")}
+        self._pages = {"/": _file("try.html"), "/docs": _file("docs.html")}
 
     def content(self, path: str, models: Models) -> Callable[[], Response]:
         """What is at a path, made when it is called.
@@ -96,6 +100,7 @@ class Shown:
             "/v2": lambda: _json({"name": "headrace", "version": "1", "extensions": []}),
             "/v1/models": lambda: _json(openai.models(_leading(models))),
             METRICS_PATH: lambda: Response(200, self._metrics.page(), METRICS_TYPE),
+            DASHBOARD_PATH: lambda: Response(200, _file("dashboard.json")),
             "/models": lambda: _json([model.about() for model in models.values()]),
             "/info": lambda: self._info(find(models, only(models)).leading),
             "/openapi.json": lambda: _json(openapi.document(_leading(models), self._options, self._secured)),
@@ -140,5 +145,5 @@ def _json(value: object, headers: Headers = ()) -> Response:
     return Response(200, write_json(value), headers=headers)
 
 
-def _page(name: str) -> bytes:
+def _file(name: str) -> bytes:
     return (Path(__file__).parent / name).read_bytes()

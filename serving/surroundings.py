@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.logs import VARIABLE as LOG_VARIABLE
 from cluster.session import on_cluster
 from serving import direct, proxy
 from serving.tls import Certificate
@@ -109,8 +110,14 @@ def sent(*, to_replicas: bool = False) -> dict[str, Any]:
     """Our variables for processes on other machines; those on this one inherit them."""
     if not on_cluster():
         return {}
-    variables = {"RAY_SERVE_ENABLE_HA_PROXY": "1", **ALWAYS, **(OF_REPLICAS if to_replicas else {})}
-    return {"runtime_env": {"env_vars": variables}}
+    # Not the headers for a collector: they may hold a token, and what is sent along can be read at the cluster's head.
+    telling = {
+        name: value
+        for name, value in os.environ.items()
+        if name == LOG_VARIABLE or (name.startswith("OTEL_") and not name.endswith("_HEADERS"))
+    }
+    ours = {"RAY_SERVE_ENABLE_HA_PROXY": "1", **ALWAYS, **(OF_REPLICAS if to_replicas else {})}
+    return {"runtime_env": {"env_vars": ours | telling}}
 
 
 def _refuse_variables() -> None:

@@ -8,6 +8,7 @@ from types import TracebackType
 from serving.exchange import LeftError, RefusalError, Request
 from serving.lineup import Served
 from serving.metrics import Metrics
+from serving.traces import Traces
 
 UNKNOWN = "-"  # the labels of a question that names no model we have: the client's word is not a label
 DEFECT = "internal"
@@ -21,10 +22,11 @@ class Watch:
 
     Args:
         access_log: whether each question leaves a line in the log.
+        traces: sends a span for each.
     """
 
-    def __init__(self, metrics: Metrics, *, access_log: bool = False) -> None:
-        self.metrics, self.access_log = metrics, access_log
+    def __init__(self, metrics: Metrics, *, access_log: bool = False, traces: Traces | None = None) -> None:
+        self.metrics, self.access_log, self.traces = metrics, access_log, traces
 
     def question(self, request: Request) -> "Question":
         """A question that begins this moment."""
@@ -42,7 +44,7 @@ class Question:
 
     def __init__(self, watch: Watch, request: Request) -> None:
         self.started = time.monotonic()
-        self.request = request
+        self.request_id, self.headers = request.request_id, request.headers
         self.model = self.version = UNKNOWN
         self.tokens = 0
         self.runs: list[tuple[float, float]] = []
@@ -69,10 +71,12 @@ class Question:
             self._served.record.failed()
         if self._watch.access_log:
             self._log()
+        if self._watch.traces:
+            self._watch.traces.question(self)
 
     def _log(self) -> None:
         known = {
-            "request_id": self.request.request_id,
+            "request_id": self.request_id,
             "model": self.model,
             "version": self.version,
             "status": self.status,

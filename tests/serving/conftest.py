@@ -20,6 +20,7 @@ from serving.keys import Keys
 from serving.lineup import Lineup
 from serving.metrics import Metrics
 from serving.recipe import Serve
+from serving.traces import Traces
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.recipe import Model
 from training.tasks.text_classification import TextClassification
@@ -113,15 +114,21 @@ class Running:
 
 @pytest.fixture(scope="session")
 def edge_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """``with edge_of({name: entry}, options, keys) as running``: an edge under uvicorn on a free port."""
+    """``with edge_of({name: entry}, options, keys, traces) as running``: an edge under uvicorn on a free port."""
 
     @contextmanager
-    def running(entries: dict[str, Any], options: Serve | None = None, keys: Keys | None = None) -> Iterator[Running]:
+    def running(
+        entries: dict[str, Any],
+        options: Serve | None = None,
+        keys: Keys | None = None,
+        traces: Traces | None = None,
+    ) -> Iterator[Running]:
         wanted = tmp_path_factory.mktemp("wanted") / "app.json"
         write_json(wanted, entries)
         options, metrics = options or Serve(), Metrics()
         lineup = Lineup(wanted, options, metrics)
-        server = uvicorn.Server(uvicorn.Config(Edge(lineup, options, metrics, keys), port=0, log_level="error"))
+        edge = Edge(lineup, options, metrics, keys, traces=traces)
+        server = uvicorn.Server(uvicorn.Config(edge, port=0, log_level="error"))
         started = threading.Event()
 
         async def serve() -> None:

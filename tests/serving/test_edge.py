@@ -276,7 +276,12 @@ def test_a_key_sees_its_models_and_does_what_it_is_good_for(
             assert get(closed, "desk")[0] == 404
         assert ask(running, {"inputs": {"subject": "a", "body": "b"}}, "/models/pair", headers=as_("desk"))[0] == 404
         assert ask(running, {"inputs": "a"}, headers=as_("desk"))[0] == 200
-        for name, closed in (("desk", "/metrics"), ("watch", "/models"), ("watch", "/models/intent")):
+        for name, closed in (
+            ("desk", "/metrics"),
+            ("desk", "/dashboard.json"),
+            ("watch", "/models"),
+            ("watch", "/models/intent"),
+        ):
             status, told = get(closed, name)
             assert (status, code_of(told)) == (403, "forbidden")
         assert ask(running, {"inputs": "a"}, headers=as_("watch"))[0] == 403

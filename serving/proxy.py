@@ -7,7 +7,8 @@ Serve 2.60 writes HAProxy's configuration and offers no say in it, but lets the 
   Serve binds those two to every interface;
 - headers by which a client could switch off Serve's time limit or its watch for lost clients are dropped;
 - with a certificate, that port speaks TLS 1.2 or later and nothing else;
-- a client that never finishes its headers is cut off;
+- a client that never finishes its headers, or a small body, is cut off, and until then reaches no replica;
+- connections that wait may be so many that a few thousand slow clients keep nobody out;
 - when no replica can answer, the client gets 503 and JSON instead of a bare 500; while a proxy that has just started
   does not know the application yet, too, instead of a 404.
 
@@ -16,6 +17,7 @@ The script starts HAProxy only when the ports that it binds are exactly those.
 
 import json
 import os
+import resource
 import shlex
 import socket
 from pathlib import Path
@@ -29,7 +31,8 @@ DROPPED_HEADERS = (
     "serve_multiplexed_model_id",
     "x-session-id",
 )
-HEADER_SECONDS = 30
+HEADER_SECONDS = 10
+MOST_CONNECTIONS = 20_000  # each takes some 20 kB while its request is read
 SCRIPT = """#!/bin/sh
 for word; do
   [ "$before" = "-f" ] && config=$word
@@ -69,10 +72,13 @@ def narrowed(
     frontend = [
         f"bind {host}:{port}{secured}",
         f"timeout http-request {HEADER_SECONDS}s",
+        "option http-buffer-request",
         *(f"http-request del-header {header}" for header in DROPPED_HEADERS),
         "http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._-]{1,64}$ }",
     ]
     edits = [
+        # It would not start where twice the connections are more than the files it may open; see `connections`.
+        r"/^ *global$/a\    no strict-limits",
         rf"s/^ *bind :{metrics_port}$/    bind {LOOPBACK}:{metrics_port}/",
         rf"s/^ *bind \*:{stats_port}$/    bind {LOOPBACK}:{stats_port}/",
         rf"s|^ *errorfile \(50[234]\) .*|    errorfile \1 {folder}/\1.http|",
@@ -88,6 +94,12 @@ def narrowed(
     script.write_text(SCRIPT.format(**quoted), encoding="utf-8")
     script.chmod(0o700)
     return script
+
+
+def connections() -> int:
+    """How many connections HAProxy is to hold: of the files that it may open, the rest is for those to replicas."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if most == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, most * 4 // 5)
 
 
 def complaint(folder: Path) -> str:

@@ -67,6 +67,7 @@ def _of_local_session(folder: Path, host: str, port: int, certificate: Certifica
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(proxy.connections()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(proxy.free_port()),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy.narrowed(folder, host, port, metrics_port, stats_port, pem)),
         "HF_HUB_OFFLINE": "1",  # a replica reads its bundle and nothing else

@@ -10,6 +10,8 @@ import http.client
 import json
 import os
 import re
+import resource
+import select
 import shutil
 import signal
 import socket
@@ -187,10 +189,12 @@ def load(
     connections: int = 32,
     at: dict[int, Callable[[], object]] | None = None,
     inputs: int = 1,
+    waits: list[float] | None = None,
 ) -> Tally:
     """Sends so many requests, or one for each number, over ``connections`` kept alive, each with so many inputs.
 
     ``at[n]`` is called when the n-th is about to be sent. A connection that is refused is tried again, for a minute.
+    ``waits`` gets the seconds that each took.
     """
     numbers = iter(range(requests) if isinstance(requests, int) else requests)
     tally, pending = Tally(), dict(at or {})
@@ -202,6 +206,7 @@ def load(
             if number in pending:
                 pending.pop(number)()
             asked = [TEXTS[(number + index) % len(TEXTS)] for index in range(inputs)]
+            began = time.monotonic()
             try:
                 reach(client)
                 client.request("POST", "/models/intent", json.dumps({"inputs": asked}), headers)
@@ -214,6 +219,8 @@ def load(
             except (OSError, http.client.HTTPException) as error:
                 tally.outcomes[type(error).__name__] += 1
                 client.close()
+            if waits is not None:
+                waits.append(time.monotonic() - began)
         client.close()
 
     with concurrent.futures.ThreadPoolExecutor(connections) as pool:
@@ -388,6 +395,44 @@ def test_two_thousand_requests_while_a_version_is_promoted_and_a_replica_dies(
     assert sum(tally.outcomes.values()) == 2000
     assert sum(tally.failed.values()) <= 32
     assert set(tally.versions) == {"1", "2"}
+
+
+@pytest.mark.slow
+def test_ten_thousand_slow_clients_keep_nobody_out_and_are_cut(server: Server, wait_until: Callable[..., None]) -> None:
+    """Half of them never finish their headers, half never their body."""
+    wait_until(lambda: len(server.replicas()) == 2, 120)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    body = f"POST /models/intent HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 99\r\n\r\n{{"
+    slow = {}
+    try:
+        started = time.monotonic()
+        for number in range(10_000):
+            address = f"127.0.0.{2 + number % 8}"
+            connection = socket.create_connection(("127.0.0.1", server.port), 30, (address, 0))
+            connection.sendall(b"P" if number % 2 else body.encode())
+            slow[connection.fileno()] = connection
+        opened = time.monotonic() - started
+        waits: list[float] = []
+        tally = load(server.port, 300, 8, waits=waits)
+        percentiles = [round(1000 * sorted(waits)[int(len(waits) * share)], 1) for share in (0.5, 0.99)]
+        seen = select.epoll()
+        for descriptor in slow:
+            seen.register(descriptor, select.EPOLLIN)
+        open_meanwhile = 10_000 - len(seen.poll(0, 10_000))
+        wait_until(lambda: len(seen.poll(0, 10_000)) == 10_000, 120)
+        ends = collections.Counter(connection.recv(12).decode() for connection in slow.values())
+        print(  # noqa: T201  figures to quote
+            f"10000 slow connections in {opened:.1f} s; 300 requests beside them: {dict(tally.outcomes)}, p50 and p99 "
+            f"{percentiles} ms; {open_meanwhile} still open then; ends: {dict(ends)} "
+            f"after {time.monotonic() - started:.1f} s"
+        )
+        assert tally.outcomes == {"200": 300}
+        assert set(ends) <= {"HTTP/1.1 408", "HTTP/1.0 408", ""}
+    finally:
+        for connection in slow.values():
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_it_ends_on_sigterm_and_leaves_nothing(server: Server, wait_until: Callable[..., None]) -> None:

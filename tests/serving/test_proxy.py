@@ -9,6 +9,8 @@ from serving import proxy
 
 # The lines that Serve writes, as far as the ports and what lies around them are concerned.
 CONFIGURATION = """
+global
+    maxconn 4096
 defaults
     mode http
     timeout connect 5s
@@ -49,6 +51,7 @@ def test_the_ports_are_bound_to_what_was_asked_for(tmp_path: Path, host: str) ->
     assert "/nowhere/" not in edited
     assert "status 404" not in edited  # Serve would say so of every path while it has not named the application yet
     assert f"return status 503 errorfile {tmp_path}/503.http" in edited
+    assert edited.count("no strict-limits") == 1
     assert proxy.complaint(tmp_path) == ""
 
 

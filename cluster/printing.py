@@ -17,14 +17,15 @@ def carry_out(command: Callable[[], Any]) -> None:
     try:
         command()
     except HeadraceError as error:
-        from cluster.progress import say
-
-        say(str(error), "ERROR")
+        _tell(str(error), "ERROR")
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == 130:
-            print("interrupted; the same command continues where it can", file=sys.stderr)
+            _tell("interrupted; the same command continues where it can")
         raise
+    except Exception as error:  # noqa: BLE001  the front door's library puts a hook of its own in place of ours
+        show_defect(type(error), error, error.__traceback__)
+        sys.exit(1)
 
 
 @contextmanager
@@ -106,6 +107,10 @@ def show_defect(kind: type[BaseException], error: BaseException, trace: Any) -> 
     """The traceback of a defect of headrace itself, without secrets; for ``sys.excepthook``."""
     import traceback
 
-    from cluster.progress import say
+    _tell("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), "CRITICAL")
 
-    say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), "CRITICAL")
+
+def _tell(text: str, level: str = "INFO") -> None:
+    from cluster.progress import say  # here, for `--help` is to be quick
+
+    say(text, level)

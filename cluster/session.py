@@ -329,7 +329,8 @@ def _send_worker_lines_to_stderr() -> None:
         if not lines or batch.get("actor_name") in RAY_CARETAKERS:
             return
         if as_json():
-            for line in lines:
+            # What Ray's autoscaler writes is its whole state, every five seconds.
+            for line in worker.filter_autoscaler_events(lines) if batch["pid"] == "autoscaler" else lines:
                 relay(line)
             return
         for kept in stderr_deduplicator.deduplicate({**batch, "lines": lines, "is_err": True}):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from serving.exchange import LeftError, RefusalError, Request
@@ -44,7 +45,9 @@ class Question:
 
     def __init__(self, watch: Watch, request: Request) -> None:
         self.started = time.monotonic()
-        self.request_id, self.headers = request.request_id, request.headers
+        self.request = request
+        self.request_id: str = request.request_id
+        self.headers: Mapping[str, str] = request.headers
         self.model = self.version = UNKNOWN
         self.tokens = 0
         self.runs: list[tuple[float, float]] = []

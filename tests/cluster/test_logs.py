@@ -107,3 +107,18 @@ def test_what_ends_a_command_is_such_a_line_too(form: str, status: int, tmp_path
         assert line["level"] == "ERROR" and "none.yaml: no such file" in line["message"]
     else:
         assert done.stderr == "HEADRACE_LOG=xml: say json, or plain\n"
+
+
+def test_a_defect_is_such_a_line_too() -> None:
+    code = (
+        "import typer; from cluster.printing import carry_out\n"
+        "app = typer.Typer(pretty_exceptions_enable=False)\n"
+        "app.command()(lambda: 1 / 0)\n"
+        "carry_out(app)"
+    )
+    environment = {"PATH": "", "HEADRACE_LOG": "json"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 1
+    line = json.loads(done.stderr)
+    assert line["level"] == "CRITICAL" and "ZeroDivisionError: division by zero" in line["message"]

@@ -150,6 +150,8 @@ class Replica:
     async def check_health(self) -> None:
         """Has every idle model compute an answer; one that is busy is well as long as its batches end.
 
+        One that sleeps is left asleep, and one that is being loaded is busy.
+
         Raises:
             RuntimeError: a model is stuck; Serve then replaces this replica.
         """
@@ -157,7 +159,7 @@ class Replica:
             scheduler = served.scheduler
             if not scheduler.alive() or scheduler.running_for() > STALLED_SECONDS:
                 raise RuntimeError(f"{served.name} version {served.version} is stuck")
-            if not scheduler.busy():
+            if served.predictor.loaded and not scheduler.busy():
                 deadline = time.monotonic() + HEALTH_SECONDS
                 await asyncio.wait_for(scheduler.submit([served.predictor.blank()], deadline), HEALTH_SECONDS)
 

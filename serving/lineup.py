@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from cluster.errors import HeadraceError
 from cluster.storage import read_json
+from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.model import Model, Route
 from serving.predictor import Predictor
@@ -57,6 +58,7 @@ class Served:
             "metrics": info["metrics"],
             "baselines": info["baselines"],
             "created": info["created"],
+            "loaded": self.predictor.loaded,
             "engine": {"name": self.predictor.engine.name, "measured": self.predictor.engine.table},
         }
 
@@ -71,11 +73,14 @@ class Lineup:
             HeadraceError: a bundle cannot be opened.
         """
         self._path, self._options, self._metrics = wanted, options, metrics
+        self._memory = Memory(options.memory)
         self._stop = threading.Event()
         self._refused: dict[str, Any] = {}
         self._loaded: dict[Key, Served] = {}
         self._unneeded: dict[Key, float] = {}
+        self._started = False
         self.models = {name: self._made(name, entry, None) for name, entry in read_json(wanted).items()}
+        self._started = True
         self._thread = threading.Thread(target=self._follow, name="lineup", daemon=True)
         self._thread.start()
 
@@ -188,13 +193,24 @@ class Lineup:
             since = self._unneeded.setdefault(key, now)
             if now - since > (TRIAL_SECONDS if key[:2] in trials else LINGER_SECONDS):
                 served.scheduler.close()
+                self._memory.forget(served.predictor)
                 del self._loaded[key], self._unneeded[key]
 
     def _load(self, name: str, version: str, bundle: str) -> Served:
+        """A version, warm; where there is no room for it, it sleeps at the start, and later others do instead."""
         predictor = Predictor(open_bundle(Path(bundle)), engine=self._options.engine)
         self._metrics.engine(name, version, predictor.engine.name)
+        self._admit(name, version, predictor)
         record = Record((self._options.rollback or Rollback()).least)
         return Served(name, version, predictor, self._scheduler(name, version, predictor, record), record)
+
+    def _admit(self, name: str, version: str, predictor: Predictor) -> None:
+        def observe(*, loaded: bool, again: bool) -> None:
+            self._metrics.memory(name, version, predictor.bytes if loaded else -predictor.bytes)
+            if again:
+                self._metrics.wake(name, version)
+
+        self._memory.admit(predictor, observe, stays=predictor.task.writes_on, first=self._started)
 
     def _scheduler(self, name: str, version: str, predictor: Predictor, record: Record) -> Scheduler | Writer:
         waiting = self._options.max_queue
@@ -206,8 +222,15 @@ class Lineup:
         if predictor.task.writes_on:
             return Writer(cast(WritingTask, predictor.task), predictor.model, predictor.prepare, waiting, observe)
         limits = Limits(budget=predictor.budget, waiting=waiting)
-        lanes, share = predictor.lanes, predictor.share
-        return Scheduler(predictor.prepare, predictor.answer, limits, observe, lanes=lanes, share=share)
+        return Scheduler(
+            predictor.prepare,
+            predictor.answer,
+            limits,
+            observe,
+            awake=lambda: self._memory.awake(predictor),
+            lanes=predictor.lanes,
+            share=predictor.share,
+        )
 
 
 def _reason(error: Exception) -> str:

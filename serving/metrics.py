@@ -30,7 +30,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         self.workload = Workload()
         of_model = ("model", "version")
@@ -86,6 +86,17 @@ class Metrics:
             "headrace_rollbacks", "Versions taken back, by why.", (*of_model, "reason"), registry=self._registry
         )
 
+        self._memory = Gauge(
+            "headrace_memory_bytes",
+            "What the weights of a version take in memory; 0 while it sleeps.",
+            of_model,
+            multiprocess_mode="livesum",
+            registry=self._registry,
+        )
+        self._wakes = Counter(
+            "headrace_wakes", "Versions that were loaded again after they had slept.", of_model, registry=self._registry
+        )
+
     def engine(self, model: str, version: str, engine: str) -> None:
         """A version was loaded, and this computes it."""
         self._engines.labels(model, version, engine).inc()
@@ -105,6 +116,14 @@ class Metrics:
         self._queue_seconds.labels(model, version).observe(batch.oldest_waited)
         self._tokens.labels(model, version).inc(batch.tokens)
         self._padding.labels(model, version).inc(batch.padded_tokens - batch.tokens)
+
+    def memory(self, model: str, version: str, more: int) -> None:
+        """The weights of a version take so many more bytes from here on, or fewer."""
+        self._memory.labels(model, version).inc(more)
+
+    def wake(self, model: str, version: str) -> None:
+        """A version that slept was loaded again."""
+        self._wakes.labels(model, version).inc()
 
     def swap(self, model: str, outcome: str) -> None:
         """A version was taken into service (``done``) or could not be (``failed``)."""
@@ -131,6 +150,18 @@ class Metrics:
         folder = os.environ.get(FOLDER_VARIABLE)
         if not folder:
             return self._registry
+        _forget_the_dead(Path(folder))
         together = CollectorRegistry()
         MultiProcessCollector(together, str(Path(folder)))  # type: ignore[no-untyped-call]
         return together
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Removes what processes said of themselves that have ended: a killed replica holds no memory."""
+    for path in folder.glob("gauge_live*_*.db"):
+        try:
+            os.kill(int(path.stem.rpartition("_")[2]), 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except PermissionError:  # it lives, and is another user's
+            continue

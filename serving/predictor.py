@@ -1,22 +1,33 @@
 """A bundle that answers: rows in, answers out, through the task that training used."""
 
+import ctypes
+import gc
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from cluster.errors import RunError, UserError
 from cluster.storage import home
 from serving.engines.choice import REFERENCE, Choice, choose
 from serving.engines.engine import Subject
+from serving.engines.size import weight_bytes
 from serving.explain import COST, Explainer, asked, others
 from serving.recipe import Wanted
-from training.bundle import Bundle
-from training.tasks.task import Example, Outputs, Row, Task
+from training.bundle import Bundle, open_bundle
+from training.tasks.task import Batch, Example, Outputs, Row, Task
 
 EMPTY: Mapping[str, Any] = {}
 """The parameters of a request that has none; one object, so that such requests are decoded together."""
+
+NOBODY: Mapping[str, Any] = {}
+"""The parameters of a question that nobody asked: to answer it is no use of the model."""
+
+_reading = threading.Lock()  # transformers changes torch as a whole while it reads weights: one model at a time
 
 CPU_BUDGET = 1024  # padded tokens a batch; on two cores larger ones answer no more texts a second, only later
 GPU_BUDGET = 16_384
@@ -33,7 +44,7 @@ _here = threading.local()
 
 
 class Predictor:
-    """One model, ready to answer.
+    """One model, ready to answer; its weights may be let go and taken again, all else stays.
 
     Attributes:
         bundle: what it was opened from.
@@ -44,7 +55,12 @@ class Predictor:
         lanes: how many batches may be computed at once.
         explainer: says what answers rest on.
         signature: of the task, and what this model can be asked besides.
+        loaded: whether it holds its weights.
+        bytes: what they take, those of the engine with them.
+        used: when it last answered what somebody asked, in monotonic seconds.
     """
+
+    engine: Choice
 
     def __init__(self, bundle: Bundle, device: str | None = None, engine: Wanted = REFERENCE) -> None:
         """Loads the weights and computes one answer, so that the first request finds the model warm.
@@ -63,15 +79,62 @@ class Predictor:
         self.budget = GPU_BUDGET if self.device.type == "cuda" else CPU_BUDGET
         self._threads = torch.get_num_threads()
         self.lanes = 1 if self.device.type == "cuda" else min(MOST_LANES, self._threads)
-        self.model = bundle.model(self.task).to(self.device).eval()
-        self.engine = self._chosen(engine)
-        self.explainer = Explainer(self.task, self.model, self.device, self.budget)
+        self._wanted: Wanted = engine
+        self._stamps = bundle.stamps()
+        self._take_weights()
         self.signature = self.explainer.describe(bundle.info["signature"])
         self._warm = self.task.encode([self._blank_row()])
         try:
             self._warm_outputs = self.forward(self._warm)
         except UserError as error:  # nobody has asked anything yet: it is the model that is at fault
             raise RunError(f"{bundle.folder}: the model does not answer the smallest input: {error}") from None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.bundle.name
+
+    # --- its weights ----------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Takes the weights again after :meth:`sleep`; where it holds them, nothing happens.
+
+        Raises:
+            RunError: the bundle is no longer what it was when it was opened.
+        """
+        if self.loaded:
+            return
+        stamps = self.bundle.stamps()
+        if stamps != self._stamps and not self._as_it_was():
+            raise RunError(f"{self.bundle.folder} was changed while the model slept; it is not loaded")
+        self._stamps = stamps
+        self.share(1)  # engines are made for all cores, however few this thread had for its last batch
+        self._take_weights()
+
+    def sleep(self) -> None:
+        """Lets the weights go. Whoever calls it knows that nobody computes."""
+        self.loaded = False
+        self.engine = replace(self.engine, forward=_asleep)
+        self.model.to("meta")
+        if self.engine.bytes:  # what an engine copied refers to itself
+            gc.collect()
+        _give_back(self.device)
+
+    def _as_it_was(self) -> bool:
+        try:
+            return open_bundle(self.bundle.folder).fingerprint == self.bundle.fingerprint
+        except UserError:
+            return False
+
+    def _take_weights(self) -> None:
+        with _reading:
+            model = self.bundle.model(self.task)
+        self.model: PreTrainedModel = model.to(self.device).eval()
+        self.engine = self._chosen(self._wanted)
+        self.explainer = Explainer(self.task, self.model, self.device, self.budget)
+        self.bytes = weight_bytes(self.model) + self.engine.bytes
+        self.used = time.monotonic()
+        self.loaded = True
 
     def _chosen(self, wanted: Wanted) -> Choice:
         """A model that writes on is computed by whoever writes, and needs no other engine."""
@@ -98,6 +161,8 @@ class Predictor:
 
     def answer(self, questions: Sequence[Question]) -> list[Any]:
         """Examples with parameters to answers, in one forward pass and those that explain."""
+        if any(parameters is not NOBODY for _, parameters in questions):
+            self.used = time.monotonic()
         examples = [example for example, _ in questions]
         outputs = self.forward(examples)
         answers: list[Any] = [None] * len(questions)
@@ -170,12 +235,25 @@ class Predictor:
 
     def blank(self) -> Question:
         """The smallest question there is, for those who ask only whether the model still answers."""
-        return (self._blank_row(), EMPTY)
+        return (self._blank_row(), NOBODY)
 
     def _blank_row(self) -> Row:
         schema = self.task.signature()["input"]
         shapes = schema.get("anyOf", [schema])
         return next((dict.fromkeys(shape["properties"], "") for shape in shapes if shape.get("type") == "object"), {})
+
+
+def _asleep(batch: Batch) -> torch.Tensor:
+    raise RunError("the model's weights are not loaded")
+
+
+def _give_back(device: torch.device) -> None:
+    """Has whoever hands out memory return what is free to the machine, which else sees none of it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries keep less
+    if trim is not None:
+        trim(0)
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:

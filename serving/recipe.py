@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationInfo, field_validator, model_validator
 
 from cluster.errors import UserError
 from cluster.settings import Strict
@@ -115,6 +115,12 @@ class Serve(Strict):
         description="What computes the answers. torch-fp32: what `predict` computes with; fast: the one that is "
         "measured to be fastest here, of those whose answers agree with torch-fp32 on rows that were held back; or one "
         "by its name. The onnx ones need `pip install 'headrace[onnx]'`.",
+    )
+    memory: ByteSize | None = Field(
+        None,
+        ge=1,
+        description="What the weights of all models may take in one replica, as in 4GiB. Where that is less than they "
+        "are, those that were not asked for longest leave and come back when they are asked. Left out, all stay.",
     )
     max_items: int = Field(128, ge=1, description="Inputs that one request may carry.")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="The largest request body.")

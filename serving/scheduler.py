@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -150,7 +151,7 @@ class _State:
 
 
 class _Run(NamedTuple):
-    """A batch that a lane runs, among how many lanes the cores are shared, and since when."""
+    """A batch that a lane runs, among how many lanes the cores are shared, and since when; inf before it begins."""
 
     batch: list[_Item]
     share: int
@@ -165,6 +166,7 @@ class Scheduler:
         run: prepared values to answers, in order; called from the threads of all lanes.
         limits: sizes of batches and of the queue.
         observe: told of every batch, in the thread that ran it.
+        awake: entered around every run; the time that this takes is not the run's.
         clock: monotonic seconds.
         lanes: how many batches may run at once.
         share: told, in the thread that is about to run a batch, among how many lanes the cores are shared.
@@ -178,10 +180,11 @@ class Scheduler:
         observe: Callable[[Batch], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         *,
+        awake: Callable[[], AbstractContextManager[None]] = nullcontext,
         lanes: int = 1,
         share: Callable[[int], None] = lambda lanes: None,
     ) -> None:
-        self._prepare, self._run = prepare, run
+        self._prepare, self._awake, self._run = prepare, awake, run
         self._limits = limits or Limits()
         self._observe, self._clock = observe, clock
         self._lanes, self._share = lanes, share
@@ -258,7 +261,7 @@ class Scheduler:
         """Seconds that the oldest of the present batches has been running; 0 when the model is free."""
         with self._came:
             now = self._clock()
-            return max((now - run.since for run in self._state.running.values()), default=0.0)
+            return max(0.0, 0.0, *(now - run.since for run in self._state.running.values()))
 
     def alive(self) -> bool:
         """Whether all threads run."""
@@ -322,9 +325,10 @@ class Scheduler:
 
     def _run_forever(self, lane: int) -> None:
         while run := self._take_ready(lane):
-            self._share(run.share)
-            results = isolated(self._run, [item.value for item in run.batch])
-            seconds = self._clock() - run.since
+            with self._awake():
+                run = self._begin(lane, run)
+                results = isolated(self._run, [item.value for item in run.batch])
+                seconds = self._clock() - run.since
             for request in {item.request for item in run.batch}:
                 request.answered.runs.append((run.since, run.since + seconds))
             with self._came:
@@ -333,6 +337,12 @@ class Scheduler:
             _deliver(list(zip(run.batch, results, strict=True)))
             if self._observe:
                 self._observe(_measured(run, seconds))
+
+    def _begin(self, lane: int, run: _Run) -> _Run:
+        self._share(run.share)
+        with self._came:
+            self._state.running[lane] = begun = run._replace(since=self._clock())
+        return begun
 
     def _take_ready(self, lane: int) -> _Run | None:
         """The next batch, as soon as there is one; None at the end."""
@@ -347,7 +357,7 @@ class Scheduler:
                 others = len(self._state.running)
                 parts = max(1, min(self._lanes - others, len(lengths)))
                 chosen = set(choose(lengths, _part(self._limits, lengths, parts, others)))
-                run = _Run([alive[index] for index in sorted(chosen)], others + parts, self._clock())
+                run = _Run([alive[index] for index in sorted(chosen)], others + parts, math.inf)
                 self._state.ready = [item for index, item in enumerate(alive) if index not in chosen]
                 self._advance(alive[0].turn if alive else None)
                 if run.batch:

@@ -67,6 +67,11 @@ class Bundle:
         """The task, ready to encode and decode."""
         return task_class(self.info["task"]).load(self.info["settings"], self.folder)
 
+    def stamps(self) -> dict[str, tuple[int, int, int]]:
+        """Sizes, times and numbers of the files: while they stay the same, nobody wrote to the folder."""
+        found = sorted((path.relative_to(self.folder).as_posix(), path.stat()) for path in self.folder.rglob("*"))
+        return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found}
+
     def held_out(self) -> list[Example]:
         """Encoded rows that the model did not learn from; none in a bundle that keeps none."""
         path = self.folder / HELD_OUT

@@ -21,6 +21,7 @@ from cluster.storage import fingerprint, only_one, read_json, write_json
 from serving.agreement import agreement
 from serving.engines import onnx, pytorch
 from serving.engines.engine import Forward, Make, Subject, UnavailableError, checked
+from serving.engines.size import own_bytes
 from serving.recipe import EngineName, Wanted
 from training.tasks.task import Batch, Outputs
 
@@ -60,11 +61,13 @@ class Choice:
         forward: computes.
         table: a line for each candidate: ``engine``, ``agreement`` and ``speed`` (times the reference's), or why it was
             ``unavailable``; empty where nothing was measured.
+        bytes: what it holds in memory beside the model.
     """
 
     name: EngineName
     forward: Forward
     table: Sequence[Mapping[str, Any]] = ()
+    bytes: int = 0
 
 
 def choose(wanted: Wanted, subject: Subject, batches: Sequence[Sequence[int]], identity: Sequence[str]) -> Choice:
@@ -98,7 +101,7 @@ def choose(wanted: Wanted, subject: Subject, batches: Sequence[Sequence[int]], i
 
 def _made(name: EngineName, subject: Subject, table: Sequence[Mapping[str, Any]] = ()) -> Choice:
     try:
-        return Choice(name, checked(ENGINES[name](subject)), table)
+        return Choice(name, checked(ENGINES[name](subject)), table, own_bytes(name, subject))
     except UnavailableError as error:
         raise UserError(f"serve.engine: {name} cannot compute this model here: {error}") from None
 

@@ -125,9 +125,8 @@ def _two_batches(subject: Subject) -> tuple[Batch, Batch]:
 
 def _session(file: Path, subject: Subject) -> Forward:
     """Computes with as many cores as the calling thread may, for each number of which there is a session."""
-    cores = torch.get_num_threads()
-    sessions = {threads: _opened(file, threads) for threads in {cores, max(1, cores // subject.lanes)}}
-    shapes = {one.name: one.shape for one in sessions[cores].get_inputs()}
+    sessions = {threads: _opened(file, threads) for threads in thread_counts(subject)}
+    shapes = {one.name: one.shape for one in sessions[max(sessions)].get_inputs()}
     otherwise = pytorch.fp32(subject)
 
     def forward(batch: Batch) -> torch.Tensor:
@@ -138,6 +137,12 @@ def _session(file: Path, subject: Subject) -> Forward:
         return torch.from_numpy(np.asarray(said[0], dtype=np.float32))
 
     return forward
+
+
+def thread_counts(subject: Subject) -> set[int]:
+    """The numbers of cores for which there is a session, each with the weights."""
+    cores = torch.get_num_threads()
+    return {cores, max(1, cores // subject.lanes)}
 
 
 def _opened(file: Path, threads: int) -> Any:

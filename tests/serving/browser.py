@@ -19,6 +19,7 @@ FLAGS = (
     "--headless",
     "--no-sandbox",  # root has none, and the page is ours
     "--disable-gpu",
+    "--hide-scrollbars",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",

@@ -205,7 +205,7 @@ def test_everything_has_a_name_and_stands_out(shown: Callable[[str], Page], sche
     assert dark == (scheme == "dark")
     assert page.value(UNNAMED) == []
     assert page.value(PALE) == []
-    page.value("document.body.insertAdjacentHTML('beforeend', '<input><p style=color:gray>pale</p>')")
+    page.value("document.body.insertAdjacentHTML('beforeend', '<input><p style=color:#777>pale</p>')")
     assert page.value(UNNAMED) == ["<input>"] and len(page.value(PALE)) == 1, "what looks for faults finds them"
 
 

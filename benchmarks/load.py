@@ -37,13 +37,13 @@ from servers import TEXT, announce, free_port, headrace, make_bundle, medians, m
 
 SHORTEST, LONGEST, TEXTS = 8, 256, 256
 CONNECTIONS = 64
-CLOSED = 32
-"""Connections by which capacity is measured."""
-
 RATE = 500
 FIXED_SECONDS, EACH_SECONDS = 0.014, 0.00005
 DEADLINE_SECONDS = 2.0
 WARM_SECONDS = 3.0
+LEAST_SECONDS = 5.0
+"""For which capacity is measured: less finds a server that is still getting warm."""
+
 SAMPLE_SECONDS = 5.0
 SETTLED = 0.2
 """The share of a soak after which memory that is only filled once has been filled."""
@@ -288,8 +288,8 @@ def overload(bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def capacity_of(address: str, seconds: float) -> float:
-    """Answers a second in a closed loop, by the same client; few enough connections that none has to be refused."""
-    asked = ask_in_turn(address, BODIES, CLOSED, max(seconds, 1.0))
+    """Answers a second in a closed loop, by the same client; too few connections for one to be refused."""
+    asked = ask_in_turn(address, BODIES, CONNECTIONS, max(seconds, LEAST_SECONDS))
     answered = [one for one in asked if one.status == 200]
     if not answered:
         sys.exit(f"{address} answered nothing in {seconds} s: {Counter(one.status for one in asked)}")

@@ -167,7 +167,7 @@ def read_json(body: bytes) -> Any:
         RefusalError: 400, it is none.
     """
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        return _DECODER.decode(body.decode(json.detect_encoding(body)))
     except (ValueError, RecursionError):  # a ValueError also for numbers of 5,000 digits
         raise RefusalError(400, "malformed_json", "the body is not valid JSON") from None
 
@@ -178,7 +178,7 @@ def write_json(value: Any) -> bytes:
     Raises:
         ValueError: it holds a NaN or an infinity, which Python would write and no other client could read.
     """
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def refusal(error: Exception) -> RefusalError:
@@ -249,3 +249,8 @@ def _headers(named: Headers, request_id: str | None) -> list[tuple[bytes, bytes]
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+# Made once: `json.loads` and `json.dumps` make one for each call that has any wish.
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)

@@ -29,6 +29,10 @@ def page() -> str:
     seen.request("intent", "3", "ok", 0.01)
     seen.batch("intent", "3", Batch(items=2, tokens=10, padded_tokens=12, seconds=0.01, oldest_waited=0.001))
     seen.swap("intent", "done")
+    seen.shadow("intent", "4", "same", 1)
+    seen.rollback("intent", "3", "errors")
+    seen.memory("intent", "3", 1000)
+    seen.wake("intent", "3")
     return seen.page().decode()
 
 

@@ -341,7 +341,7 @@ def test_who_leaves_is_computed_nothing_for(
         whole = head + b"Content-Length: %d\r\n\r\n" % len(asked) + asked
         with ThreadPoolExecutor() as pool:
             first = []
-            for _ in range(running.lineup.models["intent"].predictor.lanes):
+            for _ in range(running.lineup.models["intent"].leading.predictor.lanes):
                 first.append(pool.submit(ask, running, {"inputs": "a"}))
                 assert begun.acquire(timeout=60)
             for _ in range(5):

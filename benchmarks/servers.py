@@ -54,6 +54,7 @@ def running(
     Args:
         address: where it will answer; without, it prints that as soon as it does.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what was started ends, too
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with log.open("a") as told:
         server = subprocess.Popen(

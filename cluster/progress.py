@@ -40,17 +40,20 @@ def relay(line: str) -> None:
         say(line)
 
 
-def configure_logging(verbose: bool = False) -> None:
+def configure_logging(verbose: bool = False, stream: TextIO | None = None) -> None:
     """Our loggers speak at INFO (DEBUG when ``verbose``), everyone else's at WARNING, all to stderr and redacted.
+
+    Args:
+        stream: what takes the place of stderr.
 
     Raises:
         UserError: ``HEADRACE_LOG`` names no form there is.
     """
     require_known_form()
-    handler = _Saying()
+    handler = _Saying(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s" if verbose else None))
     if as_json():
-        handler = _Structuring()
+        handler = _Structuring(stream)
         handler.setFormatter(Structured())
     root = logging.getLogger()
     root.handlers = [*(other for other in root.handlers if not isinstance(other, _Saying)), handler]
@@ -231,12 +234,16 @@ class _LiveLine:
 class _Saying(logging.Handler):
     """Says each record, tracebacks included, on whatever is stderr then: a live line puts its own there."""
 
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__()
+        self._stream = stream
+
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        _write(self._stream or sys.stderr, self.format(record))
 
 
 class _Structuring(_Saying):
     """The same for records that are formatted as objects."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _put(sys.stderr, self.format(record))
+        _put(self._stream or sys.stderr, self.format(record))

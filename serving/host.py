@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import ssl
+import sys
 import threading
 import time
 import urllib.error
@@ -121,7 +122,7 @@ class Replica:
         from serving.metrics import Metrics
         from serving.workload import Traffic
 
-        configure_logging()
+        configure_logging(stream=sys.__stderr__)  # Serve puts its own log, which nobody sees, in the place of stderr
         torch.set_num_threads(threads)
         self._options = Serve(**options)
         self._metrics = Metrics()

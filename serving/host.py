@@ -28,7 +28,7 @@ from cluster.storage import fingerprint, home, only_one
 from serving import direct, keys, proxy, traces
 from serving.recipe import Hosted, Replicas, Serve, hosted
 from serving.scaling import Policy
-from serving.surroundings import LOCAL_NAMES, environment, proxy_sockets, sent
+from serving.surroundings import environment, proxy_sockets, sent
 from serving.tls import Certificate
 from serving.wanted import Wanted
 
@@ -67,22 +67,13 @@ def serve(
         RunError: the port is taken, another server runs already, or Serve does not start.
     """
     wanted = Wanted(hosted(models, options))
-    known_keys = keys.from_environment()
     certificate = Certificate(options.tls) if options.tls else None
+    known_keys = keys.of_address(host, port, without_keys=without_keys, encrypted=certificate is not None)
     traces.wanted()  # said here what a replica would say in its log
-    if host not in LOCAL_NAMES and known_keys is None and not without_keys:
-        raise UserError(
-            f"whoever reaches {host}:{port} could ask these models; set HEADRACE_API_KEYS to ask for a key "
-            "(`python -m serving.keys NAME` makes one), or say --without-keys"
-        )
     port = port or proxy.free_port()
     address = f"{'https' if certificate else 'http'}://{_reachable(host)}:{port}"
     app = app_name(port)
     with environment(host, port, certificate) as folder, _only_server(app, port), session(), _until_signal() as stop:
-        if without_keys and known_keys is None:
-            say(f"warning: whoever reaches {host}:{port} may ask these models")
-        if known_keys and host not in LOCAL_NAMES and not certificate:
-            say("warning: keys travel in plain text to this address; serve.tls takes a certificate")
         require_room(options.replicas, resources())
         _refuse_second_app(app)
         wanted.write(home() / "serving" / f"{app}.json")

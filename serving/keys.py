@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.progress import say
+from serving.surroundings import LOCAL_NAMES
 from training.recipe import NAME
 
 VARIABLE = "HEADRACE_API_KEYS"
@@ -143,6 +145,25 @@ def from_environment() -> Keys | None:
     if not read(keys.path):
         raise UserError(f"{keys.path}: holds no key; make one with `python -m serving.keys NAME`")
     return keys
+
+
+def of_address(host: str, port: int, *, without_keys: bool, encrypted: bool) -> Keys | None:
+    """The keys that an address asks for; warns where it lets in more than it may seem to.
+
+    Raises:
+        UserError: as :func:`from_environment`; or other machines could ask without keys, and nobody says that they may.
+    """
+    known, closed = from_environment(), host in LOCAL_NAMES
+    if known is None and not closed and not without_keys:
+        raise UserError(
+            f"whoever reaches {host}:{port} could ask these models; set {VARIABLE} to ask for a key "
+            "(`python -m serving.keys NAME` makes one), or say --without-keys"
+        )
+    if known is None and without_keys:
+        say(f"warning: whoever reaches {host}:{port} may ask these models")
+    if known and not closed and not encrypted:
+        say("warning: keys travel in plain text to this address; serve.tls takes a certificate")
+    return known
 
 
 def read(path: Path) -> list[Key]:

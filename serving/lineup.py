@@ -15,13 +15,14 @@ from typing import Any, cast
 
 from cluster.errors import HeadraceError
 from cluster.storage import read_json
+from serving.batching import Limits
 from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.model import Model, Route
 from serving.predictor import Predictor
 from serving.recipe import Rollback, Serve
 from serving.rollout import Finding, Record, judge, tell
-from serving.scheduler import Batch, Limits, Scheduler
+from serving.scheduler import Batch, Scheduler
 from serving.shadow import Shadow
 from serving.writer import Writer, WritingTask
 from training.bundle import open_bundle

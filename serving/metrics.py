@@ -5,6 +5,7 @@ set, each counts in a file of that folder and whoever is asked answers with the 
 ``prometheus_client`` is imported, which this module therefore does only when a :class:`Metrics` is made.
 """
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,69 +34,40 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         self.workload = Workload()
-        of_model = ("model", "version")
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "headrace_requests", "Requests by what became of them.", (*of_model, "outcome"), registry=self._registry
+        counter = functools.partial(Counter, registry=self._registry)
+        histogram = functools.partial(Histogram, registry=self._registry)
+        gauge = functools.partial(Gauge, registry=self._registry)
+        one = ("model", "version")
+        self._requests = counter("headrace_requests", "Requests by what became of them.", (*one, "outcome"))
+        self._seconds = histogram(
+            "headrace_request_seconds", "From the headers of a question to its answer.", one, buckets=SECONDS
         )
-        self._seconds = Histogram(
-            "headrace_request_seconds",
-            "From the headers of a question to its answer.",
-            of_model,
-            buckets=SECONDS,
-            registry=self._registry,
+        self._batch_items = histogram("headrace_batch_items", "Inputs in one forward pass.", one, buckets=ITEMS)
+        self._batch_tokens = histogram(
+            "headrace_batch_tokens", "Tokens in one forward pass, padding included.", one, buckets=TOKENS
         )
-        self._batch_items = Histogram(
-            "headrace_batch_items", "Inputs in one forward pass.", of_model, buckets=ITEMS, registry=self._registry
+        self._batch_seconds = histogram("headrace_batch_seconds", "One forward pass.", one, buckets=SECONDS)
+        self._queue_seconds = histogram(
+            "headrace_queue_seconds", "The wait of the oldest input of each batch.", one, buckets=SECONDS
         )
-        self._batch_tokens = Histogram(
-            "headrace_batch_tokens",
-            "Tokens in one forward pass, padding included.",
-            of_model,
-            buckets=TOKENS,
-            registry=self._registry,
-        )
-        self._batch_seconds = Histogram(
-            "headrace_batch_seconds", "One forward pass.", of_model, buckets=SECONDS, registry=self._registry
-        )
-        self._queue_seconds = Histogram(
-            "headrace_queue_seconds",
-            "The wait of the oldest input of each batch.",
-            of_model,
-            buckets=SECONDS,
-            registry=self._registry,
-        )
-        self._tokens = Counter("headrace_tokens", "Tokens computed.", of_model, registry=self._registry)
-        self._padding = Counter("headrace_padding_tokens", "Padding computed.", of_model, registry=self._registry)
-        self._engines = Counter(
-            "headrace_loads",
-            "Versions loaded, by what computes them.",
-            (*of_model, "engine"),
-            registry=self._registry,
-        )
-        self._swaps = Counter(
-            "headrace_swaps", "Versions taken into service.", ("model", "outcome"), registry=self._registry
-        )
-        self._shadows = Counter(
+        self._tokens = counter("headrace_tokens", "Tokens computed.", one)
+        self._padding = counter("headrace_padding_tokens", "Padding computed.", one)
+        self._engines = counter("headrace_loads", "Versions loaded, by what computes them.", (*one, "engine"))
+        self._swaps = counter("headrace_swaps", "Versions taken into service.", ("model", "outcome"))
+        self._shadows = counter(
             "headrace_shadow",
             "Inputs that a shadow was asked, by how it answered beside the version that answers.",
-            (*of_model, "outcome"),
-            registry=self._registry,
+            (*one, "outcome"),
         )
-        self._rollbacks = Counter(
-            "headrace_rollbacks", "Versions taken back, by why.", (*of_model, "reason"), registry=self._registry
-        )
-
-        self._memory = Gauge(
+        self._rollbacks = counter("headrace_rollbacks", "Versions taken back, by why.", (*one, "reason"))
+        self._memory = gauge(
             "headrace_memory_bytes",
             "What the weights of a version take in memory; 0 while it sleeps.",
-            of_model,
+            one,
             multiprocess_mode="livesum",
-            registry=self._registry,
         )
-        self._wakes = Counter(
-            "headrace_wakes", "Versions that were loaded again after they had slept.", of_model, registry=self._registry
-        )
+        self._wakes = counter("headrace_wakes", "Versions that were loaded again after they had slept.", one)
 
     def engine(self, model: str, version: str, engine: str) -> None:
         """A version was loaded, and this computes it."""

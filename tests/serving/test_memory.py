@@ -19,12 +19,13 @@ import torch
 from cluster.errors import RecipeError, UserError
 from cluster.storage import write_json
 from serving import host
+from serving.batching import Limits
 from serving.engines.engine import Subject
 from serving.engines.size import own_bytes, weight_bytes
 from serving.memory import Memory
 from serving.predictor import Predictor
 from serving.recipe import Serve
-from serving.scheduler import Limits, OverloadedError
+from serving.scheduler import OverloadedError
 from serving.wanted import hosting
 from tests.serving.conftest import TEXTS, MakeBundle, Running, entry
 from tests.serving.test_edge import ask

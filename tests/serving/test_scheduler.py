@@ -9,19 +9,8 @@ from typing import Any
 
 import pytest
 
-from serving.scheduler import (
-    Answered,
-    Backlog,
-    Batch,
-    ClosedError,
-    ExpiredError,
-    Failed,
-    Limits,
-    OverloadedError,
-    Scheduler,
-    choose,
-    isolated,
-)
+from serving.batching import Failed, Limits, choose, isolated
+from serving.scheduler import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError, Scheduler
 
 NEVER = math.inf
 UNPREPARABLE = "unpreparable"

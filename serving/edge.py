@@ -11,7 +11,8 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,7 +41,7 @@ from serving.metrics import Metrics
 from serving.model import Model
 from serving.protocols import Call, Composition, MalformedError, Route, huggingface
 from serving.recipe import Serve
-from serving.scheduler import ClosedError, ExpiredError, OverloadedError
+from serving.scheduler import Answered, ClosedError, ExpiredError, OverloadedError
 from serving.shown import ADMIN_PATHS, OPEN_PATHS, Models, Shown, find, find_version, only
 from serving.traces import Traces
 from serving.watch import Question, Watch
@@ -111,39 +112,42 @@ class Edge:
         Raises:
             RefusalError: with the status that HTTP has for it.
         """
-        with self._watch.question(request) as watched:
+        with self._watch.question(request) as watched, _refusing():
             key = self._admit(request, "predict")
             self._require_tokens(key)
-            media = None
-            if route.model is not None:
-                known = find(self._models(key), route.model)
-                found = watched.answers(find_version(known, route.version) if route.version else known.leading)
-                media = huggingface.media(found.predictor.bundle.info["signature"]) if route.media else None
-            raw = request.carries(media, loose=route.loose)
-            body = await request.body(self._options.max_body_bytes, self._options.timeout_seconds)
+            value = await self._read(request, route, watched, key)
             deadline = watched.started + self._options.timeout_seconds
-            try:
-                value = body if raw else route.read(body, request.headers)
-                name = route.model or route.named(value) or only(self._models(key))
-                while True:
-                    model = find(self._models(key), name)
-                    served = watched.answers(find_version(model, route.version) if route.version else model.pick())
-                    try:
-                        call = route.call(value, served)
-                        self._check(call, served)
-                        if isinstance(call, Composition):
-                            return await self._composed(watched, call, served, deadline, key)
-                        return await self._answered(watched, call, model, served, deadline, key)
-                    except ClosedError:
-                        if time.monotonic() > deadline:
-                            raise TimeoutError from None
-                        await asyncio.sleep(0.01)  # it was replaced this moment; its successor is there already
-            except MalformedError as error:
-                raise RefusalError(422, "invalid_request", str(error)) from None
-            except RecursionError:
-                raise RefusalError(400, "malformed_json", "the body is nested too deeply") from None
-            except (UserError, OverloadedError, ExpiredError, TimeoutError) as error:
-                raise refusal(error) from None
+            name = route.model or route.named(value) or only(self._models(key))
+            while True:
+                model = find(self._models(key), name)
+                served = watched.answers(find_version(model, route.version) if route.version else model.pick())
+                try:
+                    call = route.call(value, served)
+                    self._check(call, served)
+                    if isinstance(call, Composition):
+                        return await self._composed(watched, call, served, deadline, key)
+                    asked = time.monotonic()
+                    questions = [(row, call.parameters) for row in served.predictor.rows(call.inputs)]
+                    answers = served.scheduler.submit(questions, deadline, key.name if key else None)
+                    answered = await request.unless_left(answers, _left(deadline))
+                    self._spend(key, watched, sum(answered.lengths))
+                    watched.runs = answered.runs
+                    return _written(call, model, served, answered, time.monotonic() - asked)
+                except ClosedError:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError from None
+                    await asyncio.sleep(0.01)  # it was replaced this moment; its successor is there already
+
+    async def _read(self, request: Request, route: Route, watched: Question, key: Key | None) -> Any:
+        """What a body says: bytes where a picture or a sound is the whole of it, else a JSON value."""
+        media = None
+        if route.model is not None:
+            known = find(self._models(key), route.model)
+            found = watched.answers(find_version(known, route.version) if route.version else known.leading)
+            media = huggingface.media(found.predictor.bundle.info["signature"]) if route.media else None
+        raw = request.carries(media, loose=route.loose)
+        body = await request.body(self._options.max_body_bytes, self._options.timeout_seconds)
+        return body if raw else route.read(body, request.headers)
 
     async def _composed(
         self, watched: Question, call: Composition, served: Served, deadline: float, key: Key | None
@@ -152,20 +156,6 @@ class Edge:
         composed = await watched.request.unless_left(texts, _left(deadline))
         served.record.answered(())
         return replace(composed, headers=(("x-headrace-version", served.version),))
-
-    async def _answered(
-        self, watched: Question, call: Call, model: Model, served: Served, deadline: float, key: Key | None
-    ) -> Response:
-        asked = time.monotonic()
-        questions = [(row, call.parameters) for row in served.predictor.rows(call.inputs)]
-        answers = served.scheduler.submit(questions, deadline, key.name if key else None)
-        answered = await watched.request.unless_left(answers, _left(deadline))
-        watched.runs = answered.runs
-        self._spend(key, watched, sum(answered.lengths))
-        body = write_json(call.write(answered.answers, answered.lengths))
-        served.record.answered(answered.answers)
-        after = model.afterwards(served, call, answered.answers, time.monotonic() - asked)
-        return Response(200, body, headers=(("x-headrace-version", served.version),), afterwards=after)
 
     def _check(self, call: Call | Composition, served: Served) -> None:
         asked, most = len(call.inputs), self._options.max_items
@@ -223,6 +213,30 @@ class Edge:
         purse = self._keys.purse(key) if self._keys and key else None
         if purse:
             purse.take(tokens)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Has what goes wrong with a question told as HTTP tells it.
+
+    Raises:
+        RefusalError: in place of each error that is not a defect.
+    """
+    try:
+        yield
+    except MalformedError as error:
+        raise RefusalError(422, "invalid_request", str(error)) from None
+    except RecursionError:
+        raise RefusalError(400, "malformed_json", "the body is nested too deeply") from None
+    except (UserError, OverloadedError, ExpiredError, TimeoutError) as error:
+        raise refusal(error) from None
+
+
+def _written(call: Call, model: Model, served: Served, answered: Answered, seconds: float) -> Response:
+    body = write_json(call.write(answered.answers, answered.lengths))
+    served.record.answered(answered.answers)
+    after = model.afterwards(served, call, answered.answers, seconds)
+    return Response(200, body, headers=(("x-headrace-version", served.version),), afterwards=after)
 
 
 def _left(deadline: float) -> float:

@@ -160,7 +160,7 @@ def test_a_request_that_goes_on_is_no_idleness() -> None:
 
 def test_what_models_compute_is_measured_behind_the_edge(bundle: Bundle, edge_of: Callable[..., Any]) -> None:
     with edge_of({"intent": entry(bundle)}) as running:
-        models = running.lineup.models.values()
+        models = running.lineup.served()
         assert running.metrics.workload.report(models, 0.0).busy == 0.0
         assert ask(running, {"inputs": TEXTS})[0] == 200
         report = running.metrics.workload.report(models, 0.0)

@@ -136,6 +136,10 @@ def test_whoever_sleeps_is_still_told_of_and_checks_what_is_asked(
         assert ask(running, {"inputs": 7}, "/models/third")[0] == 422
         assert ask(running, {"inputs": "a", "parameters": {"top_k": 0}}, "/models/third")[0] == 422
         assert loaded(running) == {"first"}
+        explained = {"inputs": ["card"], "parameters": {"explain": True}}
+        status, value, _ = ask(running, explained, "/models/third")
+        assert status == 200
+        assert value[0][0]["attributions"], "by the weights that came back"
 
 
 def test_who_asks_after_health_wakes_nobody_and_counts_as_nobody(

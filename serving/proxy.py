@@ -9,8 +9,8 @@ Serve 2.60 writes HAProxy's configuration and offers no say in it, but lets the 
 - with a certificate, that port speaks TLS 1.2 or later and nothing else;
 - a client that never finishes its headers, or a small body, is cut off, and until then reaches no replica;
 - connections that wait may be so many that a few thousand slow clients keep nobody out;
-- when no replica can answer, the client gets 503 and JSON instead of a bare 500; while a proxy that has just started
-  does not know the application yet, too, instead of a 404.
+- when no replica can answer, the client gets 503 and JSON instead of a bare 500;
+- a proxy that has just started, and does not know the application yet, listens for nobody instead of answering 404.
 
 The script starts HAProxy only when the ports that it binds are exactly those.
 """
@@ -44,6 +44,10 @@ found=$(grep -E '^[[:space:]]*bind[[:space:]]' "$config" | sed 's/^[[:space:]]*/
 if [ "$found" != "$(cat {binds})" ]; then
   echo "these ports are not bound as they should be: $found" | tee {complaint} >&2
   exit 1
+fi
+# It has just started and knows no replica. Whoever is refused connects again, and has sent nothing in vain.
+if ! grep -qE '^[[:space:]]*use_backend[[:space:]]' "$config"; then
+  grep -vxFf {public} "$config" > "$config.closed" && cat "$config.closed" > "$config" || exit 1
 fi
 exec {haproxy} "$@"
 """
@@ -82,14 +86,15 @@ def narrowed(
         rf"s/^ *bind :{metrics_port}$/    bind {LOOPBACK}:{metrics_port}/",
         rf"s/^ *bind \*:{stats_port}$/    bind {LOOPBACK}:{stats_port}/",
         rf"s|^ *errorfile \(50[234]\) .*|    errorfile \1 {folder}/\1.http|",
-        rf"s|^ *http-request return status 404 .*|    http-request return status 503 errorfile {folder}/503.http|",
         rf"/^ *bind [^ ]*:{port}$/c\{chr(10)}" + "\\\n".join(f"    {line}" for line in frontend),
     ]
-    (folder / "edits.sed").write_text("\n".join(edits) + "\n", encoding="utf-8")
     script = folder / "haproxy"
-    places = {"edits": folder / "edits.sed", "binds": folder / "binds", "complaint": folder / COMPLAINT}
+    names = ("edits", "binds", "public", COMPLAINT)
+    places = {name: folder / name for name in names}
     binds = [frontend[0], f"bind {LOOPBACK}:{metrics_port}", f"bind {LOOPBACK}:{stats_port}"]
+    places["edits"].write_text("\n".join(edits) + "\n", encoding="utf-8")
     places["binds"].write_text("\n".join(sorted(binds)) + "\n", encoding="utf-8")
+    places["public"].write_text(f"    {frontend[0]}\n", encoding="utf-8")
     quoted = {name: shlex.quote(str(place)) for name, place in {**places, "haproxy": _program()}.items()}
     script.write_text(SCRIPT.format(**quoted), encoding="utf-8")
     script.chmod(0o700)

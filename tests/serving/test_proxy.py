@@ -22,7 +22,10 @@ frontend prometheus
     http-request use-service prometheus-exporter if { path /metrics }
 frontend http_frontend
     bind 127.0.0.1:8000
+    use_backend app if { path_beg / }
     default_backend default_backend
+backend app
+    server replica 127.0.0.1:9
 backend default_backend
     http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
 listen stats
@@ -49,10 +52,16 @@ def test_the_ports_are_bound_to_what_was_asked_for(tmp_path: Path, host: str) ->
     assert binds == ["bind 127.0.0.1:9101", f"bind {host}:8000", "bind 127.0.0.1:8404"]
     assert "del-header x-session-id" in edited
     assert "/nowhere/" not in edited
-    assert "status 404" not in edited  # Serve would say so of every path while it has not named the application yet
-    assert f"return status 503 errorfile {tmp_path}/503.http" in edited
     assert edited.count("no strict-limits") == 1
     assert proxy.complaint(tmp_path) == ""
+
+
+def test_a_proxy_that_knows_no_application_listens_for_nobody(tmp_path: Path) -> None:
+    unknowing = CONFIGURATION.replace("    use_backend app if { path_beg / }\n", "")
+    status, told, edited = run(tmp_path, unknowing)
+    assert status == 0, told
+    binds = [line.strip() for line in edited.splitlines() if line.strip().startswith("bind ")]
+    assert binds == ["bind 127.0.0.1:9101", "bind 127.0.0.1:8404"]
 
 
 @pytest.mark.parametrize(

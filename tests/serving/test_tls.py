@@ -46,6 +46,9 @@ frontend http_frontend
     bind 127.0.0.1:{port}
     http-request return status 200 content-type application/json string '{about}' if METH_GET
     http-request return status 200 content-type application/json string '["answered"]'
+    use_backend app if {{ path_beg / }}
+backend app
+    server replica 127.0.0.1:9
 listen stats
   bind *:{stats}
   stats enable

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from serving.batching import WINDOW, Failed, Limits, choose, isolated, part
 
 PREPARE_AT_ONCE = 256
-SMOOTHING = 0.2  # weight of the newest batch in the average seconds per item
+SMOOTHING = 0.2  # weight of the newest batch in what batches take on average
 
 
 class OverloadedError(Exception):
@@ -122,6 +122,7 @@ class _State:
     turn: int = 0  # of the item that ran last; see `Scheduler._turns`
     turns: dict[str | None, int] = field(default_factory=dict)
     seconds_per_item: float = 0.0
+    seconds_per_run: float = 0.0
 
 
 class _Run(NamedTuple):
@@ -188,7 +189,7 @@ class Scheduler:
             owner: who asks. Those who wait are served in turns, so that one who asks a lot delays nobody else.
 
         Raises:
-            OverloadedError: the values do not fit the queue, or would wait past their deadline.
+            OverloadedError: the values do not fit the queue, or would not be answered before their deadline.
             ClosedError: after :meth:`close`.
         """
         loop = asyncio.get_running_loop()
@@ -204,7 +205,9 @@ class Scheduler:
                 raise ClosedError
             first = self._next_turn(owner)
             wait = self._expected_wait(first - self._state.turn)
-            if self._queued() + len(values) > self._limits.waiting or now + wait > deadline:
+            # What waits for its turn until just before its deadline is not computed in time.
+            late = wait > 0 and now + wait + self._state.seconds_per_run > deadline
+            if late or self._queued() + len(values) > self._limits.waiting:
                 raise OverloadedError(wait)
             self._state.turns[owner] = first + len(values) - 1
             items = (_Item(request, index, value, first + index) for index, value in enumerate(values))
@@ -307,7 +310,7 @@ class Scheduler:
                 request.answered.runs.append((run.since, run.since + seconds))
             with self._came:
                 del self._state.running[lane]
-                self._remember_pace(seconds / len(run.batch) / run.share)
+                self._remember_pace(run, seconds)
             _deliver(list(zip(run.batch, results, strict=True)))
             if self._observe:
                 self._observe(_measured(run, seconds))
@@ -358,9 +361,14 @@ class Scheduler:
                 alive.append(item)
         return alive, expired
 
-    def _remember_pace(self, seconds: float) -> None:
-        before = self._state.seconds_per_item
-        self._state.seconds_per_item = seconds if not before else before + SMOOTHING * (seconds - before)
+    def _remember_pace(self, run: _Run, seconds: float) -> None:
+        state = self._state
+        state.seconds_per_item = _smoothed(state.seconds_per_item, seconds / len(run.batch) / run.share)
+        state.seconds_per_run = _smoothed(state.seconds_per_run, seconds)
+
+
+def _smoothed(before: float, newest: float) -> float:
+    return newest if not before else before + SMOOTHING * (newest - before)
 
 
 def _measured(run: _Run, seconds: float) -> Batch:

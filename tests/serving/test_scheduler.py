@@ -257,8 +257,8 @@ def test_a_full_queue_refuses_whole_requests_and_says_when_to_return() -> None:
                 scheduler.submit(["e", "f"], NEVER)
             assert refused.value.retry_after == pytest.approx(6.0)  # one running, two waiting, two seconds each
             with pytest.raises(OverloadedError):
-                scheduler.submit(["g"], gate.now + 5.9)  # there is room, and no time
-            third = scheduler.submit(["h"], gate.now + 6.1)
+                scheduler.submit(["g"], gate.now + 7.9)  # there is room, and no time: it takes two seconds itself
+            third = scheduler.submit(["h"], gate.now + 8.1)
             gate.open()
             assert await all_of(second, waiting, third) == [["B"], ["C", "D"], ["H"]]
 

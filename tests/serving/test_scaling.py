@@ -190,7 +190,7 @@ def test_replicas_come_with_work_and_go_without(
         assert len(server.replicas()) == 1
 
         started, stop = time.perf_counter(), threading.Event()
-        loading = pool.submit(long_load, server, stop, 24, 128, 0.0)
+        loading = pool.submit(long_load, server, stop, 12, 128, 0.0)
         wait_until(lambda: len(server.replicas()) == 2, 300)
         came = time.perf_counter() - started
         time_of_two = threading.Event()

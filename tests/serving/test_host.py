@@ -201,7 +201,7 @@ def load(
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
 
     def connection() -> None:
-        client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=300)  # a replica may have to start first
         for number in numbers:
             if number in pending:
                 pending.pop(number)()

@@ -195,7 +195,7 @@ def test_replicas_come_with_work_and_go_without(
 ) -> None:
     replicas = {"min": 0, "max": 2, "target_wait_seconds": 0.02, "down_after_seconds": 10, "idle_seconds": 10}
     with served(tmp_path, make_bundle, replicas) as server, ThreadPoolExecutor(1) as pool:
-        wait_until(lambda: len(answering(server)) == 1)
+        assert len(server.replicas()) == 1
 
         started, stop = time.perf_counter(), threading.Event()
         loading = pool.submit(long_load, server, stop, 12, 128, 0.0)

@@ -7,8 +7,8 @@ from typing import Any
 
 from serving.exchange import Response, Stream, write_json
 from serving.lineup import Served
+from serving.outcomes import ExpiredError
 from serving.protocols import Composition
-from serving.scheduler import ExpiredError
 from serving.writer import Order, Piece, Writer, together
 
 

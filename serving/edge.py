@@ -39,9 +39,9 @@ from serving.keys import Key, Keys
 from serving.lineup import Served
 from serving.metrics import Metrics
 from serving.model import Model
+from serving.outcomes import Answered, ClosedError, ExpiredError, OverloadedError
 from serving.protocols import Call, Composition, MalformedError, Route, huggingface
 from serving.recipe import Serve
-from serving.scheduler import Answered, ClosedError, ExpiredError, OverloadedError
 from serving.shown import ADMIN_PATHS, OPEN_PATHS, Models, Shown, find, find_version, only
 from serving.traces import Traces
 from serving.watch import Question, Watch

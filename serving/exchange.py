@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cluster.errors import UserError
-from serving.scheduler import ExpiredError, OverloadedError
+from serving.outcomes import ExpiredError, OverloadedError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

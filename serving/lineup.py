@@ -19,10 +19,11 @@ from serving.batching import Limits
 from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.model import Model, Route
+from serving.outcomes import Batch
 from serving.predictor import Predictor
 from serving.recipe import Rollback, Serve
 from serving.rollout import Finding, Record, judge, tell
-from serving.scheduler import Batch, Scheduler
+from serving.scheduler import Scheduler
 from serving.shadow import Shadow
 from serving.writer import Writer, WritingTask
 from training.bundle import open_bundle

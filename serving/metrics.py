@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.scheduler import Batch
+from serving.outcomes import Batch
 from serving.workload import Workload
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from cluster.storage import read_json, write_json
+from serving.outcomes import Batch
 from serving.recipe import Rollback
-from serving.scheduler import Batch
 
 KEPT = 1000  # labels and batches of a version that are remembered
 COMPARABLE = 20  # batches of like size, at least, from which a 95th percentile says anything

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from serving.exchange import Receive, Scope, Send
+from serving.outcomes import Backlog, Batch
 from serving.scaling import Report
-from serving.scheduler import Backlog, Batch
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 

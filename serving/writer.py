@@ -17,7 +17,7 @@ import numpy as np
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from cluster.errors import RunError
-from serving.scheduler import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError
+from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError
 from training.inputs.text import Tokens
 from training.tasks.task import Example, Outputs
 

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from serving.composing import compose
 from serving.exchange import Stream
+from serving.outcomes import ExpiredError
 from serving.predictor import Predictor
 from serving.protocols.openai import completions
-from serving.scheduler import ExpiredError
 from serving.writer import Writer
 from tests.conftest import WORDS
 from tests.serving.conftest import Running, entry

@@ -10,7 +10,7 @@ import pytest
 
 from serving import metrics
 from serving.metrics import Metrics
-from serving.scheduler import Batch
+from serving.outcomes import Batch
 from tests.serving.conftest import entry
 from tests.serving.test_edge import ask
 from training.bundle import Bundle

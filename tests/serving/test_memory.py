@@ -23,9 +23,9 @@ from serving.batching import Limits
 from serving.engines.engine import Subject
 from serving.engines.size import own_bytes, weight_bytes
 from serving.memory import Memory
+from serving.outcomes import OverloadedError
 from serving.predictor import Predictor
 from serving.recipe import Serve
-from serving.scheduler import OverloadedError
 from serving.wanted import hosting
 from tests.serving.conftest import TEXTS, MakeBundle, Running, entry
 from tests.serving.test_edge import ask

@@ -22,10 +22,10 @@ from cluster.storage import read_json, write_json
 from serving import rollout
 from serving.agreement import agreement
 from serving.model import Model, Route
+from serving.outcomes import Batch
 from serving.predictor import Predictor
 from serving.recipe import Hosted, Rollback, Serve
 from serving.rollout import COMPARABLE, KEPT, NOTICEABLE_SECONDS, TRIAL, Figures, Finding, Record, judge
-from serving.scheduler import Batch
 from serving.wanted import Wanted, hosting
 from tests.conftest import WORDS
 from tests.serving.conftest import MakeBundle, Running, entry, route

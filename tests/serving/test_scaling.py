@@ -19,9 +19,9 @@ from ray.serve.config import AutoscalingPolicy
 
 from cluster.session import usable_cores
 from serving.host import replica_cores
+from serving.outcomes import Backlog, Batch
 from serving.recipe import Replicas
 from serving.scaling import Policy, Report, wanted
-from serving.scheduler import Backlog, Batch
 from serving.workload import MEMORY_SECONDS, Traffic, Workload
 from tests.serving.conftest import TEXTS, MakeBundle, entry
 from tests.serving.test_edge import ask

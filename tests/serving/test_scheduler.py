@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from serving.batching import Failed, Limits, choose, isolated
-from serving.scheduler import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError, Scheduler
+from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError
+from serving.scheduler import Scheduler
 
 NEVER = math.inf
 UNPREPARABLE = "unpreparable"
@@ -102,6 +103,43 @@ def test_nothing_waits_when_the_model_is_free() -> None:
             assert (await scheduler.submit(["a"], NEVER)).answers == ["A"]
             assert (await scheduler.submit(["b"], NEVER)).answers == ["B"]
         assert gate.batches == [["a"], ["b"]]
+
+    play(scenario)
+
+
+async def two_are_answered(gate: Gate, scheduler: Scheduler, seconds: float) -> None:
+    """The only lane has computed two items, in so many seconds."""
+    both = scheduler.submit(["a", "b"], NEVER)
+    await gate.busy()
+    gate.now += seconds
+    gate.open()
+    await both
+
+
+def test_those_who_were_answered_a_moment_ago_are_one_batch_again() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate) as scheduler:
+            await two_are_answered(gate, scheduler, 1000)
+            first = scheduler.submit(["c"], NEVER)
+            await all_are_ready(scheduler)
+            second = scheduler.submit(["d"], NEVER)
+            assert await all_of(first, second) == [["C"], ["D"]]
+        assert gate.batches == [["a", "b"], ["c", "d"]]
+
+    play(scenario)
+
+
+def test_who_comes_alone_after_that_is_not_kept_waiting() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate) as scheduler:
+            await two_are_answered(gate, scheduler, 1000)
+            gate.now += 101
+            assert (await scheduler.submit(["c"], NEVER)).answers == ["C"]
+        assert gate.batches == [["a", "b"], ["c"]]
 
     play(scenario)
 

@@ -1,0 +1,67 @@
+"""What those who run a model tell: answers, batches, what waits, and why there is no answer."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class OverloadedError(Exception):
+    """The queue is full, or too long to answer in time; ``retry_after`` seconds from now it should not be."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"retry after {retry_after:.3f} s")
+        self.retry_after = retry_after
+
+
+class ExpiredError(Exception):
+    """The deadline passed before the model was free."""
+
+
+class ClosedError(Exception):
+    """The scheduler takes no more requests."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one run of the model did, for those who count.
+
+    Attributes:
+        items: in it.
+        tokens: of all items.
+        padded_tokens: what was computed, padding and all.
+        seconds: from beginning to end.
+        oldest_waited: seconds that its oldest item had waited.
+        share: among how many batches that ran side by side the device was shared.
+    """
+
+    items: int
+    tokens: int
+    padded_tokens: int
+    seconds: float
+    oldest_waited: float
+    share: int = 1
+
+
+class Backlog(NamedTuple):
+    """What waits for a model, for those who decide how many there should be.
+
+    Attributes:
+        tokens: of the waiting items whose length is known.
+        unmeasured: waiting items whose length is not known yet.
+    """
+
+    tokens: int
+    unmeasured: int
+
+
+class Answered(NamedTuple):
+    """What became of a request.
+
+    Attributes:
+        answers: one for each value, in order.
+        lengths: the tokens of each.
+        runs: the start and the end of each batch that computed some of them, on the scheduler's clock.
+    """
+
+    answers: list[Any]
+    lengths: list[int]
+    runs: list[tuple[float, float]]

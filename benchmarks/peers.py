@@ -1,10 +1,11 @@
 """How many requests a second headrace answers beside others, each as its own documentation sets it up.
 
-    python benchmarks/peers.py [--rounds 5] [--seconds 8] [--bundle FOLDER] [--only NAME …]
+    python benchmarks/peers.py [--rounds 3] [--slices 1] [--seconds 3] [--bundle FOLDER] [--only NAME …]
 
 One 20-token text a request, one fine-tuned MiniLM, one process that computes with all cores, `wrk` on the same machine
 with 1, 32 and 128 connections. Each round starts every server anew, in an order that moves on from round to round, and
-takes its own ratios; figures are medians over the rounds, and the rounds are kept. The others live in `.venv-peers`,
+takes its own ratios, through what each makes of the machine of its own moments (`yardstick.py`); figures are medians
+over the rounds, and the rounds are kept. The others live in `.venv-peers`,
 which this script makes from `benchmarks/peers.txt`; Ray Serve's documented pattern is that of `benchmarks/serving.py`.
 headrace takes part with its default engine, with ONNX Runtime in fp32, and with `fast`, which takes an int8 engine if
 its answers agree on the rows that training held back: so the model is trained, on the sample of `headrace new`, unless
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from servers import ROOT, TEXT, free_port, headrace, medians, require_wrk, running, wrk
+from yardstick import Yardstick
 
 HERE = Path(__file__).parent
 PINS, PLACE = HERE / "peers.txt", ROOT / ".venv-peers"
@@ -102,9 +104,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         os.environ["HEADRACE_HOME"] = str(Path(place) / "home")
         bundle = options.bundle or trained(Path(place))
-        rounds = [one_round(turn, options, bundle, Path(place)) for turn in range(options.rounds)]
+        with Yardstick(bundle) as bare:
+            rounds = [one_round(turn, options, bundle, Path(place), bare) for turn in range(options.rounds)]
     figures = medians(rounds)
-    settings = {"seconds": options.seconds, "rounds": options.rounds, "text": TEXT, "load_before": load}
+    settings = {name: getattr(options, name) for name in ("rounds", "slices", "seconds")}
+    settings |= {"text": TEXT, "load_before": load}
     versions = dict(line.split("==") for line in PINS.read_text().splitlines() if "==" in line)
     found = {"ratios": medians([ratios(one) for one in rounds]), "medians": figures, "rounds": rounds}
     keep("peers", {"settings": settings, "peers": versions, **found})
@@ -113,8 +117,9 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slices", type=int, default=1)
+    parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     return parser.parse_args()
@@ -140,18 +145,20 @@ def trained(place: Path) -> Path:
     return Path(json.loads(done.stdout)["bundle"])
 
 
-def one_round(turn: int, options: argparse.Namespace, bundle: Path, place: Path) -> dict[str, Any]:
+def one_round(turn: int, options: argparse.Namespace, bundle: Path, place: Path, bare: Yardstick) -> dict[str, Any]:
     """Every figure once, by contender and connections."""
     names = [name for name in CONTENDERS if name in options.only]
     start = turn % len(names)
     figures = {}
     for name in names[start:] + names[:start]:
-        figures[name] = measured(CONTENDERS[name], options.seconds, bundle, place)
+        figures[name] = measured(CONTENDERS[name], options, bundle, place, bare)
         print(name, {count: figures[name][str(count)][RATE] for count in CONNECTIONS}, file=sys.stderr)
     return {name: figures[name] for name in names}
 
 
-def measured(contender: Contender, seconds: int, bundle: Path, place: Path) -> dict[str, Any]:
+def measured(
+    contender: Contender, options: argparse.Namespace, bundle: Path, place: Path, bare: Yardstick
+) -> dict[str, Any]:
     """Starts one server, warms it, asks it with each number of connections, and ends it."""
     port = free_port()
     known = None if contender.path is None else f"http://127.0.0.1:{port}{contender.path}"
@@ -160,7 +167,8 @@ def measured(contender: Contender, seconds: int, bundle: Path, place: Path) -> d
     with running(contender.command(bundle, port), environment, place / "log", known) as address:
         await_answer(address, contender.body)
         wrk(address, 8, WARM_SECONDS, [contender.body])
-        figures: dict[str, Any] = {str(count): wrk(address, count, seconds, [contender.body]) for count in CONNECTIONS}
+        slices = (options.slices, options.seconds, contender.body)
+        figures: dict[str, Any] = {str(count): bare.beside(address, count, *slices) for count in CONNECTIONS}
         return figures | ({"engine": engine_of(address)} if contender.ours else {})
 
 
@@ -188,10 +196,14 @@ def engine_of(address: str) -> Any:
 
 def ratios(figures: Mapping[str, Any]) -> dict[str, float]:
     """Requests a second of each way of ours over those of each other, within one round."""
+
+    def pace(name: str, count: int) -> float:
+        row = figures[name][str(count)]
+        return float(row[RATE] / row["bare_texts_per_second"])
+
     ours = [name for name in figures if CONTENDERS[name].ours]
     return {
-        f"{one}_over_{other}_{count}".replace("-", "_"): figures[one][str(count)][RATE]
-        / figures[other][str(count)][RATE]
+        f"{one}_over_{other}_{count}".replace("-", "_"): pace(one, count) / pace(other, count)
         for one in ours
         for other in figures
         if other not in ours

@@ -1,17 +1,16 @@
 """What serving costs: requests a second through HTTP, against the bare forward pass and the documented Serve pattern.
 
-    python benchmarks/serving.py [--rounds 3] [--seconds 8]
+    python benchmarks/serving.py [--rounds 3] [--slices 2] [--seconds 3]
 
 One 20-token text a request, MiniLM with a classifier of 77 labels, one replica that computes on all cores, `wrk` on the
-same machine. Each round starts every server anew and asks it with every number of connections; figures are medians
-over the rounds, the rounds themselves are kept. Writes benchmarks/results/serving.json. Needs `wrk` on the path.
+same machine. Each round starts every server anew and asks it with every number of connections, in slices between which
+the bare forward pass is timed (`yardstick.py`); servers are compared through what each makes of the machine of its own
+moments. Figures are medians over the rounds, the rounds themselves are kept. Writes benchmarks/results/serving.json.
+Needs `wrk` on the path.
 """
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,18 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from servers import LABELS, TEXT, announce, free_port, make_bundle, medians, require_wrk, running, wrk
+from yardstick import Yardstick
 
 CONNECTIONS = {"served": (1, 32, 128), "served-noop": (1, 32), "pattern": (1, 32, 128), "pattern-noop": (1, 32)}
-BARE_BATCHES = (1, 32)
 
 
 def main() -> None:
     """Runs every server in turn, or one of them where the parent asks for it."""
     options = arguments()
     if options.serve:
-        {"served": served, "served-noop": served_noop, "pattern": pattern, "pattern-noop": pattern_noop, "bare": bare}[
-            options.serve
-        ](options)
+        SERVERS[options.serve](options)
         return
     require_wrk()
     from record import keep
@@ -39,53 +36,53 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "bundle"
         make_bundle(folder)
-        rounds = [one_round(folder, options.seconds) for _ in range(options.rounds)]
+        with Yardstick(folder) as bare:
+            rounds = [one_round(folder, bare, options) for _ in range(options.rounds)]
     figures = medians(rounds)
     settings = {
-        "seconds": options.seconds,
-        "rounds": options.rounds,
+        **{name: getattr(options, name) for name in ("rounds", "slices", "seconds")},
         "text": TEXT,
         "labels": LABELS,
         "load_before": load,
     }
-    keep("serving", {"settings": settings, "ratios": ratios(figures), "medians": figures, "rounds": rounds})
+    found = {"ratios": medians([ratios(one) for one in rounds]), "medians": figures, "rounds": rounds}
+    keep("serving", {"settings": settings, **found})
 
 
 def arguments() -> argparse.Namespace:
     """The command line; --serve, --bundle and --port are for the parent's own children."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=8)
-    parser.add_argument("--serve", choices=[*CONNECTIONS, "bare"])
+    parser.add_argument("--slices", type=int, default=2)
+    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--serve", choices=SERVERS)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--port", type=int)
     return parser.parse_args()
 
 
-def one_round(folder: Path, seconds: int) -> dict[str, Any]:
+def one_round(folder: Path, bare: Yardstick, options: argparse.Namespace) -> dict[str, Any]:
     """Every figure once: requests a second and latencies by server and connections."""
-    done = subprocess.run(child("bare", folder, 0, seconds), capture_output=True, text=True, check=True)
-    figures: dict[str, Any] = {"bare": json.loads(done.stdout)}
-    for kind, connections in CONNECTIONS.items():
-        figures[kind] = measured(kind, folder, connections, seconds)
+    figures: dict[str, Any] = {}
+    for kind in CONNECTIONS:
+        figures[kind] = measured(kind, folder, bare, options)
         print(kind, {count: row["requests_per_second"] for count, row in figures[kind].items()}, file=sys.stderr)
     return figures
 
 
-def measured(kind: str, folder: Path, connections: tuple[int, ...], seconds: int) -> dict[str, Any]:
+def measured(kind: str, folder: Path, bare: Yardstick, options: argparse.Namespace) -> dict[str, Any]:
     """Starts one server, warms it, asks it with each number of connections, and ends it."""
     environment = {"HEADRACE_HOME": str(folder.parent / "home")}
     environment |= {"RAY_SERVE_ENABLE_HA_PROXY": "0"} if kind.startswith("pattern") else {}
-    command = child(kind, folder, free_port(), seconds)
-    with running(command, environment, folder.parent / "log") as address:
+    with running(child(kind, folder, free_port()), environment, folder.parent / "log") as address:
         wrk(address, 8, 2)
-        return {str(count): wrk(address, count, seconds) for count in connections}
+        counts = CONNECTIONS[kind]
+        return {str(count): bare.beside(address, count, options.slices, options.seconds) for count in counts}
 
 
-def child(kind: str, folder: Path, port: int, seconds: int) -> list[str]:
+def child(kind: str, folder: Path, port: int) -> list[str]:
     """The command of this script as one server."""
-    words = ["--serve", kind, "--bundle", str(folder), "--port", str(port), "--seconds", str(seconds)]
-    return [sys.executable, __file__, *words]
+    return [sys.executable, __file__, "--serve", kind, "--bundle", str(folder), "--port", str(port)]
 
 
 # --- the servers ------------------------------------------------------------------------------------------------------
@@ -183,30 +180,7 @@ def _run_pattern(options: argparse.Namespace, *, compute: bool) -> None:
         time.sleep(3600)
 
 
-def bare(options: argparse.Namespace) -> None:
-    """The limit: the same engine's forward pass over tokenised texts, in one process, without a server."""
-    import torch
-
-    from cluster.session import usable_cores
-    from serving.predictor import Predictor
-    from training.bundle import open_bundle
-
-    torch.set_num_threads(usable_cores())
-    predictor = Predictor(open_bundle(options.bundle))
-    figures = {}
-    for batch in BARE_BATCHES:
-        examples = predictor.task.encode(predictor.rows([TEXT] * batch))
-        times = []
-        started = time.perf_counter()
-        while time.perf_counter() - started < options.seconds:
-            began = time.perf_counter()
-            predictor.forward(examples)
-            times.append(time.perf_counter() - began)
-        figures[str(batch)] = {
-            "texts_per_second": batch * len(times) / sum(times),
-            "p50_ms": 1000 * statistics.median(times),
-        }
-    print(json.dumps(figures))
+SERVERS = {"served": served, "served-noop": served_noop, "pattern": pattern, "pattern-noop": pattern_noop}
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -215,17 +189,20 @@ def bare(options: argparse.Namespace) -> None:
 def ratios(figures: dict[str, Any]) -> dict[str, float]:
     """The numbers that the design asks for."""
 
-    def rate(kind: str, connections: int) -> float:
-        return float(figures[kind][str(connections)]["requests_per_second"])
+    def pace(kind: str, connections: int) -> float:
+        """Requests a second for each text a second of the bare pass in the same moments."""
+        row = figures[kind][str(connections)]
+        return float(row["requests_per_second"] / row["bare_texts_per_second"])
 
     return {
-        "served_over_bare_32": rate("served", 32) / figures["bare"]["32"]["texts_per_second"],
-        "served_over_bare_128": rate("served", 128) / figures["bare"]["32"]["texts_per_second"],
-        "served_minus_bare_p50_ms_1": figures["served"]["1"]["p50_ms"] - figures["bare"]["1"]["p50_ms"],
-        "served_over_pattern_1": rate("served", 1) / rate("pattern", 1),
-        "served_over_pattern_32": rate("served", 32) / rate("pattern", 32),
-        "noop_over_pattern_1": rate("served-noop", 1) / rate("pattern-noop", 1),
-        "noop_over_pattern_32": rate("served-noop", 32) / rate("pattern-noop", 32),
+        "served_over_bare_32": pace("served", 32),
+        "served_over_bare_128": pace("served", 128),
+        "served_minus_bare_p50_ms_1": figures["served"]["1"]["minus_bare_p50_ms"],
+        "served_over_pattern_1": pace("served", 1) / pace("pattern", 1),
+        "served_over_pattern_32": pace("served", 32) / pace("pattern", 32),
+        "served_over_pattern_128": pace("served", 128) / pace("pattern", 128),
+        "noop_over_pattern_1": pace("served-noop", 1) / pace("pattern-noop", 1),
+        "noop_over_pattern_32": pace("served-noop", 32) / pace("pattern-noop", 32),
     }
 
 

@@ -9,13 +9,15 @@ that it lacks is loaded beside the others, checked, warmed, and then gets reques
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from cluster.errors import HeadraceError
+from cluster.errors import HeadraceError, UserError
 from cluster.storage import read_json
 from serving.batching import Limits
+from serving.families import Families, Family, Seat
 from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.model import Model, Route
@@ -25,8 +27,9 @@ from serving.recipe import Rollback, Serve
 from serving.rollout import Finding, Record, judge, tell
 from serving.scheduler import Scheduler
 from serving.shadow import Shadow
+from serving.shared_base import MisfitError
 from serving.writer import Writer, WritingTask
-from training.bundle import open_bundle
+from training.bundle import Bundle, open_bundle
 
 POLL_SECONDS = 0.5
 LINGER_SECONDS = 5.0  # how long a replaced model still takes requests that were on their way to it
@@ -40,13 +43,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """One version of one model, warm."""
+    """One version of one model, warm.
+
+    Attributes:
+        release: says that its weights are needed no more.
+    """
 
     name: str
     version: str
     predictor: Predictor
-    scheduler: Scheduler | Writer
+    scheduler: Scheduler | Writer | Seat
     record: Record
+    release: Callable[[], None]
 
     def about(self) -> dict[str, Any]:
         """What ``GET /models/{name}`` tells."""
@@ -61,6 +69,7 @@ class Served:
             "baselines": info["baselines"],
             "created": info["created"],
             "loaded": self.predictor.loaded,
+            "shares_base_with": self.scheduler.neighbours() if isinstance(self.scheduler, Seat) else [],
             "engine": {"name": self.predictor.engine.name, "measured": self.predictor.engine.table},
         }
 
@@ -76,6 +85,7 @@ class Lineup:
         """
         self._path, self._options, self._metrics = wanted, options, metrics
         self._memory = Memory(options.memory)
+        self._families = Families(self._together)
         self._stop = threading.Event()
         self._refused: dict[str, Any] = {}
         self._loaded: dict[Key, Served] = {}
@@ -195,43 +205,74 @@ class Lineup:
             since = self._unneeded.setdefault(key, now)
             if now - since > (TRIAL_SECONDS if key[:2] in trials else LINGER_SECONDS):
                 served.scheduler.close()
-                self._memory.forget(served.predictor)
+                served.release()
                 del self._loaded[key], self._unneeded[key]
 
     def _load(self, name: str, version: str, bundle: str) -> Served:
         """A version, warm; where there is no room for it, it sleeps at the start, and later others do instead."""
-        predictor = Predictor(open_bundle(Path(bundle)), engine=self._options.engine)
+        opened, record = open_bundle(Path(bundle)), Record((self._options.rollback or Rollback()).least)
+        seat = self._seat(name, version, opened, record)
+        predictor = seat.predictor if seat else Predictor(opened, engine=self._options.engine)
         self._metrics.engine(name, version, predictor.engine.name)
-        self._admit(name, version, predictor)
-        record = Record((self._options.rollback or Rollback()).least)
-        return Served(name, version, predictor, self._scheduler(name, version, predictor, record), record)
+        try:
+            release = self._admit(name, version, seat.family if seat else predictor, predictor)
+        except UserError:
+            if seat:
+                seat.close()
+            raise
+        return Served(name, version, predictor, seat or self._alone(name, version, predictor, record), record, release)
 
-    def _admit(self, name: str, version: str, predictor: Predictor) -> None:
+    def _seat(self, name: str, version: str, bundle: Bundle, record: Record) -> Seat | None:
+        """The version among others on the same base; None where it is alone."""
+        family = self._families.find(bundle, self._options.engine)
+        if family is None:
+            return None
+
+        def observe(part: Batch, whole: Batch) -> None:
+            self._metrics.batch(name, version, part)
+            record.batch(whole)
+
+        try:
+            with self._memory.awake(family):
+                return family.take(bundle, observe)
+        except MisfitError as error:
+            logger.warning("%s shares its base with no other model: %s", name, error, extra={"model": name})
+            return None
+
+    def _admit(self, name: str, version: str, sleeper: Predictor | Family, predictor: Predictor) -> Callable[[], None]:
+        """Counts what the version takes of memory; returns what is to be called when it takes nothing any more."""
+        size = predictor.bytes + (sleeper.base.bytes if isinstance(sleeper, Family) else 0)
+
         def observe(*, loaded: bool, again: bool) -> None:
-            self._metrics.memory(name, version, predictor.bytes if loaded else -predictor.bytes)
+            self._metrics.memory(name, version, size if loaded else -size)
             if again:
                 self._metrics.wake(name, version)
 
-        self._memory.admit(predictor, observe, stays=predictor.task.writes_on, first=self._started)
+        self._memory.admit(sleeper, observe, stays=predictor.task.writes_on, first=self._started)
+        return lambda: self._memory.forget(sleeper, observe)
 
-    def _scheduler(self, name: str, version: str, predictor: Predictor, record: Record) -> Scheduler | Writer:
-        waiting = self._options.max_queue
-
+    def _alone(self, name: str, version: str, predictor: Predictor, record: Record) -> Scheduler | Writer:
         def observe(batch: Batch) -> None:
             self._metrics.batch(name, version, batch)
             record.batch(batch)
 
         if predictor.task.writes_on:
-            return Writer(cast(WritingTask, predictor.task), predictor.model, predictor.prepare, waiting, observe)
-        limits = Limits(budget=predictor.budget, waiting=waiting)
+            task, waiting = cast(WritingTask, predictor.task), self._options.max_queue
+            return Writer(task, predictor.model, predictor.prepare, waiting, observe)
+        return self._queue(predictor, predictor, observe)
+
+    def _together(self, family: Family) -> Scheduler:
+        return self._queue(family, family.seats[0].predictor, family.observe)
+
+    def _queue(self, model: Predictor | Family, like: Predictor, observe: Callable[[Batch], None]) -> Scheduler:
         return Scheduler(
-            predictor.prepare,
-            predictor.answer,
-            limits,
+            model.prepare,
+            model.answer,
+            Limits(budget=like.budget, waiting=self._options.max_queue),
             observe,
-            awake=lambda: self._memory.awake(predictor),
-            lanes=predictor.lanes,
-            share=predictor.share,
+            awake=lambda: self._memory.awake(model),
+            lanes=like.lanes,
+            share=like.share,
         )
 
 

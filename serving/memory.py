@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.errors import HeadraceError, UserError
@@ -51,9 +51,13 @@ class Observe(Protocol):
 @dataclass(eq=False)
 class _Resident:
     sleeper: Sleeper
-    observe: Observe
     stays: bool
+    observers: list[Observe] = field(default_factory=list)
     users: int = 0
+
+    def observe(self, *, loaded: bool, again: bool) -> None:
+        for observe in self.observers:
+            observe(loaded=loaded, again=again)
 
 
 class Memory:
@@ -75,6 +79,8 @@ class Memory:
     def admit(self, sleeper: Sleeper, observe: Observe, *, stays: bool = False, first: bool = False) -> None:
         """Counts a model that has been loaded; it sleeps at once where there is no room for it.
 
+        One that several share is admitted once more with each of them, when it holds what that one brings.
+
         Args:
             observe: told whether it is ``loaded`` each time that changes, and whether it is so ``again``.
             stays: it never sleeps.
@@ -85,20 +91,29 @@ class Memory:
         """
         with self._changed:
             self._require_room(sleeper, stays=stays)
-            resident = self._residents[sleeper] = _Resident(sleeper, observe, stays)
+            grown = sleeper in self._residents
+            resident = self._residents.setdefault(sleeper, _Resident(sleeper, stays))
+            resident.observers.append(observe)
             observe(loaded=True, again=False)
-            while self._excess() and (idle := self._idle(but=resident)) and (first or stays):
+            while self._excess() and (idle := self._idle(but=resident)) and (first or stays or grown):
                 self._let_go(idle[0])
-            if self._excess() and not stays:
+            if self._excess() and not stays and not resident.users:
                 self._let_go(resident)
 
-    def forget(self, sleeper: Sleeper) -> None:
-        """Counts a model no more; its weights go with whoever still computes with it."""
+    def forget(self, sleeper: Sleeper, observe: Observe) -> None:
+        """Counts a model no more once all who had it admitted have said so; its weights go with who computes last.
+
+        Args:
+            observe: as it was given when the model was admitted; it is told that the model is gone.
+        """
         with self._changed:
-            resident = self._residents.pop(sleeper, None)
+            resident = self._residents[sleeper]
+            resident.observers.remove(observe)
+            if not resident.observers:
+                del self._residents[sleeper]
             self._changed.notify_all()
-        if resident and sleeper.loaded:
-            resident.observe(loaded=False, again=False)
+        if sleeper.loaded:
+            observe(loaded=False, again=False)
 
     def held(self) -> int:
         """The bytes that all hold together."""
@@ -110,7 +125,7 @@ class Memory:
         """While this lasts a model is loaded, and stays so. One that cannot be loaded says so when it is to compute."""
         with self._changed:
             # one that was forgotten answers what it had taken before, and is not counted
-            resident = self._residents.get(sleeper) or _Resident(sleeper, _unseen, stays=True)
+            resident = self._residents.get(sleeper) or _Resident(sleeper, stays=True)
             self._changed.wait_for(lambda: not (self._making_room if sleeper.loaded else self._moving))
             resident.users += 1
             loads = not sleeper.loaded
@@ -168,7 +183,8 @@ class Memory:
         resident.observe(loaded=False, again=False)
 
     def _require_room(self, sleeper: Sleeper, *, stays: bool) -> None:
-        sizes = [(one.stays, one.sleeper.bytes) for one in self._residents.values()] + [(stays, sleeper.bytes)]
+        others = [one for one in self._residents.values() if one.sleeper is not sleeper]
+        sizes = [(one.stays, one.sleeper.bytes) for one in others] + [(stays, sleeper.bytes)]
         largest = max((size for kept, size in sizes if not kept), default=0)
         least = sum(size for kept, size in sizes if kept) + largest
         if self._limit is not None and least > self._limit:
@@ -176,7 +192,3 @@ class Memory:
                 f"serve.memory is {self._limit} bytes, and with {sleeper.name} {least} are needed: for the models that "
                 "write, which always stay, and the largest of the others"
             )
-
-
-def _unseen(*, loaded: bool, again: bool) -> None:
-    """What nobody counts, nobody is told of."""

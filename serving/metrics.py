@@ -63,7 +63,7 @@ class Metrics:
         self._rollbacks = counter("headrace_rollbacks", "Versions taken back, by why.", (*one, "reason"))
         self._memory = gauge(
             "headrace_memory_bytes",
-            "What the weights of a version take in memory; 0 while it sleeps.",
+            "What the weights of a version take in memory, a base that it shares included; 0 while it sleeps.",
             one,
             multiprocess_mode="livesum",
         )

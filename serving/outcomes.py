@@ -30,7 +30,8 @@ class Batch:
         padded_tokens: what was computed, padding and all.
         seconds: from beginning to end.
         oldest_waited: seconds that its oldest item had waited.
-        share: among how many batches that ran side by side the device was shared.
+        share: among how many batches that ran side by side the device was shared; for a part of a batch that was
+            computed for several models, times the whole over the part.
     """
 
     items: int
@@ -38,7 +39,7 @@ class Batch:
     padded_tokens: int
     seconds: float
     oldest_waited: float
-    share: int = 1
+    share: float = 1
 
 
 class Backlog(NamedTuple):

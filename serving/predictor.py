@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -35,6 +35,9 @@ LONGEST_BATCH = 128
 MOST_LANES = 4
 """Each issues its operations from Python, where one thread runs at a time; a lane then has several cores."""
 
+Weights = Callable[[Task], torch.nn.Module]
+"""Takes a model's weights into memory: the network, which may be asked as a ``PreTrainedModel`` is."""
+
 Question = tuple[Any, Mapping[str, Any]]
 """What the scheduler carries: a row and the request's parameters, then the example and the parameters."""
 
@@ -62,12 +65,19 @@ class Predictor:
 
     engine: Choice
 
-    def __init__(self, bundle: Bundle, device: str | None = None, engine: Wanted = REFERENCE) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str | None = None,
+        engine: Wanted = REFERENCE,
+        weights: Weights | None = None,
+    ) -> None:
         """Loads the weights and computes one answer, so that the first request finds the model warm.
 
         Args:
             device: as PyTorch names it; by default the GPU where there is one.
             engine: what computes a batch; see :class:`serving.recipe.Serve`.
+            weights: where they come from; by default out of the bundle.
 
         Raises:
             UserError: the bundle's base has changed, or the engine cannot compute this model here.
@@ -80,10 +90,11 @@ class Predictor:
         self._threads = torch.get_num_threads()
         self.lanes = 1 if self.device.type == "cuda" else min(MOST_LANES, self._threads)
         self._wanted: Wanted = engine
+        self._weights: Weights = weights or bundle.model
         self._stamps = bundle.stamps()
         self._take_weights()
         self.signature = self.explainer.describe(bundle.info["signature"])
-        self._warm = self.task.encode([self._blank_row()])
+        self._warm = self.task.encode([blank_row(self.task)])
         try:
             self._warm_outputs = self.forward(self._warm)
         except UserError as error:  # nobody has asked anything yet: it is the model that is at fault
@@ -128,7 +139,7 @@ class Predictor:
 
     def _take_weights(self) -> None:
         with _reading:
-            model = self.bundle.model(self.task)
+            model = cast(PreTrainedModel, self._weights(self.task))
         self.model: PreTrainedModel = model.to(self.device).eval()
         self.engine = self._chosen(self._wanted)
         self.explainer = Explainer(self.task, self.model, self.device, self.budget)
@@ -161,10 +172,13 @@ class Predictor:
 
     def answer(self, questions: Sequence[Question]) -> list[Any]:
         """Examples with parameters to answers, in one forward pass and those that explain."""
+        return self.decode(questions, self.forward([example for example, _ in questions]))
+
+    def decode(self, questions: Sequence[Question], outputs: Outputs) -> list[Any]:
+        """Answers to examples with parameters, of what the model said of each."""
         if any(parameters is not NOBODY for _, parameters in questions):
             self.used = time.monotonic()
         examples = [example for example, _ in questions]
-        outputs = self.forward(examples)
         answers: list[Any] = [None] * len(questions)
         groups: dict[int, list[int]] = {}
         for index, (_, parameters) in enumerate(questions):
@@ -235,12 +249,14 @@ class Predictor:
 
     def blank(self) -> Question:
         """The smallest question there is, for those who ask only whether the model still answers."""
-        return (self._blank_row(), NOBODY)
+        return (blank_row(self.task), NOBODY)
 
-    def _blank_row(self) -> Row:
-        schema = self.task.signature()["input"]
-        shapes = schema.get("anyOf", [schema])
-        return next((dict.fromkeys(shape["properties"], "") for shape in shapes if shape.get("type") == "object"), {})
+
+def blank_row(task: Task) -> Row:
+    """The smallest row that a task reads."""
+    schema = task.signature()["input"]
+    shapes = schema.get("anyOf", [schema])
+    return next((dict.fromkeys(shape["properties"], "") for shape in shapes if shape.get("type") == "object"), {})
 
 
 def _asleep(batch: Batch) -> torch.Tensor:

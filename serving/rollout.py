@@ -25,7 +25,7 @@ NOTICEABLE_SECONDS = 0.01  # what is faster counts as this: below it a busy mach
 TRIAL = 10  # times `least` requests: a version that took over and answered so many has passed
 
 Reason = Literal["errors", "latency", "labels"]
-Size = tuple[int, int]
+Size = tuple[int, float]
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,14 @@ class Bundle:
         base = self.info.get("base")
         return adapter.open_adapter(task, base, self.folder) if base else task.open(self.folder)
 
+    def beside(self, task: Task) -> PreTrainedModel:
+        """The same of a bundle that lacks its base, with what was learned beside the base's weights and not in them.
+
+        Raises:
+            UserError: the base is not there or has changed.
+        """
+        return adapter.open_beside(task, self.info["base"], self.folder)
+
 
 def write_bundle(
     folder: Path,

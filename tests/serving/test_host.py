@@ -589,7 +589,7 @@ def test_a_replica_is_well_while_its_model_answers_and_says_so_when_it_does_not(
     predictor = Predictor(bundle, device="cpu")
     scheduler = Scheduler(predictor.prepare, predictor.answer)
     replica = object.__new__(host.Replica)
-    served = Served("intent", "1", predictor, scheduler, Record(1))
+    served = Served("intent", "1", predictor, scheduler, Record(1), release=lambda: None)
     lineup: Any = SimpleNamespace(served=lambda: [served])
     replica._lineup = lineup
     asyncio.run(replica.check_health())

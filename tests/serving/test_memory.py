@@ -326,7 +326,7 @@ def test_one_that_was_forgotten_still_answers_what_it_had_taken() -> None:
     one, other = Weight("one", told), Weight("other", told)
     memory.admit(one, ignored)
     memory.admit(other, ignored)
-    memory.forget(other)
+    memory.forget(other, ignored)
     with memory.awake(other):
         assert one.loaded
         assert other.loaded

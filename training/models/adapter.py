@@ -60,6 +60,17 @@ def open_adapter(task: "Task", kept: Mapping[str, Any], folder: Path) -> PreTrai
     """The model of a bundle that lacks its base: what was learned is added to the base's weights.
 
     Raises:
+        UserError: as :func:`open_beside`.
+    """
+    model = open_beside(task, kept, folder)
+    merge(model)
+    return model.eval()
+
+
+def open_beside(task: "Task", kept: Mapping[str, Any], folder: Path) -> PreTrainedModel:
+    """The same with what was learned still beside the base's weights, which stay as they are.
+
+    Raises:
         UserError: the base is not there, or is another one than the one that was learned beside.
     """
     base = resolve_base(kept["name"], folder)
@@ -68,6 +79,4 @@ def open_adapter(task: "Task", kept: Mapping[str, Any], folder: Path) -> PreTrai
             f"{folder}: it was learned beside {kept['name']}, which has changed since; bring the earlier one back, or "
             "train with model.bundle: whole"
         )
-    model = put_together(task, base, read_adapt(kept["adapt"]), load_file(folder / WEIGHTS))
-    merge(model)
-    return model.eval()
+    return put_together(task, base, read_adapt(kept["adapt"]), load_file(folder / WEIGHTS)).eval()

@@ -45,6 +45,7 @@ class AudioClassification(Predicting):
     file_roles: ClassVar[frozenset[str]] = frozenset({"audio"})
     compared_roles: ClassVar[frozenset[str] | None] = frozenset()
     options_known: ClassVar[type[Strict]] = Options
+    one_row_each: ClassVar[bool] = True
     lone_answer: ClassVar[bool] = True
 
     def __init__(self, sounds: Sounds, target: Target, options: Options) -> None:

@@ -45,6 +45,7 @@ class ImageClassification(Predicting):
     file_roles: ClassVar[frozenset[str]] = frozenset({"image"})
     compared_roles: ClassVar[frozenset[str] | None] = frozenset()
     options_known: ClassVar[type[Strict]] = Options
+    one_row_each: ClassVar[bool] = True
     lone_answer: ClassVar[bool] = True
 
     def __init__(self, pictures: Pictures, target: Target, options: Options) -> None:

@@ -116,6 +116,10 @@ class Task(ABC):
     """Whether an answer can be attributed to the words that were read; it is an ``AttributableTask`` of
     ``serving/explain.py`` then."""
 
+    one_row_each: ClassVar[bool] = False
+    """Whether the model reads a batch in one pass in which each example is one row, and says logits of it; a server may
+    then ask several models on one base for rows of the same batch."""
+
     new_head: ClassVar[bool] = True
     """Whether the model gets new weights on top, which ``adapt: head`` trains alone."""
 

@@ -29,6 +29,7 @@ class TextClassification(Predicting):
     roles: ClassVar[dict[str, str]] = {"text": "the column or columns that are read"}
     options_known: ClassVar[type[Strict]] = TargetOptions
     attributable: ClassVar[bool] = True
+    one_row_each: ClassVar[bool] = True
 
     def __init__(self, reader: Reader, target: Target) -> None:
         super().__init__(target)

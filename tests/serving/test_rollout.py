@@ -25,7 +25,7 @@ from serving.model import Model, Route
 from serving.outcomes import Batch
 from serving.predictor import Predictor
 from serving.recipe import Hosted, Rollback, Serve
-from serving.rollout import COMPARABLE, KEPT, NOTICEABLE_SECONDS, TRIAL, Figures, Finding, Record, judge
+from serving.rollout import COMPARABLE, KEPT, NOTICEABLE_SECONDS, TRIAL, Figures, Finding, Record, Size, judge
 from serving.wanted import Wanted, hosting
 from tests.conftest import WORDS
 from tests.serving.conftest import MakeBundle, Running, entry, route
@@ -79,7 +79,7 @@ def test_only_what_may_be_taken_back_is_on_trial() -> None:
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
 
-def figures(labels: dict[str, int] | None = None, batches: dict[tuple[int, int], list[float]] | None = None) -> Figures:
+def figures(labels: dict[str, int] | None = None, batches: dict[Size, list[float]] | None = None) -> Figures:
     return Figures(100, 0, collections.Counter(labels), batches or {})
 
 
@@ -145,14 +145,15 @@ def test_slowness_is_found_among_batches_of_like_size() -> None:
     found = judge(figures(batches={(8, 1): [slow] * COMPARABLE}), figures(batches={(8, 1): many}), BOUNDS)
     assert found == ("latency", 2.5, 2.0)
     # Larger batches, or two at once, take longer; hiccups are rarer than one in twenty.
-    for ours in (
+    too_little: list[dict[Size, list[float]]] = [
         {(10, 1): [slow] * COMPARABLE},
         {(8, 1): [*many, slow]},
         {(8, 1): [slow] * (COMPARABLE - 1)},
         {(8, 2): [slow] * COMPARABLE},
-    ):
+    ]
+    for ours in too_little:
         assert judge(figures(batches=ours), figures(batches={(8, 1): many}), BOUNDS) is None
-    unseen = {(8, 1): [NOTICEABLE_SECONDS] * COMPARABLE}
+    unseen: dict[Size, list[float]] = {(8, 1): [NOTICEABLE_SECONDS] * COMPARABLE}
     assert judge(figures(batches=unseen), figures(batches={(8, 1): [1e-4] * COMPARABLE}), BOUNDS) is None
 
 

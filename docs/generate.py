@@ -19,6 +19,7 @@ import headrace
 from training.tasks.task import Task, task_class, task_names
 
 DOCS = Path(__file__).parent
+PEERS = {"litserve": "LitServe", "bentoml": "BentoML", "fastapi": "FastAPI", "ray-serve": "Ray Serve as documented"}
 
 
 def recipe_page() -> str:
@@ -196,10 +197,19 @@ def figures(result: Any, name: str = "") -> list[tuple[str, Any]]:
 
 def readme_page() -> str:
     """The README with the table of numbers that the results give."""
-    page = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    head, mark, rest = page.partition("| | |\n|---|---|\n")
-    _, _, tail = rest.partition("\n\n")
-    return head + mark + "\n".join(f"| {what} | {figure} |" for what, figure in numbers()) + "\n\n" + tail
+    return with_table(DOCS.parent / "README.md", "| | |\n|---|---|\n", numbers())
+
+
+def serving_page() -> str:
+    """The page on serving with the table of what was measured of it."""
+    return with_table(DOCS / "serving.md", "| measured | |\n|---|---|\n", measured_of_serving())
+
+
+def with_table(path: Path, mark: str, lines: list[tuple[str, str]]) -> str:
+    """A page whose table below the heading ``mark`` has these lines."""
+    head, mark, rest = path.read_text(encoding="utf-8").partition(mark)
+    _, end, tail = rest.partition("\n\n")
+    return head + mark + "\n".join(f"| {what} | {figure} |" for what, figure in lines) + end + tail
 
 
 def numbers() -> list[tuple[str, str]]:
@@ -242,6 +252,63 @@ def numbers() -> list[tuple[str, str]]:
     ]
 
 
+def measured_of_serving() -> list[tuple[str, str]]:
+    """What the page on serving tells of the results."""
+    ratios, peers = kept("serving")["ratios"], kept("peers")
+    lengths, pace, over, soak = map(kept_of_load, ("lengths", "pace", "overload", "soak"))
+    engines = {name: one["engine"]["name"] for name, one in peers["rounds"][0].items() if "engine" in one}
+    return [
+        (
+            "requests a second over texts a second of the bare forward pass, 32 and 128 connections",
+            f"{ratios['served_over_bare_32']:.2f}, {ratios['served_over_bare_128']:.2f}",
+        ),
+        (
+            "one request at a time: its median over that of the bare pass of one text",
+            f"{ratios['served_minus_bare_p50_ms_1']:.1f} ms more",
+        ),
+        (
+            "a model that computes nothing, over the same in Ray Serve's documented pattern, 1 and 32 connections",
+            f"{ratios['noop_over_pattern_1']:.0f}, {ratios['noop_over_pattern_32']:.0f} times",
+        ),
+        *[
+            (
+                f"`{engine}` over {title}, 1, 32 and 128 connections",
+                ", ".join(f"{peers['ratios'][ratio(name, other, count)]:.2f}" for count in (1, 32, 128)) + " times",
+            )
+            for name, engine in engines.items()
+            for other, title in PEERS.items()
+        ],
+        (
+            "texts of 8 to 256 tokens: share of padding; tokens a second over those of texts of one length",
+            f"{lengths['mixed']['padding_share']:.1%}; {lengths['mixed_over_even']:.2f}",
+        ),
+        (
+            "500 requests a second at random moments, a pass that takes 14 ms and 0.05 ms an input: p50, p99",
+            f"{pace['served']['p50_ms']:.0f}, {pace['served']['p99_ms']:.0f} ms",
+        ),
+        (
+            "three times what it bears, asked from the same cores: answered in time over capacity; refusals, p50 and p99",
+            f"{over['answered_in_time_over_capacity']:.2f}; {over['refused']['p50_ms']:.0f}, "
+            f"{over['refused']['p99_ms']:.0f} ms",
+        ),
+        (
+            "half of what it bears for long: resident memory of a replica, first and last; files it holds open",
+            f"{soak['replica_mb']['first']:.0f}, {soak['replica_mb']['last']:.0f} MB; "
+            f"{soak['replica_files']['first']:.0f}, {soak['replica_files']['last']:.0f}",
+        ),
+    ]
+
+
+def ratio(ours: str, other: str, connections: int) -> str:
+    """The name of a ratio of ``benchmarks/peers.py``."""
+    return f"{ours}_over_{other}_{connections}".replace("-", "_")
+
+
+def kept_of_load(part: str) -> Any:
+    """What ``benchmarks/load.py`` kept of one part."""
+    return kept(f"load-{part}")["medians"]
+
+
 def kept(name: str) -> Any:
     """What a benchmark kept."""
     return json.loads((DOCS.parent / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -251,6 +318,7 @@ def pages() -> dict[str, str]:
     """Every page that is generated, or holds what is: its file name and its text."""
     return {
         "../README.md": readme_page(),
+        "serving.md": serving_page(),
         "recipe.md": recipe_page(),
         "tasks.md": tasks_page(),
         "commands.md": commands_page(),

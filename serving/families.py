@@ -11,7 +11,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from training.bundle import HELD_OUT, Bundle
 from training.models import adapter
 from training.models.adapt import read_adapt
 from training.recipe import Lora
-from training.tasks.task import Example, Task, task_class
+from training.tasks.task import Task, task_class
 
 COMPARED = 4
 """Rows at which a model's answers in the family are compared with those that it gives alone."""
@@ -184,13 +183,19 @@ class Family:
     def answer(self, values: Sequence[Value]) -> list[Any]:
         """The answers of each value's own model, in one forward pass."""
         seats = _by_seat(values)
-        self._remember(values)
         if len(seats) == 1:
             (seat,) = seats
-            return seat.predictor.answer([question for _, question, _ in values])
-        examples = [question[0] for _, question, _ in values]
-        said = self._together([seat.key for seat, _, _ in values], examples, next(iter(seats)).predictor.task)
-        answers: list[Any] = [None] * len(values)
+            answers = seat.predictor.answer([question for _, question, _ in values])
+        else:
+            answers = self._mixed(values, seats)
+        self._remember(values)
+        return answers
+
+    def _mixed(self, values: Sequence[Value], seats: "Mapping[Seat, list[int]]") -> list[Any]:
+        whose, examples = [seat.key for seat, _, _ in values], [question[0] for _, question, _ in values]
+        any_task = values[0][0].predictor.task  # all of them read alike
+        compute = checked(lambda batch: self.base.compute(any_task, batch, whose))
+        said, answers = compute(any_task.collate(examples)), [None] * len(values)
         for seat, places in seats.items():
             task, questions = seat.predictor.task, [values[place][1] for place in places]
             rows = said[places][..., : self.base.width(seat.key)]
@@ -199,14 +204,8 @@ class Family:
                 answers[place] = one
         return answers
 
-    def _together(self, whose: Sequence[str], examples: Sequence[Example], task: Task) -> torch.Tensor:
-        return checked(partial(self._compute, task, whose))(task.collate(examples))
-
-    def _compute(self, task: Task, whose: Sequence[str], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.base.compute(task, dict(batch), whose)
-
     def _remember(self, values: Sequence[Value]) -> None:
-        """Whose items and tokens the batch has that this thread runs; after a failure it is run in parts."""
+        """Whose items and tokens this thread has computed for a batch, which after a failure is computed in parts."""
         ran = self._ran.__dict__
         ran.setdefault("items", Counter()).update(seat for seat, _, _ in values)
         tokens = ran.setdefault("tokens", Counter())

@@ -14,8 +14,10 @@ import torch
 
 from cluster.storage import write_json
 from serving import shared_base
+from serving.batching import Failed, isolated
 from serving.families import Families, Family, Seat, kinship
 from serving.memory import Memory
+from serving.outcomes import Batch
 from serving.predictor import EMPTY, Predictor
 from serving.recipe import Serve
 from serving.scheduler import Scheduler
@@ -115,13 +117,16 @@ def test_a_batch_of_all_says_what_each_says_alone(bundles: dict[str, Bundle], al
 
 
 def test_who_breaks_the_batch_breaks_it_for_himself(bundles: dict[str, Bundle], alone: dict[str, Predictor]) -> None:
-    from serving.batching import Failed, isolated
-
+    told: dict[str, tuple[int, float]] = {}
     with family_of(bundles) as (family, seats):
         prepared = [value for value, _ in family.prepare(questions(seats, ["head", "queries", "head", "yes-or-no"]))]
         seat, (example, parameters), length = prepared[1]
         prepared[1] = (seat, ({**example, "input_ids": [10**6]}, parameters), length)
         answers = isolated(family.answer, prepared)
+        for name, one in seats.items():
+            one.observe = lambda part, whole, name=name: told.update({name: (part.items, part.share)})
+        family.observe(Batch(items=4, tokens=40, padded_tokens=48, seconds=0.1, oldest_waited=0.0))
+    assert told == {"head": (2, 1.5), "yes-or-no": (1, 3.0)}, "who got no answer is not counted"
     assert [isinstance(answer, Failed) for answer in answers] == [False, True, False, False]
     assert_alike(answers[3], alone["yes-or-no"].predict([TEXTS[3]])[0])
 

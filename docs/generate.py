@@ -287,7 +287,7 @@ def measured_of_serving() -> list[tuple[str, str]]:
             f"{pace['served']['p50_ms']:.0f}, {pace['served']['p99_ms']:.0f} ms",
         ),
         (
-            "three times what it bears, asked from the same cores: answered in time over capacity; refusals, p50 and p99",
+            "three times what it bears, from the same cores: answered in time over capacity; refusals, p50 and p99",
             f"{over['answered_in_time_over_capacity']:.2f}; {over['refused']['p50_ms']:.0f}, "
             f"{over['refused']['p99_ms']:.0f} ms",
         ),

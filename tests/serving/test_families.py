@@ -124,11 +124,18 @@ def test_who_breaks_the_batch_breaks_it_for_himself(bundles: dict[str, Bundle], 
         prepared[1] = (seat, ({**example, "input_ids": [10**6]}, parameters), length)
         answers = isolated(family.answer, prepared)
         for name, one in seats.items():
-            one.observe = lambda part, whole, name=name: told.update({name: (part.items, part.share)})
+            one.observe = keeping(told, name)
         family.observe(Batch(items=4, tokens=40, padded_tokens=48, seconds=0.1, oldest_waited=0.0))
     assert told == {"head": (2, 1.5), "yes-or-no": (1, 3.0)}, "who got no answer is not counted"
     assert [isinstance(answer, Failed) for answer in answers] == [False, True, False, False]
     assert_alike(answers[3], alone["yes-or-no"].predict([TEXTS[3]])[0])
+
+
+def keeping(told: dict[str, tuple[int, float]], name: str) -> Callable[[Batch, Batch], None]:
+    def keep(part: Batch, whole: Batch) -> None:
+        told[name] = (part.items, part.share)
+
+    return keep
 
 
 # --- over a socket ----------------------------------------------------------------------------------------------------

@@ -67,17 +67,22 @@ class _State:
 
 
 class _Run(NamedTuple):
-    """A batch that a lane runs, among how many lanes the cores are shared, and since when; inf before it begins."""
+    """A batch that a lane runs, among how many lanes the cores are shared, and since when; inf before it begins.
+
+    Before it the lane has passed ``gap`` seconds without work though there was some.
+    """
 
     batch: list[_Item]
     share: int
-    since: float
+    gap: float
+    since: float = math.inf
 
 
 class _Last(NamedTuple):
-    """How many items a lane's last batch had, and until when it waits for as many."""
+    """How many items a lane's last batch had, when it ended, and until when the lane waits for as many."""
 
     items: int
+    ended: float
     until: float
 
 
@@ -249,18 +254,19 @@ class Scheduler:
     # --- the threads of the lanes ---------------------------------------------------------------------------------
 
     def _run_forever(self, lane: int) -> None:
-        last = _Last(0, 0.0)
+        last = _Last(0, self._clock(), -math.inf)
         while run := self._take_ready(lane, last):
             with self._awake():
                 run = self._begin(lane, run)
                 results = isolated(self._run, [item.value for item in run.batch])
-                seconds = self._clock() - run.since
+                ended = self._clock()
+            seconds = ended - run.since
             for request in {item.request for item in run.batch}:
                 request.answered.runs.append((run.since, run.since + seconds))
             with self._came:
                 del self._state.running[lane]
                 self._remember_pace(run, seconds)
-            last = _Last(len(run.batch), self._clock() + LINGER * seconds)
+            last = _Last(len(run.batch), ended, ended + LINGER * seconds)
             _deliver(list(zip(run.batch, results, strict=True)))
             if self._observe:
                 self._observe(_measured(run, seconds))
@@ -275,17 +281,19 @@ class Scheduler:
         """The next batch, as soon as there is one; None at the end."""
         while True:
             with self._prepared:
+                free = last.ended
                 while not self._state.ready:
                     if self._state.closed and not self._state.waiting and not self._state.in_prepare:
                         return None
                     self._prepared.wait()
+                    free = self._clock()
                 self._linger(last)
                 alive, expired = self._without_the_dead(self._state.ready)
                 lengths = [item.length for item in alive[:WINDOW]]
                 others = len(self._state.running)
                 parts = max(1, min(self._lanes - others, len(lengths)))
                 chosen = set(choose(lengths, part(self._limits, lengths, parts, others)))
-                run = _Run([alive[index] for index in sorted(chosen)], others + parts, math.inf)
+                run = _Run([alive[index] for index in sorted(chosen)], others + parts, self._clock() - free)
                 self._state.ready = [item for index, item in enumerate(alive) if index not in chosen]
                 self._advance(alive[0].turn if alive else None)
                 if run.batch:
@@ -319,9 +327,10 @@ class Scheduler:
         return alive, expired
 
     def _remember_pace(self, run: _Run, seconds: float) -> None:
+        """An item takes its part of the batch, and of what passes between two batches of a lane that has work."""
         state = self._state
-        state.seconds_per_item = _smoothed(state.seconds_per_item, seconds / len(run.batch) / run.share)
-        state.seconds_per_run = _smoothed(state.seconds_per_run, seconds)
+        state.seconds_per_item = _smoothed(state.seconds_per_item, (run.gap + seconds) / len(run.batch) / run.share)
+        state.seconds_per_run = _smoothed(state.seconds_per_run, run.gap + seconds)
 
 
 def _smoothed(before: float, newest: float) -> float:

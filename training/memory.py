@@ -40,9 +40,16 @@ logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  #
 PROCESS = 620 * MIB
 """A worker that has imported Ray, torch, transformers and scikit-learn, and holds no model; nothing on a GPU."""
 
-SCATTERED = 1.7
+SCATTERED = 2.1
 """How many times what a step needs the system counts where it gives out the memory itself: batches of many shapes leave
 gaps. A GPU's allocator does not count them. This and ``PROCESS`` are set by ``benchmarks/memory.py``."""
+
+MAPPED = 40 * MIB
+"""From here on a tensor of the longest rows leaves no gap when it is given back: glibc gives one of 32 MiB pages of its
+own (mallopt(3), the highest that M_MMAP_THRESHOLD becomes by itself), and most batches are a little shorter."""
+
+MAPPED_SCATTERED = 1.2
+"""The same of those: what the kernels of a backward pass take for themselves."""
 
 
 FILES = 200
@@ -129,14 +136,17 @@ def worker_memory(
             with autocast(device, choose_precision(options.precision, device)):
                 pretended.learn_from(task, batch)
         pretended.step(optimizer)
-    learning = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
+    learning = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     step = pretended.held.most - weights - 2 * learning
+    large = [weight for weight in model.parameters() if weight.nbytes >= MAPPED]
+    mapped = pretended.held.mapped - sum(weight.nbytes * (3 if weight.requires_grad else 1) for weight in large)
     in_main_memory = device.type == "cpu"
+    counted = round((step - mapped) * SCATTERED + mapped * MAPPED_SCATTERED) if in_main_memory else step
     return Memory(
         process=PROCESS if in_main_memory else 0,
         weights=weights,
         optimizer=(3 if workers > 1 else 2) * learning,
-        step=round(step * SCATTERED) if in_main_memory else step,
+        step=counted,
     )
 
 
@@ -164,11 +174,13 @@ class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         now: of those that live.
         most: the highest that ``now`` has been.
+        mapped: how much of ``most`` was in tensors of ``MAPPED`` bytes and more.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
+        self.now = self.most = self.mapped = 0
+        self._mapped = 0
         self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -180,12 +192,14 @@ class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Counts a tensor's storage, which others may share, until it is gone."""
         storage = tensor.untyped_storage()
         if storage not in self._known:
-            self._known[storage] = weakref.finalize(storage, self._gone, storage.nbytes())
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
+            self._known[storage] = weakref.finalize(storage, self._count, -storage.nbytes())
+            self._count(storage.nbytes())
 
-    def _gone(self, size: int) -> None:
-        self.now -= size
+    def _count(self, size: int) -> None:
+        self.now += size
+        self._mapped += size if abs(size) >= MAPPED else 0
+        if self.now > self.most:
+            self.most, self.mapped = self.now, self._mapped
 
 
 class Pretended:

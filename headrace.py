@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from cluster.errors import RecipeError
 from cluster.printing import answer, carry_out, measured, outline, table, working
 
 if TYPE_CHECKING:
@@ -136,8 +137,6 @@ def tune(recipe_file: RecipeFile, overrides: Overrides = None, as_json: Json = F
     A sweep that was interrupted is continued: finished trials are kept.
     """
     with working():
-        from cluster.errors import RecipeError
-
         recipe, document = load_recipe(recipe_file, overrides)
         if recipe.tune is None:
             raise RecipeError([document.problem((), "has no `tune` section; add one with `search`, or use train")])
@@ -383,7 +382,6 @@ def load_recipe(path: Path, overrides: Sequence[str] | None = None) -> "tuple[Wh
         RecipeError: with every problem there is, each with file, line, key, value and cure.
         UserError: the file is missing or is no text.
     """
-    from cluster.errors import RecipeError
     from cluster.settings import read
     from training.preflight import task_problems
     from tuning.space import check_search
@@ -403,15 +401,17 @@ def load_recipe(path: Path, overrides: Sequence[str] | None = None) -> "tuple[Wh
 
 def made(recipe_file: Path, overrides: Sequence[str] | None, *, tuned: bool = True) -> "tuple[Run, Sweep | None]":
     """Carries a recipe out: its model and, where it has a `tune` section and ``tuned`` is left on, the sweep."""
-    from training.fit import fit
-    from tuning.sweep import sweep
+    from cluster.session import early_session
 
     recipe, document = load_recipe(recipe_file, overrides)
-    found = None
-    if tuned and recipe.tune is not None:
-        found = sweep(recipe, recipe.tune, document.public)
-        recipe, document = load_recipe(recipe_file, [*(overrides or ()), *found.overrides])
-    return fit(recipe, document.public), found
+    with early_session():
+        from training.fit import fit
+        from tuning.sweep import sweep
+
+        found = sweep(recipe, recipe.tune, document.public) if tuned and recipe.tune is not None else None
+        if found:
+            recipe, document = load_recipe(recipe_file, [*(overrides or ()), *found.overrides])
+        return fit(recipe, document.public), found
 
 
 def served(subjects: Sequence[str]) -> "tuple[list[Hosted], Serve]":

@@ -101,17 +101,21 @@ def plain(path: Path, words: Sequence[str] = ()) -> Path:
 
     import headrace
     from cluster.session import usable_cores
+    from cluster.storage import home
     from training import fit, worker
+    from training.bundle import open_bundle
     from training.data.fuse import fuse
     from training.encode import encode
     from training.journal import Journal
     from training.loop import as_record, make_trainee, train
+    from training.outcome import finish, write
+    from training.registry import register
 
     recipe, document = headrace.load_recipe(path, words)
     fused = fuse(recipe)
     encoded = encode(recipe, fused)
     key = fit.run_key(recipe, encoded)
-    folder, bundle_folder = fit.home() / "runs" / f"{recipe.name}-{key}", fit.home() / "models" / recipe.name / key
+    folder, bundle_folder = home() / "runs" / f"{recipe.name}-{key}", home() / "models" / recipe.name / key
     with fit.logged(recipe, document.public, key, folder) as log:
         torch.set_num_threads(usable_cores())
         trainee = make_trainee(encoded, recipe.train, recipe.model.adapt, torch.device("cpu"))
@@ -119,11 +123,10 @@ def plain(path: Path, words: Sequence[str] = ()) -> Path:
             for moment in train(trainee, encoded):
                 journal.write(as_record(moment))
         worker.leave(trainee, encoded, folder)
-        log.finish("FINISHED", fit.finish(recipe, document.public, fused, encoded, folder, bundle_folder))
-    bundle = fit.open_bundle(bundle_folder)
-    version = fit.register(bundle, fit.run_id_of(folder))
-    data = fit.report_data(bundle, version, recipe, fused, encoded, folder)
-    fit.write_report(folder / "report.html", data, encoded.task.report_sections)
+        log.finish("FINISHED", finish(recipe, document.public, fused, encoded, folder, bundle_folder))
+    bundle = open_bundle(bundle_folder)
+    version = register(bundle, fit.run_id_of(folder))
+    write(folder / "report.html", bundle, version, recipe, fused, encoded, folder)
     return bundle_folder
 
 

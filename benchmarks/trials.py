@@ -124,7 +124,7 @@ def ends_of_trainers(recipe: Any, trials: int) -> list[float]:
     from cluster.session import resources
     from training.data.fuse import fuse
     from training.encode import encode
-    from training.worker import Job
+    from training.job import Job
     from tuning.sweep import ray_tune_settings
     from tuning.trials import Assignment, run_on_ray_train
 

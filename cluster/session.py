@@ -10,25 +10,22 @@ cluster runs on this machine: whose it is and who pays for it is not ours to gue
 
 import logging
 import os
-import re
 import shutil
-import sys
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cluster.environment import PACKAGES, code_root, environment, local_environment, prepare_environment
 from cluster.errors import RunError, UserError
-from cluster.logs import as_json
-from cluster.progress import relay
 from cluster.storage import HOME_VARIABLE, home
+from cluster.worker_lines import send_to_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +33,7 @@ Result = TypeVar("Result")
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 GIB = 1024**3
-# How Ray's own chatter begins, in the three formats of Serve, of its Python loggers and of its C++ core.
-RAY_INFO_LINE = re.compile(
-    r"(?:\x1b\[[\d;]*m)*"
-    r"(?:(?:INFO|DEBUG) \d{4}-|\d{4}-\d\d-\d\d [\d:,]+\s(?:INFO|DEBUG) |\[\d{4}-[^\]]* [ID] \d+ \d+\])"
-)
-RAY_CHATTER = (
-    "has constructor arguments in the object store and max_restarts > 0",  # an error to the C++ core, in every run
-    "Reporting training result ",  # a page of numbers from every worker at every checkpoint, without its level
-)
-# It tidies up after a run, and where several sessions run on one machine it complains of not knowing which is its own.
-RAY_CARETAKERS = {"PlacementGroupCleaner"}
+AWAKE_SECONDS = 0.5  # between two looks: the system may give Ctrl-C to any thread, and who waits would sleep through it
 TOKEN_CURE = (
     "put the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN (on its head node, `ray get-auth-token` prints it) "
     "and set RAY_AUTH_MODE=token"
@@ -77,11 +64,13 @@ def session(*, local_cpus: int | None = None) -> Iterator[None]:
     prepare_environment()  # before the import: several parts of Ray read their variables when imported
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
     try:
-        if on_cluster():
+        if _early:
+            with _early.pop().taken():
+                yield
+        elif ray.is_initialized():
+            yield
+        elif on_cluster():
             _connect()
             yield
         else:
@@ -89,6 +78,69 @@ def session(*, local_cpus: int | None = None) -> Iterator[None]:
                 yield
     finally:
         _restore(previous)
+
+
+@contextmanager
+def early_session() -> Iterator[None]:
+    """Has the block's first :func:`session`, where that is to be a local one, start while the block does other things.
+
+    What goes wrong meanwhile is raised by that :func:`session`. One that nobody asked for ends with the block.
+    """
+    if on_cluster():
+        yield
+        return
+    previous = {name: os.environ.get(name) for name in environment()}
+    prepare_environment()
+    early = _Early()
+    _early.append(early)
+    try:
+        yield
+    finally:
+        if early in _early:
+            _early.remove(early)
+        early.end()
+        _restore(previous)
+
+
+class _Early:
+    """A session in a thread of its own, which stays as long as it: Linux ends Ray's processes with the thread that
+    has started them."""
+
+    def __init__(self) -> None:
+        self._started: Future[None] = Future()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._hold, name="session", daemon=True)
+        self._thread.start()
+
+    def _hold(self) -> None:
+        try:
+            with _local(usable_cores()):
+                self._started.set_result(None)
+                self._over.wait()
+        except BaseException as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """The session, as soon as it has started, until the block ends."""
+        try:
+            while not self._started.done():
+                wait([self._started], timeout=AWAKE_SECONDS)
+            self._started.result()
+            yield
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Ends it, and returns when it has ended."""
+        self._over.set()
+        _join(self._thread)
+
+
+_early: list[_Early] = []
+"""The session that has been started and not been asked for, if there is one."""
 
 
 def on_cluster() -> bool:
@@ -122,8 +174,8 @@ def resources() -> Resources:
     return Resources(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)), nodes=nodes)
 
 
-def outside_main_thread(work: Callable[[], Result]) -> Result:
-    """What ``work`` returns or raises, run in a thread of its own.
+def beside_main_thread(work: Callable[[], Result]) -> Callable[[], Result]:
+    """Starts ``work`` in a thread of its own; what is returned waits for it and returns or raises what it did.
 
     Ray Train takes Ctrl-C over where it is called from the main thread, and ends the process with code 1 and no word.
     Elsewhere it leaves it alone: the main thread gets its KeyboardInterrupt, and the session's end stops the work.
@@ -138,10 +190,17 @@ def outside_main_thread(work: Callable[[], Result]) -> Result:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
+
+    def result() -> Result:
+        _join(thread)
+        return outcome.result()
+
+    return result
+
+
+def _join(thread: threading.Thread) -> None:
     while thread.is_alive():
-        # Waking now and then: the system may give Ctrl-C to any thread, and this one would sleep through it.
-        thread.join(timeout=0.5)
-    return outcome.result()
+        thread.join(timeout=AWAKE_SECONDS)
 
 
 def usable_cores() -> int:
@@ -212,7 +271,7 @@ def _local(cpus: int) -> Iterator[None]:
                 _node_ip_address="127.0.0.1",  # its ports are for this machine, and stay when the network changes
                 _temp_dir=str(folder),
             )
-        _send_worker_lines_to_stderr()
+        send_to_stderr()
         place = Path(ray._private.worker._global_node.get_session_dir_path())
         try:
             yield
@@ -235,7 +294,7 @@ def _connect() -> None:
     with _plain_errors(f"no connection to the Ray cluster at RAY_ADDRESS={address}"):
         use_token_if_there_is_one()
         ray.init(address=address, runtime_env=sent, logging_level=logging.ERROR)
-    _send_worker_lines_to_stderr()
+    send_to_stderr()
     try:
         require_shared_storage()
     except BaseException:
@@ -317,31 +376,6 @@ def _forget_old_sessions(folder: Path) -> None:
             old = time.time() - place.lstat().st_mtime > 24 * 3600
             if old and pid.isdigit() and not Path(f"/proc/{pid}").exists():
                 shutil.rmtree(place, ignore_errors=True)
-
-
-def _send_worker_lines_to_stderr() -> None:
-    """Ray prints what a worker writes to stdout on the driver's stdout, which is for results alone."""
-    from ray._private import worker
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher, stderr_deduplicator
-
-    def show(batch: dict[str, Any]) -> None:
-        lines = [line for line in batch["lines"] if not RAY_INFO_LINE.match(line) and not _is_chatter(line)]
-        if not lines or batch.get("actor_name") in RAY_CARETAKERS:
-            return
-        if as_json():
-            # What Ray's autoscaler writes is its whole state, every five seconds.
-            for line in worker.filter_autoscaler_events(lines) if batch["pid"] == "autoscaler" else lines:
-                relay(line)
-            return
-        for kept in stderr_deduplicator.deduplicate({**batch, "lines": lines, "is_err": True}):
-            worker.print_worker_logs(kept, sys.stderr)
-
-    global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
-    global_worker_stdstream_dispatcher.add_handler("ray_print_logs", show)
-
-
-def _is_chatter(line: str) -> bool:
-    return any(words in line for words in RAY_CHATTER)
 
 
 def _object_store_bytes() -> int:

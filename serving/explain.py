@@ -11,14 +11,16 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
-from transformers import PreTrainedModel
 
 from cluster.errors import RunError, UserError
 from training.inputs.words import Word
 from training.tasks.task import Batch, Example, Row, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PARAMETER = "explain"
 """What asks for attributions, and never reaches the task."""
@@ -68,7 +70,7 @@ class Explainer:
         lacking: why it cannot; None where it can.
     """
 
-    def __init__(self, task: Task, model: PreTrainedModel, device: torch.device, budget: int) -> None:
+    def __init__(self, task: Task, model: "PreTrainedModel", device: torch.device, budget: int) -> None:
         self._task, self._model, self._device, self._budget = cast(AttributableTask, task), model, device, budget
         self.lacking = _lacking(task, model)
 
@@ -147,7 +149,7 @@ def others(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in parameters.items() if name != PARAMETER}
 
 
-def _lacking(task: Task, model: PreTrainedModel) -> str | None:
+def _lacking(task: Task, model: "PreTrainedModel") -> str | None:
     if not task.attributable:
         return f"{task.name} cannot be explained; text-classification can"
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:

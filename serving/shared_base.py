@@ -13,7 +13,6 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from serving.engines.size import weight_bytes
 from training.bundle import Bundle
@@ -22,6 +21,7 @@ from training.tasks.task import Batch, Example, Task
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
+    from transformers import PreTrainedModel
 
 TOLERANCE = 1e-4
 """By how much a model may say something else beside others than alone: what order of additions makes of fp32."""
@@ -52,7 +52,7 @@ class SharedBase:
         self.bytes = 0
 
     @property
-    def network(self) -> PreTrainedModel:
+    def network(self) -> "PreTrainedModel":
         """The base with all that hangs in it."""
         assert self._network is not None, "the base is not in memory"
         return self._network
@@ -113,7 +113,7 @@ class SharedBase:
 
     # --- what hangs in the network --------------------------------------------------------------------------------
 
-    def _hang(self, key: str, own: PreTrainedModel, task: Task) -> "OnSharedBase":
+    def _hang(self, key: str, own: "PreTrainedModel", task: Task) -> "OnSharedBase":
         heads = {id(module) for module in task.head(own) if any(True for _ in module.parameters())}
         named = dict(own.named_modules())
         parts: list[torch.nn.Module] = []

@@ -11,15 +11,18 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
-from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from cluster.errors import RunError
 from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError
 from training.inputs.text import Tokens
 from training.tasks.task import Example, Outputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 PAGE = 32  # tokens whose keys and values lie together
 AT_ONCE = 32  # texts that are written side by side
@@ -96,7 +99,7 @@ class WritingTask(Protocol):
         max_new_tokens: tokens that it writes at most.
     """
 
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "PreTrainedTokenizerFast"
     ends: list[int]
     max_new_tokens: int
 
@@ -118,7 +121,7 @@ class Writer:
     def __init__(
         self,
         task: WritingTask,
-        model: PreTrainedModel,
+        model: "PreTrainedModel",
         prepare: Callable[[list[Any]], Sequence[tuple[Any, int]]],
         waiting: int,
         observe: Callable[[Batch], None] | None = None,

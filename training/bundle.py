@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
 
 from cluster.errors import UserError
 from cluster.storage import fingerprint, folder_digests, read_json, write_json
@@ -26,6 +25,9 @@ from training.models import adapter
 from training.models.adapt import learned
 from training.models.base import refuse_code
 from training.tasks.task import Example, Task, task_class
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
@@ -77,7 +79,7 @@ class Bundle:
         path = self.folder / HELD_OUT
         return [_read_example(one) for one in read_json(path)] if path.exists() else []
 
-    def model(self, task: Task | None = None) -> PreTrainedModel:
+    def model(self, task: Task | None = None) -> "PreTrainedModel":
         """The fine-tuned model, in evaluation mode, on the CPU.
 
         Args:
@@ -90,7 +92,7 @@ class Bundle:
         base = self.info.get("base")
         return adapter.open_adapter(task, base, self.folder) if base else task.open(self.folder)
 
-    def beside(self, task: Task) -> PreTrainedModel:
+    def beside(self, task: Task) -> "PreTrainedModel":
         """The same of a bundle that lacks its base, with what was learned beside the base's weights and not in them.
 
         Raises:
@@ -102,7 +104,7 @@ class Bundle:
 def write_bundle(
     folder: Path,
     *,
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     task: Task,
     name: str,
     recipe: dict[str, Any],

@@ -3,6 +3,7 @@
 fuse -> encode -> train on Ray -> measure -> bundle -> register
 """
 
+import importlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,25 +13,30 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import RunError, UserError
 from cluster.progress import progress, say
-from cluster.session import Resources, outside_main_thread, resources, session
+from cluster.session import Resources, beside_main_thread, resources, session
 from cluster.storage import fingerprint, home, only_one, plain_disk_errors, read_json, write_json
 from training.bundle import open_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
-from training.evaluation.report import write_report
+from training.job import Job
 from training.journal import Follower, Record, entries
-from training.loop import check_early_stopping
-from training.outcome import finish, report_data
+from training.preflight import check_early_stopping
 from training.recipe import Elastic, Recipe, Train
 from training.registry import RunLog, register, start_run
+from training.workers import spread
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-    from training.worker import Job
 
 FORMAT = 5
 """Raised whenever the same recipe and data would give another model or other measurements."""
+
+OUTCOME = "training.outcome"
+"""Imported when it is needed: it loads scikit-learn and matplotlib."""
+
+KEPT = 2
+"""Checkpoints that Ray Train leaves: the newest, and the one before it."""
 
 OPERATIONAL = {
     "workers",
@@ -42,9 +48,6 @@ OPERATIONAL = {
     "max_failures",
 }
 """Fields of ``train`` that change how a run is carried out and not what comes of it."""
-
-LEAST_SHARE = 8
-"""Rows of a batch below which a further worker costs more in exchange than it brings."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,12 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
         if not bundle_folder.exists():
             with logged(recipe, public, key, folder) as log:
                 if not (folder / "outputs").exists():
-                    job = worker_job(recipe, encoded, folder)
                     with session(), followed(recipe, encoded, folder, log), plain_failures(recipe.train):
-                        agreed(outside_main_thread(torch_trainer(job, recipe.train, resources()).fit))
+                        trainer = torch_trainer(Job.of(recipe, encoded, folder), recipe.train, resources())
+                        result = beside_main_thread(trainer.fit)
+                        importlib.import_module(OUTCOME)  # takes seconds, in which the workers start
+                        agreed(result())
+                finish = importlib.import_module(OUTCOME).finish
                 log.finish("FINISHED", finish(recipe, public, fused, encoded, folder, bundle_folder))
         else:
             say(f"{recipe.name}: this recipe and data were trained before; nothing to do")
@@ -104,8 +110,7 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
         version = register(bundle, run_id_of(folder))
         report = folder / "report.html"
         if not report.exists() and (folder / "outputs").exists():
-            data = report_data(bundle, version, recipe, fused, encoded, folder)
-            write_report(report, data, encoded.task.report_sections)
+            importlib.import_module(OUTCOME).write(report, bundle, version, recipe, fused, encoded, folder)
         tidy(folder)
     info = bundle.info
     return Run(recipe.name, version, bundle.folder, report, info["metrics"], info["baselines"], info["data"])
@@ -175,14 +180,7 @@ def agreed(result: Any) -> None:
         raise (UserError if told["exit_code"] == UserError.exit_code else RunError)(told["failure"])
 
 
-def worker_job(recipe: Recipe, encoded: Encoded, folder: Path) -> "Job":
-    """What the workers of a run are given."""
-    from training.worker import Job  # Ray Train, which takes a second to import
-
-    return Job.of(recipe, encoded, folder)
-
-
-def torch_trainer(job: "Job", options: Train, available: Resources) -> "TorchTrainer":
+def torch_trainer(job: Job, options: Train, available: Resources) -> "TorchTrainer":
     """Ray Train over ``training.worker.run``, which finds its newest checkpoint by itself.
 
     Raises:
@@ -190,15 +188,20 @@ def torch_trainer(job: "Job", options: Train, available: Resources) -> "TorchTra
     """
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-    from training import worker
     from training.trainer import Trainer
+
+    def run(config: dict[str, Any]) -> dict[str, Any]:
+        """Travels by its value, so that this process need not import what a worker does."""
+        from training import worker
+
+        return worker.run(config)
 
     workers, threads = spread(options, available)
     # Which checkpoint is the newest is read from the folders, which appear whole; Ray's own list of them can be cut
     # short by a kill, and Ray would then refuse to start.
     (Path(job.run) / "ray" / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     return Trainer(
-        worker.run,
+        run,
         train_loop_config=replace(job, threads=threads).as_config(),
         scaling_config=ScalingConfig(
             num_workers=(elastic.min, elastic.max) if isinstance(elastic := options.workers, Elastic) else workers,
@@ -209,36 +212,10 @@ def torch_trainer(job: "Job", options: Train, available: Resources) -> "TorchTra
             name="ray",
             storage_path=job.run,
             failure_config=FailureConfig(max_failures=options.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=worker.KEPT),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-
-
-def spread(options: Train, available: Resources) -> tuple[int, int]:
-    """How many workers, and how many CPU threads each: one worker per GPU, else one per core.
-
-    Raises:
-        UserError: the recipe asks for more workers than there are.
-    """
-    most = available.gpus or available.cpus
-    kind = "GPUs" if available.gpus else "cores"
-    if options.workers == "auto":
-        workers = max(1, min(most, options.batch_size // LEAST_SHARE))
-    elif isinstance(options.workers, Elastic):
-        workers = max(options.workers.min, min(most, options.workers.max))
-    else:
-        workers = options.workers
-    if workers > most:
-        raise UserError(f"train.workers: {workers} workers need as many {kind}, and there are {most}; or say auto")
-    return workers, threads_each(workers, available)
-
-
-def threads_each(workers: int, available: Resources) -> int:
-    """The most cores that each worker can have where no worker lies on two nodes; nodes are taken to be alike."""
-    cores = max(1, available.cpus // available.nodes)
-    fitting = (threads for threads in range(cores, 0, -1) if available.nodes * (cores // threads) >= workers)
-    return next(fitting, 1)
 
 
 def tidy(folder: Path) -> None:

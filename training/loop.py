@@ -14,12 +14,11 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel
 
 from cluster.errors import RunError, UserError
 from training.batches import Indices, by_length, parts, plan, share
@@ -27,9 +26,13 @@ from training.encode import Encoded, EncodedSplit
 from training.models.adapt import adapt_model
 from training.optimizer import make_optimizer, schedule
 from training.precision import autocast, choose_precision, make_scaler
+from training.preflight import check_early_stopping
 from training.recipe import Adapt, Train
 from training.strategy import gather_batch, is_parted, part_again, spread, whole, without_exchange
 from training.tasks.task import Batch, Output, Outputs, Task, parts_misfit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 READING_BATCH = 64
 """Rows at once when the model is only read; without gradients twice a training batch fits."""
@@ -99,7 +102,7 @@ class Trainee:
     """
 
     task: Task
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     wrapped: torch.nn.Module
     optimizer: torch.optim.Optimizer
     options: Train
@@ -322,18 +325,6 @@ def close_epoch(trainee: Trainee, validation: dict[str, float]) -> bool:
         return True
     position.stopped = position.epoch - 1 - position.best_epoch >= stopping.patience
     return False
-
-
-def check_early_stopping(task: Task, options: Train, validation_rows: int) -> None:
-    """Raises a UserError where early stopping could not work."""
-    stopping = options.early_stopping
-    if stopping is None:
-        return
-    if stopping.metric and stopping.metric not in task.metrics_known:
-        known = ", ".join(task.metrics_known)
-        raise UserError(f"train.early_stopping.metric: {task.name} has no '{stopping.metric}'; it has {known}")
-    if not validation_rows:
-        raise UserError("train.early_stopping: there are no validation rows to watch; set data.split.validation")
 
 
 def seed_step(trainee: Trainee) -> None:

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from training.models.adapt import depth_of
 from training.recipe import Train
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def make_optimizer(model: PreTrainedModel, head: Sequence[torch.nn.Module], options: Train) -> torch.optim.AdamW:
+
+def make_optimizer(model: "PreTrainedModel", head: Sequence[torch.nn.Module], options: Train) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, 2019) that decays weight matrices, not biases and normalisation scales.
 
     The new head has a step size of its own, and so has each layer where ``layer_decay`` says so. Every group keeps

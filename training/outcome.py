@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import yaml
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
 
 from cluster.progress import say
 from cluster.storage import building, home, read_json, write_json
@@ -17,11 +16,14 @@ from training.bundle import MOST_HELD_OUT, Bundle, write_bundle
 from training.data.fuse import Fused
 from training.encode import SPLITS, Encoded, located_rows
 from training.evaluation.baselines import learned_from, measure
-from training.evaluation.report import ReportData
+from training.evaluation.report import ReportData, write_report
 from training.journal import Record, entries
 from training.models import adapter
 from training.recipe import Recipe
 from training.tasks.task import Outputs, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BASELINES = 4
 """Raised whenever the same data and base would give other measurements of the baselines."""
@@ -73,7 +75,7 @@ def finish(
     return metrics
 
 
-def calibrate(task: Task, model: PreTrainedModel, encoded: Encoded, folder: Path) -> float:
+def calibrate(task: Task, model: "PreTrainedModel", encoded: Encoded, folder: Path) -> float:
     """Has the model say probabilities that are right on average of the validation rows; returns what it is cooled by.
 
     These rows chose the epoch that is kept, so that what they tell is a little rosy; the test rows stay untouched.
@@ -89,6 +91,14 @@ def said(folder: Path, split: str, temperature: float = 1.0) -> Outputs:
     """What the run's model said of a split's rows, divided by a temperature."""
     raw = outputs.load(folder / "outputs" / f"{split}.safetensors")
     return raw if temperature == 1.0 else [one / np.float32(temperature) for one in raw]
+
+
+def write(
+    report: Path, bundle: Bundle, version: int, recipe: Recipe, fused: Fused, encoded: Encoded, folder: Path
+) -> None:
+    """Writes the HTML report of a run."""
+    data = report_data(bundle, version, recipe, fused, encoded, folder)
+    write_report(report, data, encoded.task.report_sections)
 
 
 def report_data(

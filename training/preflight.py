@@ -11,8 +11,9 @@ from cluster.errors import UserError
 from cluster.session import Resources, cluster_address, on_cluster, usable_cores
 from cluster.settings import Document, unknown_key
 from training.models.base import resolve_base
-from training.recipe import Elastic, NewBase, Recipe
+from training.recipe import Elastic, NewBase, Recipe, Train
 from training.tasks.task import Task, parts_misfit, task_class
+from training.workers import spread
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -181,8 +182,6 @@ def _on_cluster(recipe: Recipe) -> dict[str, Any]:
 def _on_this_machine(recipe: Recipe) -> dict[str, Any]:
     import torch
 
-    from training.fit import spread  # here, for every command reads this module's problems before it does anything
-
     here = Resources(cpus=usable_cores(), gpus=torch.cuda.device_count(), nodes=1)
     workers, threads = spread(recipe.train, here)
     return {
@@ -192,6 +191,18 @@ def _on_this_machine(recipe: Recipe) -> dict[str, Any]:
         "workers": workers,
         "cores of a worker": threads,
     }
+
+
+def check_early_stopping(task: Task, options: Train, validation_rows: int) -> None:
+    """Raises a UserError where early stopping could not work."""
+    stopping = options.early_stopping
+    if stopping is None:
+        return
+    if stopping.metric and stopping.metric not in task.metrics_known:
+        known = ", ".join(task.metrics_known)
+        raise UserError(f"train.early_stopping.metric: {task.name} has no '{stopping.metric}'; it has {known}")
+    if not validation_rows:
+        raise UserError("train.early_stopping: there are no validation rows to watch; set data.split.validation")
 
 
 def _look_up(values: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

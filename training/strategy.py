@@ -6,7 +6,7 @@ sharded model is put together again by :func:`whole`; :func:`part_of` says which
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BYTES_WHILE_LEARNING = 16
 """Of a weight in fp32: itself, its gradient and AdamW's two moments."""
@@ -26,7 +28,7 @@ activations."""
 Strategy = Literal["ddp", "fsdp"]
 
 
-def choose_strategy(wanted: str, model: PreTrainedModel, device: torch.device) -> Strategy:
+def choose_strategy(wanted: str, model: "PreTrainedModel", device: torch.device) -> Strategy:
     """``auto`` parts a model that leaves too little of a GPU for its activations."""
     if wanted == "fsdp":
         return "fsdp"
@@ -37,7 +39,7 @@ def choose_strategy(wanted: str, model: PreTrainedModel, device: torch.device) -
     return "ddp"
 
 
-def spread(model: PreTrainedModel, wanted: str, device: torch.device) -> torch.nn.Module:
+def spread(model: "PreTrainedModel", wanted: str, device: torch.device) -> torch.nn.Module:
     """Puts a model, which is equal on all workers, on its device the way that ``wanted`` says.
 
     Returns:
@@ -69,7 +71,7 @@ def keeps_buffers(model: torch.nn.Module) -> bool:
     return any(name in model.state_dict(keep_vars=True) for name, _ in model.named_buffers())
 
 
-def _layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+def _layers(model: "PreTrainedModel") -> list[torch.nn.Module]:
     """The blocks that are gathered one after the other; transformers names their classes."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]

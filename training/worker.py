@@ -12,7 +12,6 @@ import functools
 import gc
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,66 +26,20 @@ from cluster.errors import HeadraceError, RunError, UserError
 from cluster.storage import appear, building, plain_disk_errors
 from training import checkpoint, outputs
 from training.budget import find_budget
-from training.encode import Encoded, open_encoded
+from training.encode import Encoded
+from training.job import Job
 from training.journal import Journal
 from training.loop import Moment, Trainee, as_record, make_trainee, predict, train
 from training.memory import most_held
 from training.models.adapt import merge, read_adapt
 from training.models.adapter import WEIGHTS, put_together
-from training.models.base import EARLIER, resolve_base
-from training.recipe import NewBase, Recipe, Train
+from training.recipe import Train
 from training.strategy import is_parted
 
 Result = TypeVar("Result")
 
-KEPT = 2
-"""Checkpoints that Ray Train leaves: the newest, and the one before it."""
-
 LOOK_EVERY = 10
 """Steps between two looks at whether a node is about to be taken away; each look has all workers meet."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is given; plain values only.
-
-    Attributes:
-        encoded: the folder of the encoded data.
-        base: the recipe's base, which every node finds for itself, and the folder that it is relative to.
-        run: the run's folder.
-        adapt: which weights learn, as the recipe says it.
-        options: the recipe's ``train`` section.
-        adapter: what was learned is kept without the base.
-        threads: that this worker may compute with.
-    """
-
-    encoded: str
-    base: tuple[str | None, str]
-    run: str
-    adapt: Any
-    options: dict[str, Any]
-    adapter: bool = False
-    threads: int = 1
-
-    @classmethod
-    def of(cls, recipe: Recipe, encoded: Encoded, run: Path) -> "Job":
-        """The job of a recipe."""
-        name = recipe.model.base
-        if isinstance(name, NewBase) or (name or "").startswith(EARLIER):
-            name = str(encoded.base)  # it lies in the home, which every node sees, and whatever an alias says by then
-        base = (name, str(recipe.folder))
-        adapt = recipe.model.model_dump()["adapt"]
-        apart = recipe.model.bundle == "adapter"
-        return cls(str(encoded.folder), base, str(run), adapt, recipe.train.model_dump(), apart)
-
-    def as_config(self) -> dict[str, Any]:
-        """For ``train_loop_config``."""
-        return asdict(self)
-
-    def open(self) -> Encoded:
-        """The encoded data, and the base on this node."""
-        name, folder = self.base
-        return open_encoded(Path(self.encoded), resolve_base(name, Path(folder)))
 
 
 def ends_plainly(work: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -25,7 +25,8 @@ from cluster.storage import fingerprint, home, only_one, plain_disk_errors, writ
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
 from training.fit import OPERATIONAL
-from training.loop import check_early_stopping
+from training.job import Job
+from training.preflight import check_early_stopping
 from training.recipe import Recipe
 from training.tasks.task import Task
 from tuning.ledger import Ledger, Trial, better
@@ -322,7 +323,6 @@ def run_on_ray_tune(setup: Setup, plan: Plan, bar: Progress) -> None:
 
 def assignment(setup: Setup, plan: Plan, trial: Trial) -> dict[str, Any]:
     """What the process of a trial is given."""
-    from training.worker import Job
     from tuning.trials import Assignment
 
     own = apply(setup.recipe, trial.params)

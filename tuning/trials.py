@@ -19,10 +19,11 @@ from cluster.errors import HeadraceError
 from cluster.session import Resources
 from cluster.storage import building
 from training import checkpoint
+from training.job import Job
 from training.journal import Follower, Journal, Record, entries
 from training.loop import Trainee, as_record, train
 from training.recipe import Train
-from training.worker import Job, checkpoints, ready
+from training.worker import checkpoints, ready
 from tuning.ledger import Epoch
 
 VALIDATION = "validation/"

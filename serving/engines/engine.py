@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from cluster.errors import UserError
 from training.tasks.task import Batch, Example, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Forward = Callable[[Batch], torch.Tensor]
 """What :meth:`training.tasks.task.Task.infer` says of a batch, in fp32 on the CPU."""
@@ -30,7 +33,7 @@ class Subject:
     """
 
     task: Task
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     device: torch.device
     examples: Sequence[Example]
     folder: Path

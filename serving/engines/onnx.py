@@ -6,16 +6,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from cluster.storage import building
 from serving.engines import pytorch
 from serving.engines.engine import Forward, Subject, UnavailableError
 from training.tasks.task import Batch, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EXACT, QUANTISED = "fp32", "int8"
 """Folders of graphs; each appears whole, so that a start that was killed leaves none that is cut short."""
@@ -71,7 +73,7 @@ def _quiet() -> Iterator[None]:
 class _Inferring(torch.nn.Module):
     """The task's forward pass as a module whose inputs are tensors in a fixed order."""
 
-    def __init__(self, task: Task, model: PreTrainedModel, names: list[str]) -> None:
+    def __init__(self, task: Task, model: "PreTrainedModel", names: list[str]) -> None:
         super().__init__()
         self.model, self._task, self._names = model, task, names
 

@@ -3,12 +3,15 @@
 import copy
 import warnings
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from serving.engines.engine import Forward, Subject, UnavailableError
 from training.tasks.task import Batch, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def fp32(subject: Subject) -> Forward:
@@ -44,7 +47,9 @@ def int8(subject: Subject) -> Forward:
     return _forward(subject.task, quantised, subject.device)
 
 
-def _forward(task: Task, model: PreTrainedModel, device: torch.device, precision: torch.dtype | None = None) -> Forward:
+def _forward(
+    task: Task, model: "PreTrainedModel", device: torch.device, precision: torch.dtype | None = None
+) -> Forward:
     @torch.inference_mode()
     def forward(batch: Batch) -> torch.Tensor:
         on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

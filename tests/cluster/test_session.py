@@ -80,6 +80,43 @@ def test_a_local_session_is_private_quiet_and_ends_with_its_block(home: Path, tm
     assert "INFO" not in run.stderr and "WARNING" not in run.stderr
 
 
+EARLY = f"""
+import sys, json, os
+sys.path.insert(0, {str(ROOT)!r})
+from cluster.errors import RunError
+from cluster.session import early_session, session
+with early_session():
+    with session():
+        import ray
+        taken = ray.get(ray.remote(lambda: os.getppid()).remote())
+        first = ray._private.worker._global_node.get_session_dir_path()
+        with session():
+            assert ray._private.worker._global_node.get_session_dir_path() == first
+    ended = not ray.is_initialized() and not os.path.exists(first)
+    with session(local_cpus=1):
+        second = ray._private.worker._global_node.get_session_dir_path()
+with early_session():
+    pass
+left = ray.is_initialized()
+import cluster.session
+def refuse():
+    raise RunError("no room for its sockets")
+cluster.session._session_folder = refuse
+try:
+    with early_session(), session():
+        failed = None
+except RunError as error:
+    failed = str(error)
+sys.stdout.write(json.dumps({{"ended": ended, "another": second != first, "left": left, "failed": failed}}))
+"""
+
+
+def test_a_session_that_starts_early_is_taken_by_the_first_who_asks(home: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, check=True)
+    seen = json.loads(run.stdout)
+    assert seen == {"ended": True, "another": True, "left": False, "failed": "no room for its sockets"}
+
+
 def children(pid: int) -> dict[int, str]:
     """The processes below ``pid``, by their names."""
     stats = [path.read_text().rpartition(") ") for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from cluster.session import Resources
-from training.fit import spread
 from training.journal import entries
 from training.recipe import Recipe, Train
+from training.workers import spread
 
 PROGRAM = """
 import sys

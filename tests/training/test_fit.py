@@ -18,9 +18,10 @@ from cluster.session import Resources
 from tests.training.conftest import topics_recipe
 from training import registry
 from training.bundle import open_bundle
-from training.fit import Run, fit, spread
+from training.fit import Run, fit
 from training.journal import entries
 from training.recipe import Recipe, Train
+from training.workers import spread
 
 MakeRecipe = Callable[..., Recipe]
 WaitUntil = Callable[..., None]

@@ -19,12 +19,12 @@ from cluster.storage import read_json
 from tests.tuning.conftest import answer_of
 from training.encode import open_encoded
 from training.inputs.text import Reader
+from training.job import Job
 from training.journal import parse
 from training.models.base import resolve_base
 from training.recipe import Recipe, Train
 from training.targets import OneLabel
 from training.tasks.text_classification import TextClassification
-from training.worker import Job
 from tuning.ledger import Ledger, Trial
 from tuning.recipe import Tune
 from tuning.search import propose

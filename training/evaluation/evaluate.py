@@ -1,12 +1,11 @@
 """How good a finished model is: what was measured when it was trained, and what it does on other rows."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import PreTrainedModel
 
 from cluster.errors import UserError
 from cluster.progress import progress
@@ -14,6 +13,9 @@ from cluster.storage import home
 from training.batches import by_length
 from training.bundle import Bundle
 from training.tasks.task import Example, Outputs, Row, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BATCH = 32
 
@@ -73,7 +75,7 @@ def _target(task: Task, number: int, row: Row) -> Any:
         raise UserError(f"row {number}: {error}") from None
 
 
-def outputs_of(task: Task, model: PreTrainedModel, examples: Sequence[Example]) -> Outputs:
+def outputs_of(task: Task, model: "PreTrainedModel", examples: Sequence[Example]) -> Outputs:
     """What a model says of each example, as it would be computed for an answer."""
     batches = by_length(np.array([task.length(example) for example in examples], dtype=np.int64), BATCH)
     outputs: list[Any] = [None] * len(examples)

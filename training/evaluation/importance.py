@@ -5,14 +5,16 @@ are Useful" (2019).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from training.batches import by_length
 from training.tasks.task import Row, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SEED = 7
 MOST_ROWS = 600
@@ -30,7 +32,7 @@ def sample(rows: Sequence[Row]) -> list[Row]:
     return [rows[place] for place in np.sort(draw.permutation(len(rows))[:MOST_ROWS])]
 
 
-def shuffled(task: Task, model: PreTrainedModel, chosen: Sequence[Row], columns: Sequence[str]) -> dict[str, float]:
+def shuffled(task: Task, model: "PreTrainedModel", chosen: Sequence[Row], columns: Sequence[str]) -> dict[str, float]:
     """By how much the task's headline worsens on rows when a column is shuffled; nothing where there are too few."""
     if len(chosen) < 2:
         return {}
@@ -52,7 +54,7 @@ def _with(rows: Sequence[Row], column: str, order: Sequence[int] | Any) -> list[
 
 
 @torch.inference_mode()
-def _headline(task: Task, model: PreTrainedModel, rows: Sequence[Row], targets: Sequence[Any]) -> float:
+def _headline(task: Task, model: "PreTrainedModel", rows: Sequence[Row], targets: Sequence[Any]) -> float:
     examples = task.encode(rows)
     outputs: list[Any] = [None] * len(rows)
     for batch in by_length(np.array([task.length(example) for example in examples]), BATCH):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from pydantic import Field
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig
 
 from cluster.errors import UserError
 from cluster.progress import say
@@ -24,6 +24,8 @@ from training.strategy import is_parted
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
     from training.evaluation.sections import Section
 
 NOTHING = -1
@@ -62,16 +64,16 @@ class TextWriter(Task):
     answer_key: ClassVar[str] = "generated_text"
     """What the Inference API calls the text of an answer."""
 
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "PreTrainedTokenizerFast"
     ends: list[int]
     max_new_tokens: int
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         return []  # what it writes with came with the base
 
-    def greedy(self, model: PreTrainedModel) -> PreTrainedModel:
+    def greedy(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """The model, which from now on always writes what is most likely, whatever its base was set to do."""
         model.generation_config = GenerationConfig(
             do_sample=False,
@@ -85,10 +87,10 @@ class TextWriter(Task):
         return model
 
     @abstractmethod
-    def write(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    def write(self, model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
         """What the model writes for each row, of shape ``[rows, longest]``; anything may stand behind an end."""
 
-    def continued(self, model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def continued(self, model: "PreTrainedModel", ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """What transformers' own loop makes of tokens that all end at one place, or that an encoder reads."""
         settings: Any = model.generation_config
         written: Any = model.generate(
@@ -102,7 +104,6 @@ class TextWriter(Task):
 
     def infer(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Shape ``[rows, 2 + longest]``: the likelihood where the batch has labels, zeros where not; the tokens."""
-        assert isinstance(model, PreTrainedModel)
         ids = self.write(model, batch)
         known = self.forward(model, batch) if "labels" in batch else torch.zeros(len(ids), 2, device=ids.device)
         ended = torch.isin(ids, torch.tensor(self.ends, device=ids.device))

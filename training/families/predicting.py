@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
-from transformers import PreTrainedModel
 
 from training.recipe import Model
 from training.targets import KINDS, Kinds, Number, Target, TargetOptions, every_metric
 from training.tasks.task import Batch, Example, Outputs, Row, Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from training.evaluation.sections import Section
 
 
@@ -75,7 +76,7 @@ class Predicting(Task):
             "ignore_mismatched_sizes": True,
         }
 
-    def last_layer(self, model: PreTrainedModel) -> torch.nn.Linear:
+    def last_layer(self, model: "PreTrainedModel") -> torch.nn.Linear:
         """The layer whose outputs are the model's."""
         layers = [layer for module in self.head(model) for layer in module.modules()]
         width = self.target.width
@@ -84,14 +85,14 @@ class Predicting(Task):
     def temperature(self, outputs: Outputs, targets: Sequence[Any]) -> float:
         return self.target.temperature(np.asarray(outputs), targets)
 
-    def cool(self, model: PreTrainedModel, temperature: float) -> None:
+    def cool(self, model: "PreTrainedModel", temperature: float) -> None:
         last = self.last_layer(model)
         with torch.no_grad():
             last.weight.div_(temperature)
             if last.bias is not None:
                 last.bias.div_(temperature)
 
-    def settle(self, model: PreTrainedModel) -> Task:
+    def settle(self, model: "PreTrainedModel") -> Task:
         if not isinstance(self.target, Number):
             return self
         settled = copy.copy(self)
@@ -99,7 +100,7 @@ class Predicting(Task):
         return settled
 
     @abstractmethod
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]: ...
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]: ...
 
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         return self.target.loss(outputs, batch["targets"])

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import pyarrow as pa
 import torch
 from pydantic import Field
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 
 from cluster.errors import UserError
 from cluster.settings import Strict
@@ -21,6 +21,9 @@ from training.models.fusion import SIGHT, FusionConfig, FusionModel, plain, sigh
 from training.recipe import Model
 from training.targets import Target, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class TableOptions(Strict):
@@ -189,7 +192,7 @@ class TabularTask(Predicting):
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         read = without_pooler(self.reader.from_pretrained(AutoModel, base)) if self.reader else None
         sight = sight_of(from_pretrained(AutoModel, base)) if self.base_sees else None
         config = FusionConfig(
@@ -207,14 +210,14 @@ class TabularTask(Predicting):
         model.sight = sight or model.sight
         return model
 
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         return from_pretrained(FusionModel, folder).eval()
 
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         came = {"base", "sight"} if self.base_sees else {"base"}
         return [module for name, module in model.named_children() if name not in came]
 
-    def last_layer(self, model: PreTrainedModel) -> torch.nn.Linear:
+    def last_layer(self, model: "PreTrainedModel") -> torch.nn.Linear:
         return cast(torch.nn.Linear, cast(Any, model).exit)
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -245,7 +248,7 @@ class TabularTask(Predicting):
             found["pictures"] = Baseline("Linear model on the pixels alone", media_baselines.on_pixels)
         return found
 
-    def importance(self, model: PreTrainedModel, rows: Sequence[Row]) -> dict[str, float]:
+    def importance(self, model: "PreTrainedModel", rows: Sequence[Row]) -> dict[str, float]:
         from training.evaluation.importance import sample, shuffled  # only a report asks
 
         chosen = [dict(row) for row in sample(rows)]

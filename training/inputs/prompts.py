@@ -8,14 +8,17 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from jinja2 import TemplateError
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig
 
 from cluster.errors import UserError
 from training.inputs.text import Tokens, as_row, in_form, longest_input, open_tokenizer, row_schema
 from training.recipe import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Format = Literal["prompt", "chat"]
 Message = dict[str, str]
@@ -44,7 +47,7 @@ class Prompts(ABC):
     def __init__(
         self,
         columns: Sequence[str],
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: "PreTrainedTokenizerFast",
         max_length: int,
         max_new_tokens: int,
         unicode: str,
@@ -309,7 +312,7 @@ def filled(template: str, cells: Mapping[str, str]) -> str:
     return text
 
 
-def end_tokens(base: Path, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def end_tokens(base: Path, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """The tokens that end what the base writes: its tokenizer's, and others that its settings name.
 
     Raises:

@@ -10,16 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from cluster.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 LONGEST = 512
 """Tokens kept where neither the recipe nor the base sets a limit."""
@@ -43,7 +46,7 @@ class Reader:
     """
 
     def __init__(
-        self, columns: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_length: int, unicode: str = "none"
+        self, columns: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int, unicode: str = "none"
     ) -> None:
         self.columns = list(columns)
         self.tokenizer = tokenizer
@@ -117,7 +120,7 @@ class Reader:
         """The JSON Schema of one input."""
         return row_schema(self.columns)
 
-    def from_pretrained(self, model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:
+    def from_pretrained(self, model_class: Any, folder: Path, **settings: Any) -> "PreTrainedModel":
         """The model of ``folder`` in fp32, which knows our padding token: decoders find their last token by it."""
         model = from_pretrained(model_class, folder, **settings)
         model.config.pad_token_id = self.tokenizer.pad_token_id
@@ -175,7 +178,7 @@ def in_form(text: str, form: str) -> str:
     return text if form == "none" else normalize(cast(Any, form), text)
 
 
-def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def open_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """The tokenizer of a base or a bundle, with a padding token.
 
     Raises:
@@ -190,13 +193,13 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def longest_input(base: Path, tokenizer: PreTrainedTokenizerFast, max_length: int | None) -> int:
+def longest_input(base: Path, tokenizer: "PreTrainedTokenizerFast", max_length: int | None) -> int:
     """As many tokens as the recipe, the base's tokenizer and its positions all allow."""
     limits = [max_length, tokenizer.model_max_length, _positions(base)]
     return int(min(limit for limit in limits if limit))
 
 
-def from_pretrained(model_class: Any, folder: Path, **settings: Any) -> PreTrainedModel:
+def from_pretrained(model_class: Any, folder: Path, **settings: Any) -> "PreTrainedModel":
     """The model of ``folder`` in fp32, opened without a word: a new head is what we ask for.
 
     Args:
@@ -208,7 +211,7 @@ def from_pretrained(model_class: Any, folder: Path, **settings: Any) -> PreTrain
             config, _ = AutoConfig.from_pretrained(
                 folder, trust_remote_code=False, return_unused_kwargs=True, **settings
             )
-            return cast(PreTrainedModel, model_class.from_config(config, dtype=torch.float32))
+            return cast("PreTrainedModel", model_class.from_config(config, dtype=torch.float32))
         model: PreTrainedModel = model_class.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **settings
         )

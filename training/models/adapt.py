@@ -5,15 +5,17 @@ Whatever is chosen, a run ends with one plain model: what was learned beside the
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import TypeAdapter
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cluster.errors import UserError
 from training.recipe import Adapt, Freeze, Lora, LoraOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ADAPTER = "default"
 """PEFT's name for the one adapter that there is."""
@@ -28,7 +30,7 @@ def read_adapt(value: Any) -> Adapt:
     return adapt
 
 
-def adapt_model(model: PreTrainedModel, head: Sequence[torch.nn.Module], adapt: Adapt) -> None:
+def adapt_model(model: "PreTrainedModel", head: Sequence[torch.nn.Module], adapt: Adapt) -> None:
     """Leaves only the weights that learn with a gradient; with LoRA puts its matrices beside the base's.
 
     Args:
@@ -50,7 +52,7 @@ def adapt_model(model: PreTrainedModel, head: Sequence[torch.nn.Module], adapt: 
         module.requires_grad_(True)
 
 
-def _add_lora(model: PreTrainedModel, head: Sequence[torch.nn.Module], options: LoraOptions) -> None:
+def _add_lora(model: "PreTrainedModel", head: Sequence[torch.nn.Module], options: LoraOptions) -> None:
     """Low-rank matrices beside linear layers: Hu et al. (2021); with magnitudes of their own: Liu et al. (2024)."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -65,7 +67,7 @@ def _add_lora(model: PreTrainedModel, head: Sequence[torch.nn.Module], options: 
     inject_adapter_in_model(config, model, ADAPTER)
 
 
-def _linear_layers(model: PreTrainedModel, head: Sequence[torch.nn.Module], targets: Sequence[str]) -> list[str]:
+def _linear_layers(model: "PreTrainedModel", head: Sequence[torch.nn.Module], targets: Sequence[str]) -> list[str]:
     """The names of the base's linear layers, or of those that one of the patterns is found in."""
     new = {id(module) for part in head for module in part.modules()}
     new.add(id(model.get_output_embeddings()))  # often tied to the input's, which merging would change as well
@@ -87,7 +89,7 @@ def _linear_layers(model: PreTrainedModel, head: Sequence[torch.nn.Module], targ
     return [name for name in names if any(re.search(pattern, name) for pattern in targets)]
 
 
-def _matching(model: PreTrainedModel, patterns: Sequence[str], field: str) -> Iterator[torch.nn.Parameter]:
+def _matching(model: "PreTrainedModel", patterns: Sequence[str], field: str) -> Iterator[torch.nn.Parameter]:
     weights = dict(model.named_parameters())
     for pattern in patterns:
         found = [name for name in weights if re.search(pattern, name)]
@@ -99,14 +101,14 @@ def _matching(model: PreTrainedModel, patterns: Sequence[str], field: str) -> It
         yield from (weights[name] for name in found)
 
 
-def learned(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def learned(model: "PreTrainedModel") -> dict[str, torch.Tensor]:
     """The weights that learn, and the buffers that move, by name; what is frozen comes from the base again."""
     weights = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
     persistent = model.state_dict(keep_vars=True)
     return weights | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 
-def merge(model: PreTrainedModel) -> None:
+def merge(model: "PreTrainedModel") -> None:
     """Adds what LoRA learned to the base's own matrices and takes its layers out, in place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

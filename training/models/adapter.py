@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
 
 from cluster.errors import UserError
 from training.models.adapt import adapt_model, learned, merge, read_adapt
@@ -18,6 +17,8 @@ from training.models.base import EARLIER, PACKAGE, base_digest, resolve_base
 from training.recipe import Adapt, NewBase, Recipe
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from training.tasks.task import Task
 
 WEIGHTS = "adapter.safetensors"
@@ -36,7 +37,7 @@ def _name(recipe: Recipe, base: Path) -> str:
     return name if name.startswith(PACKAGE) or not (recipe.folder / name).exists() else str(base)
 
 
-def put_together(task: "Task", base: Path, adapt: Adapt, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+def put_together(task: "Task", base: Path, adapt: Adapt, weights: Mapping[str, torch.Tensor]) -> "PreTrainedModel":
     """A base and what was learned of it or beside it, not yet one.
 
     Raises:
@@ -56,7 +57,7 @@ def put_together(task: "Task", base: Path, adapt: Adapt, weights: Mapping[str, t
     return model
 
 
-def open_adapter(task: "Task", kept: Mapping[str, Any], folder: Path) -> PreTrainedModel:
+def open_adapter(task: "Task", kept: Mapping[str, Any], folder: Path) -> "PreTrainedModel":
     """The model of a bundle that lacks its base: what was learned is added to the base's weights.
 
     Raises:
@@ -67,7 +68,7 @@ def open_adapter(task: "Task", kept: Mapping[str, Any], folder: Path) -> PreTrai
     return model.eval()
 
 
-def open_beside(task: "Task", kept: Mapping[str, Any], folder: Path) -> PreTrainedModel:
+def open_beside(task: "Task", kept: Mapping[str, Any], folder: Path) -> "PreTrainedModel":
     """The same with what was learned still beside the base's weights, which stay as they are.
 
     Raises:

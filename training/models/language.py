@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from cluster.errors import UserError
 
@@ -100,4 +100,6 @@ def refuse_other_kinds(base: Path, known: Container[str], wanted: str) -> None:
 
 def plain(model: torch.nn.Module) -> Any:
     """The model itself, out of what spreads it over workers."""
+    from transformers import PreTrainedModel  # takes seconds to import, which whoever has a model has spent
+
     return model if isinstance(model, PreTrainedModel) else model.module

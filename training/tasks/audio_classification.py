@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 import torch
 from pydantic import Field
-from transformers import AutoModelForAudioClassification, PreTrainedModel
+from transformers import AutoModelForAudioClassification
 
 from cluster.settings import Strict
 from training.families.predicting import MediaOptions, Predicting
@@ -17,6 +17,9 @@ from training.inputs.text import from_pretrained
 from training.recipe import Model
 from training.targets import Target, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Options(MediaOptions):
@@ -94,7 +97,7 @@ class AudioClassification(Predicting):
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         model = from_pretrained(
             AutoModelForAudioClassification,
             base,
@@ -104,10 +107,10 @@ class AudioClassification(Predicting):
         model.config.layerdrop = 0.0  # workers that skip different layers wait for each other's gradients for ever
         return model
 
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         return from_pretrained(AutoModelForAudioClassification, folder).eval()
 
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         return media.all_but_the_base(model)
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from cluster.errors import UserError
@@ -25,6 +25,8 @@ from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from training.evaluation.sections import Section
 
 TOP_K = 5
@@ -115,13 +117,13 @@ class FillMask(Task):
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         return self.reader.from_pretrained(AutoModelForMaskedLM, base)
 
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         return self.build(folder).eval()
 
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         return []  # the output layer is the base's own, or shares its embeddings
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

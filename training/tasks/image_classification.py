@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 import torch
 from pydantic import Field
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification
 
 from cluster.settings import Strict
 from training.families.predicting import MediaOptions, Predicting
@@ -17,6 +17,9 @@ from training.inputs.text import from_pretrained
 from training.recipe import Model
 from training.targets import Target, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Options(MediaOptions):
@@ -93,17 +96,17 @@ class ImageClassification(Predicting):
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         return from_pretrained(
             AutoModelForImageClassification,
             base,
             **self.head_settings(),
         )
 
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         return from_pretrained(AutoModelForImageClassification, folder).eval()
 
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         return media.all_but_the_base(model)
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 
 from cluster.errors import UserError
 from cluster.settings import Strict
@@ -22,6 +22,8 @@ from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from training.evaluation.sections import Section
 
 QUESTIONS = pa.schema(
@@ -228,16 +230,16 @@ class SentenceSimilarity(Task):
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         model = self.pairs.query.from_pretrained(AutoModel, base)
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # it reads nothing of ours: no gradient would ever reach its weights
         return model
 
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         return self.build(folder).eval()
 
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         return []
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

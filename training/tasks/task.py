@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from transformers import PreTrainedModel
 
 from cluster.errors import UserError
 from cluster.settings import Strict
 from training.recipe import Model
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from training.evaluation.sections import Section  # it draws, and a replica does not
 
 Row = Mapping[str, Any]
@@ -223,15 +224,15 @@ class Task(ABC):
     # --- the model ------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         """The pre-trained model with a new head for this task. Draws new weights from torch's random state."""
 
     @abstractmethod
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         """The fine-tuned model of a bundle, in evaluation mode."""
 
     @abstractmethod
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         """The modules that are new, which ``adapt: head`` trains alone; none without a ``new_head``."""
 
     def temperature(self, outputs: Outputs, targets: Sequence[Any]) -> float:
@@ -239,11 +240,11 @@ class Task(ABC):
         :meth:`cool`."""
         return 1.0
 
-    def cool(self, model: PreTrainedModel, temperature: float) -> None:
+    def cool(self, model: "PreTrainedModel", temperature: float) -> None:
         """Has a trained model say its outputs divided by a temperature, so that whoever opens it gets them so."""
         raise NotImplementedError
 
-    def settle(self, model: PreTrainedModel) -> "Task":
+    def settle(self, model: "PreTrainedModel") -> "Task":
         """Brings into the weights what only training needed to know; returns the task that goes with them."""
         return self
 
@@ -285,7 +286,7 @@ class Task(ABC):
     def baselines(self) -> dict[str, Baseline]:
         """What is measured beside the model on the same rows: name to how it is made."""
 
-    def importance(self, model: PreTrainedModel, rows: Sequence[Row]) -> dict[str, float]:
+    def importance(self, model: "PreTrainedModel", rows: Sequence[Row]) -> dict[str, float]:
         """By how much the headline worsens when one column's values are shuffled over ``rows``, for each column.
 
         Only a task whose report shows it computes it. ``model`` is a finished one, on the CPU.

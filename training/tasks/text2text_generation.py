@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 import torch
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from cluster.settings import Strict
@@ -16,6 +16,9 @@ from training.inputs.text import Reader, Tokens, in_form, padded
 from training.models.language import logits_at, plain, refuse_other_kinds, scores
 from training.recipe import Model
 from training.tasks.task import Batch, Example, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NOT_LEARNED = -100
 
@@ -106,13 +109,13 @@ class Text2TextGeneration(TextWriter):
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         model = self.reader.from_pretrained(AutoModelForSeq2SeqLM, base)
         if getattr(model.config, "decoder_start_token_id", None) is None:
             model.config.decoder_start_token_id = self.tokenizer.pad_token_id  # as T5 does
         return self.greedy(model)
 
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         return self.build(folder).eval()
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -129,7 +132,7 @@ class Text2TextGeneration(TextWriter):
         }
         return scores(logits_at(model, inner.get_decoder(), inputs, chosen), chosen, labels[chosen])
 
-    def write(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    def write(self, model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
         return self.continued(model, batch["input_ids"], batch["attention_mask"])[
             :, 1:
         ]  # behind the token that starts every text

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 
 from cluster.settings import Strict
 from training.families.predicting import Predicting
@@ -15,6 +15,9 @@ from training.inputs.words import Word, silent, words_of
 from training.recipe import Model
 from training.targets import Target, TargetOptions, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class TextClassification(Predicting):
@@ -69,17 +72,17 @@ class TextClassification(Predicting):
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         return self.reader.from_pretrained(
             AutoModelForSequenceClassification,
             base,
             **self.head_settings(),
         )
 
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         return self.reader.from_pretrained(AutoModelForSequenceClassification, folder).eval()
 
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         return [module for name, module in model.named_children() if name != model.base_model_prefix]
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

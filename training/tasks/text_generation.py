@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 import torch
 from pydantic import Field
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from cluster.errors import UserError
@@ -19,6 +19,9 @@ from training.inputs.text import from_pretrained, padded
 from training.models.language import logits_at, plain, refuse_other_kinds, scores
 from training.recipe import Model
 from training.tasks.task import Batch, Example, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NOT_LEARNED = -100
 
@@ -117,12 +120,12 @@ class TextGeneration(TextWriter):
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         model = self.greedy(from_pretrained(AutoModelForCausalLM, base))
         model.config.pad_token_id = self.tokenizer.pad_token_id
         return model
 
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         return self.build(folder).eval()
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -132,7 +135,7 @@ class TextGeneration(TextWriter):
         logits = logits_at(model, plain(model).base_model, inputs, chosen)
         return scores(logits, chosen, batch["labels"][chosen])
 
-    def write(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    def write(self, model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
         ids = self.continued(model, batch["prompt_ids"], batch["prompt_mask"])
         return ids[:, batch["prompt_ids"].shape[1] :]
 

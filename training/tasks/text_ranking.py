@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 
 from cluster.errors import UserError
 from cluster.settings import Strict
@@ -21,6 +21,8 @@ from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from training.evaluation.sections import Section
 
 QUESTIONS = pa.schema(
@@ -211,7 +213,7 @@ class TextRanking(Task):
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         return self.reader.from_pretrained(
             AutoModelForSequenceClassification,
             base,
@@ -221,10 +223,10 @@ class TextRanking(Task):
             ignore_mismatched_sizes=True,  # a base that was a classifier of labels gets a new head
         )
 
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         return self.reader.from_pretrained(AutoModelForSequenceClassification, folder).eval()
 
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         return [module for name, module in model.named_children() if name != model.base_model_prefix]
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import Field, field_validator
-from transformers import PreTrainedModel
 
 from cluster.errors import UserError
 from cluster.settings import Strict
@@ -24,6 +23,8 @@ from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from training.evaluation.sections import Section
 
 BINS = 2
@@ -280,7 +281,7 @@ class TimeSeriesForecasting(Task):
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         width = {name: features(column, []).shape[1] for name, column in self._covariates.items()}
         known = sum(width[name] for name in self.shape.known)
         config = ForecastConfig(
@@ -295,10 +296,10 @@ class TimeSeriesForecasting(Task):
         )
         return ForecastModel(config)
 
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         return from_pretrained(ForecastModel, folder).eval()
 
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         return list(model.children())
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

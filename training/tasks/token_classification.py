@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from tokenizers import normalizers
-from transformers import AutoModelForTokenClassification, PreTrainedModel
+from transformers import AutoModelForTokenClassification
 
 from cluster.errors import UserError
 from cluster.progress import say
@@ -24,6 +24,8 @@ from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from training.evaluation.sections import Section
 
 Aggregation = Literal["first", "simple"]
@@ -222,7 +224,7 @@ class TokenClassification(Task):
 
     # --- the model ------------------------------------------------------------------------------------------------
 
-    def build(self, base: Path) -> PreTrainedModel:
+    def build(self, base: Path) -> "PreTrainedModel":
         tags = [entities.OUTSIDE, *(f"{letter}-{label}" for label in self.labels for letter in "BI")]
         return self.reader.from_pretrained(
             AutoModelForTokenClassification,
@@ -233,10 +235,10 @@ class TokenClassification(Task):
             ignore_mismatched_sizes=True,  # a base that found other entities gets a new head
         )
 
-    def open(self, folder: Path) -> PreTrainedModel:
+    def open(self, folder: Path) -> "PreTrainedModel":
         return self.reader.from_pretrained(AutoModelForTokenClassification, folder).eval()
 
-    def head(self, model: PreTrainedModel) -> Sequence[torch.nn.Module]:
+    def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         return [module for name, module in model.named_children() if name != model.base_model_prefix]
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

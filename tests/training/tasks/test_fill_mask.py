@@ -15,12 +15,12 @@ from training import checkpoint
 from training.data.fuse import fuse
 from training.encode import encode
 from training.evaluation.baselines import measure
+from training.job import Job
 from training.loop import make_trainee, train, validate
 from training.models.base import resolve_base
 from training.recipe import Recipe
 from training.registry import register
 from training.tasks.fill_mask import FillMask
-from training.worker import Job
 
 TEXT = {"inputs": {"text": "question"}, "target": None}
 

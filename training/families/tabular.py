@@ -17,7 +17,6 @@ from training.inputs.cells import Kind
 from training.inputs.columns import DATE_FEATURES, Columns
 from training.inputs.images import Pictures
 from training.inputs.text import Reader, from_pretrained
-from training.models.fusion import SIGHT, FusionConfig, FusionModel, plain, sight_of, without_pooler
 from training.recipe import Model
 from training.targets import Target, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
@@ -193,6 +192,9 @@ class TabularTask(Predicting):
     # --- the model ------------------------------------------------------------------------------------------------
 
     def build(self, base: Path) -> "PreTrainedModel":
+        # Model code takes seconds to import, which only whoever computes with a model has to spend.
+        from training.models.fusion import SIGHT, FusionConfig, FusionModel, plain, sight_of, without_pooler
+
         read = without_pooler(self.reader.from_pretrained(AutoModel, base)) if self.reader else None
         sight = sight_of(from_pretrained(AutoModel, base)) if self.base_sees else None
         config = FusionConfig(
@@ -211,6 +213,8 @@ class TabularTask(Predicting):
         return model
 
     def open(self, folder: Path) -> "PreTrainedModel":
+        from training.models.fusion import FusionModel
+
         return from_pretrained(FusionModel, folder).eval()
 
     def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
 
 from cluster.errors import UserError
 from training.inputs import media
@@ -71,7 +71,7 @@ class Pictures:
         if base is None:
             processor = _square(size or USUAL_SIZE, size or USUAL_SIZE)
         elif trained:
-            processor = AutoImageProcessor.from_pretrained(base, backend="pil", trust_remote_code=False)
+            processor = _opened(base)
             if size is not None:
                 processor.size = {"height": size, "width": size}
                 processor.crop_size = {"height": size, "width": size}
@@ -83,9 +83,7 @@ class Pictures:
     @classmethod
     def load(cls, settings: Mapping[str, Any], folder: Path) -> Self:
         """The reader that :meth:`save` kept in ``folder`` and ``settings``."""
-        return cls(
-            processor=AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False), **settings
-        )
+        return cls(processor=_opened(folder), **settings)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the processor to ``folder`` and returns the rest as JSON."""
@@ -190,6 +188,12 @@ def as_address(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _opened(folder: Path) -> Any:
+    from transformers import AutoImageProcessor  # loads model code, which takes seconds
+
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
 
 
 def _made(base: Path, size: int | None) -> Any:

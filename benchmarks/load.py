@@ -1,18 +1,20 @@
 """How a server bears what users do: texts of all lengths, requests at random moments, three times too many, for long.
 
-    python benchmarks/load.py [--only lengths pace overload soak] [--seconds 60] [--minutes 20] [--rounds 3]
+    python benchmarks/load.py [--only lengths pace overload elsewhere soak] [--seconds 60] [--minutes 20] [--rounds 3]
 
 lengths: texts of 8 to 256 tokens by 64 connections, beside texts that all have their mean length; the server's own
 metrics say how many tokens it computed and how much padding. pace: an executor that sleeps 14 ms and 0.05 ms for each
 input, asked 500 times a second at random moments, through the scheduler alone and through HTTP. overload: capacity in a
-closed loop, then three times that at random moments, each request with 2 s to be answered. soak: half of capacity for
-some minutes, and how memory and open files move meanwhile. MiniLM in fp32 on all cores of this machine, of which
-the client takes its share. A wait counts from the moment when a request was due. Writes
-benchmarks/results/load-PART.json. Needs `wrk` on the path.
+closed loop, then three times that at random moments, each request with 2 s to be answered. elsewhere: the same with an
+executor that sleeps 40 ms and 2.5 ms for each input, as where a device computes and not the cores that refuse. soak:
+half of capacity for some minutes, and how memory and open files move meanwhile. Where nothing else is said it is MiniLM
+in fp32 on all cores of this machine, of which the client takes its share. A wait counts from the moment when a request
+was due. Writes benchmarks/results/load-PART.json. Needs `wrk` on the path.
 """
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import random
@@ -38,7 +40,9 @@ from servers import TEXT, announce, free_port, headrace, make_bundle, medians, m
 SHORTEST, LONGEST, TEXTS = 8, 256, 256
 CONNECTIONS = 64
 RATE = 500
-FIXED_SECONDS, EACH_SECONDS = 0.014, 0.00005
+QUICK, SLOW = (0.014, 0.00005), (0.04, 0.0025)
+"""Seconds that an executor which sleeps takes for each batch, and for each input of it."""
+
 DEADLINE_SECONDS = 2.0
 WARM_SECONDS = 3.0
 LEAST_SECONDS = 5.0
@@ -55,7 +59,7 @@ def main() -> None:
     """Measures what is asked for, one part after the other."""
     options = arguments()
     if options.sleeper:
-        serve_sleeper(options.bundle, options.port)
+        serve_sleeper(options.bundle, options.port, *options.sleeper)
         return
     require_wrk()
     from record import keep
@@ -78,7 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sleeper", action="store_true")
+    parser.add_argument("--sleeper", nargs=2, type=float)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--port", type=int)
     return parser.parse_args()
@@ -90,10 +94,11 @@ def rounds_of(part: str, options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def served(bundle: Path, **options: Any) -> Iterator["Watched"]:
-    """headrace with a bundle, warm."""
+def served(bundle: Path, sleeps: tuple[float, float] | None = None, **options: Any) -> Iterator["Watched"]:
+    """headrace with a bundle, warm; its model sleeps where it is said how long."""
     port = free_port()
-    with running(headrace(bundle, port, **options), {}, bundle.parent / "log") as address:
+    command = sleeper(bundle, port, sleeps) if sleeps else headrace(bundle, port, **options)
+    with running(command, {}, bundle.parent / "log") as address:
         ask_in_turn(address, BODIES, 8, WARM_SECONDS)
         yield Watched(address, port)
 
@@ -169,16 +174,22 @@ def pace(bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
     due = moments(RATE, options.seconds)
     found = {"scheduler": waits(asyncio.run(through_scheduler(due)), due[-1])}
     port = free_port()
-    command = [sys.executable, __file__, "--sleeper", "--bundle", str(bundle), "--port", str(port)]
-    with running(command, {}, bundle.parent / "log") as address:
+    with running(sleeper(bundle, port, QUICK), {}, bundle.parent / "log") as address:
         ask_in_turn(address, BODIES, 8, WARM_SECONDS)
         found["served"] = waits(ask(address, BODIES, due), due[-1])
     return found
 
 
+def sleeper(bundle: Path, port: int, seconds: tuple[float, float]) -> list[str]:
+    """The command of this script as a server whose model sleeps."""
+    times = list(map(str, seconds))
+    return [sys.executable, __file__, "--sleeper", *times, "--bundle", str(bundle), "--port", str(port)]
+
+
 def execute(items: Sequence[Any]) -> None:
     """Takes the time of a forward pass, and none of the processor's."""
-    time.sleep(FIXED_SECONDS + EACH_SECONDS * len(items))
+    fixed, each = QUICK
+    time.sleep(fixed + each * len(items))
 
 
 async def through_scheduler(due: Sequence[float]) -> list[Asked]:
@@ -206,20 +217,19 @@ async def through_scheduler(due: Sequence[float]) -> list[Asked]:
     return asked
 
 
-def serve_sleeper(bundle: Path, port: int) -> None:
+def serve_sleeper(bundle: Path, port: int, fixed: float, each: float) -> None:
     """headrace whose model sleeps."""
     from serving import host
     from serving.recipe import Serve
 
-    host.Replica = sleeping_replica()  # type: ignore[misc]
-    host.serve([str(bundle)], Serve(), port=port, announce=announce("/models/bench"))
+    host.Replica = sleeping_replica(fixed, each)  # type: ignore[misc]
+    options = Serve(timeout_seconds=DEADLINE_SECONDS)
+    host.serve([str(bundle)], options, port=port, announce=announce("/models/bench"))
 
 
-def sleeping_replica() -> Any:
+def sleeping_replica(fixed: float, each: float) -> Any:
     """A replica like ours, whose model takes the executor's time for each batch."""
     from serving.host import Replica
-
-    fixed, each = FIXED_SECONDS, EACH_SECONDS  # this class travels to the replica, this module does not
 
     class Sleeping(Replica):
         def __init__(self, *given: Any) -> None:
@@ -262,9 +272,9 @@ def percentiles(times: Sequence[float]) -> dict[str, float]:
 # --- three times too many ---------------------------------------------------------------------------------------------
 
 
-def overload(bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
+def overload(bundle: Path, options: argparse.Namespace, sleeps: tuple[float, float] | None = None) -> dict[str, Any]:
     """What is answered in time of three times what can be, how quickly the rest is refused, and what it costs."""
-    with served(bundle, timeout_seconds=DEADLINE_SECONDS) as server:
+    with served(bundle, sleeps, timeout_seconds=DEADLINE_SECONDS) as server:
         capacity = capacity_of(server.address, options.seconds / 4)
         before = server.replica.memory_info().rss
         due = moments(3 * capacity, options.seconds)
@@ -357,6 +367,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "lengths": lengths,
     "pace": pace,
     "overload": overload,
+    "elsewhere": functools.partial(overload, sleeps=SLOW),
     "soak": soak,
 }
 

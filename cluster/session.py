@@ -15,25 +15,22 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from cluster.environment import PACKAGES, code_root, environment, local_environment, prepare_environment
 from cluster.errors import RunError, UserError
 from cluster.storage import HOME_VARIABLE, home
+from cluster.threads import AWAKE_SECONDS, join
 from cluster.worker_lines import send_to_stderr
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 GIB = 1024**3
-AWAKE_SECONDS = 0.5  # between two looks: the system may give Ctrl-C to any thread, and who waits would sleep through it
 TOKEN_CURE = (
     "put the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN (on its head node, `ray get-auth-token` prints it) "
     "and set RAY_AUTH_MODE=token"
@@ -136,7 +133,7 @@ class _Early:
     def end(self) -> None:
         """Ends it, and returns when it has ended."""
         self._over.set()
-        _join(self._thread)
+        join(self._thread)
 
 
 _early: list[_Early] = []
@@ -172,35 +169,6 @@ def resources() -> Resources:
     total = ray.cluster_resources()
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     return Resources(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)), nodes=nodes)
-
-
-def beside_main_thread(work: Callable[[], Result]) -> Callable[[], Result]:
-    """Starts ``work`` in a thread of its own; what is returned waits for it and returns or raises what it did.
-
-    Ray Train takes Ctrl-C over where it is called from the main thread, and ends the process with code 1 and no word.
-    Elsewhere it leaves it alone: the main thread gets its KeyboardInterrupt, and the session's end stops the work.
-    """
-    outcome: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001  raised again where it is waited for
-            outcome.set_exception(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-
-    def result() -> Result:
-        _join(thread)
-        return outcome.result()
-
-    return result
-
-
-def _join(thread: threading.Thread) -> None:
-    while thread.is_alive():
-        thread.join(timeout=AWAKE_SECONDS)
 
 
 def usable_cores() -> int:

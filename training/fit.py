@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import RunError, UserError
 from cluster.progress import progress, say
-from cluster.session import Resources, beside_main_thread, resources, session
+from cluster.session import Resources, resources, session
 from cluster.storage import fingerprint, home, only_one, plain_disk_errors, read_json, write_json
+from cluster.threads import beside_main_thread
 from training.bundle import open_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode

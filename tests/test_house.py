@@ -93,6 +93,18 @@ def test_a_recipe_is_read_without_anything_heavy(module: str) -> None:
     assert {"torch", "ray", "transformers", "daft", "mlflow", "numpy"} & set(done.stdout.split()) == set()
 
 
+@pytest.mark.parametrize("recipe", ["banking77", "telco_churn", "digits", "spoken_digits", "bitext_replies"])
+def test_a_recipe_is_checked_without_model_code(recipe: str) -> None:
+    """It takes longer to import than PyTorch, and a mistake in a recipe is to be told at once."""
+    script = (
+        "import sys, pathlib, headrace\n"
+        f"headrace.load_recipe(pathlib.Path('examples/{recipe}.yaml'), ())\n"
+        "print(*{'transformers.modeling_utils', 'ray', 'sklearn', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_ray_is_started_in_one_place() -> None:
     places = [path.relative_to(ROOT).as_posix() for path in sources() if calls(path, "ray", "init")]
     assert places == ["cluster/session.py"]

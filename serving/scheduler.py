@@ -28,6 +28,7 @@ from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError
 
 PREPARE_AT_ONCE = 256
 SMOOTHING = 0.2  # weight of the newest batch in what batches take on average
+CAUTION = 1.2  # times the wait that the last batches foretell: those to come may be slower, and lateness serves nobody
 LINGER = 0.1  # of the time that a lane's last batch took, for those whom it has answered to ask again
 
 
@@ -159,7 +160,7 @@ class Scheduler:
             first = self._next_turn(owner)
             wait = self._expected_wait(first - self._state.turn)
             # What waits for its turn until just before its deadline is not computed in time.
-            late = wait > 0 and now + wait + self._state.seconds_per_run > deadline
+            late = wait > 0 and now + CAUTION * (wait + self._state.seconds_per_run) > deadline
             if late or self._queued() + len(values) > self._limits.waiting:
                 raise OverloadedError(wait)
             self._state.turns[owner] = first + len(values) - 1

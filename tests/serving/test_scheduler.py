@@ -295,10 +295,42 @@ def test_a_full_queue_refuses_whole_requests_and_says_when_to_return() -> None:
                 scheduler.submit(["e", "f"], NEVER)
             assert refused.value.retry_after == pytest.approx(6.0)  # one running, two waiting, two seconds each
             with pytest.raises(OverloadedError):
-                scheduler.submit(["g"], gate.now + 7.9)  # there is room, and no time: it takes two seconds itself
-            third = scheduler.submit(["h"], gate.now + 8.1)
+                # There is room, and no time: it takes two seconds itself, and what is foretold may be wrong by a fifth.
+                scheduler.submit(["g"], gate.now + 9.5)
+            third = scheduler.submit(["h"], gate.now + 9.7)
             gate.open()
             assert await all_of(second, waiting, third) == [["B"], ["C", "D"], ["H"]]
+
+    play(scenario)
+
+
+def test_what_passes_between_two_batches_is_part_of_what_an_item_takes() -> None:
+    gate = Gate()
+
+    def observe(batch: Batch) -> None:
+        gate.now += 1.0  # in the lane's thread, which has work meanwhile
+
+    async def scenario() -> None:
+        with scheduler_of(gate, limits=Limits(waiting=2), observe=observe) as scheduler:
+            first = scheduler.submit(["a"], NEVER)
+            await gate.busy()
+            second = scheduler.submit(["b"], NEVER)
+            await all_are_ready(scheduler)
+            for future in (first, second):
+                gate.now += 2.0
+                gate.open(1)
+                await future
+                if future is first:
+                    await gate.busy()
+            third = scheduler.submit(["c"], NEVER)
+            await gate.busy()
+            fourth = scheduler.submit(["d", "e"], NEVER)
+            with pytest.raises(OverloadedError) as refused:
+                scheduler.submit(["f"], NEVER)
+            # One runs and two wait; of two batches the first took two seconds and the second one more in between.
+            assert refused.value.retry_after == pytest.approx(3 * (0.8 * 2 + 0.2 * 3))
+            gate.open()
+            assert await all_of(third, fourth) == [["C"], ["D", "E"]]
 
     play(scenario)
 

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TESTS ?=
 # What the benchmarks share; each of the others is one.
-SHARED := benchmarks/record.py benchmarks/servers.py benchmarks/peer_servers.py benchmarks/open_loop.py
+SHARED := benchmarks/record.py benchmarks/servers.py benchmarks/yardstick.py benchmarks/open_loop.py
 
 .PHONY: demo test slow check docs bench clean help
 

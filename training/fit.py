@@ -3,7 +3,6 @@
 fuse -> encode -> train on Ray -> measure -> bundle -> register
 """
 
-import importlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 FORMAT = 5
 """Raised whenever the same recipe and data would give another model or other measurements."""
-
-OUTCOME = "training.outcome"
-"""Imported when it is needed: it loads scikit-learn and matplotlib."""
 
 KEPT = 2
 """Checkpoints that Ray Train leaves: the newest, and the one before it."""
@@ -101,17 +97,21 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
                     with session(), followed(recipe, encoded, folder, log), plain_failures(recipe.train):
                         trainer = torch_trainer(Job.of(recipe, encoded, folder), recipe.train, resources())
                         result = beside_main_thread(trainer.fit)
-                        importlib.import_module(OUTCOME)  # takes seconds, in which the workers start
+                        import training.outcome  # noqa: F401  takes seconds, in which the workers start
+
                         agreed(result())
-                finish = importlib.import_module(OUTCOME).finish
-                log.finish("FINISHED", finish(recipe, public, fused, encoded, folder, bundle_folder))
+                from training import outcome
+
+                log.finish("FINISHED", outcome.finish(recipe, public, fused, encoded, folder, bundle_folder))
         else:
             say(f"{recipe.name}: this recipe and data were trained before; nothing to do")
         bundle = open_bundle(bundle_folder)
         version = register(bundle, run_id_of(folder))
         report = folder / "report.html"
         if not report.exists() and (folder / "outputs").exists():
-            importlib.import_module(OUTCOME).write(report, bundle, version, recipe, fused, encoded, folder)
+            from training import outcome
+
+            outcome.write(report, bundle, version, recipe, fused, encoded, folder)
         tidy(folder)
     info = bundle.info
     return Run(recipe.name, version, bundle.folder, report, info["metrics"], info["baselines"], info["data"])

@@ -50,9 +50,10 @@ sys.stdout.write(json.dumps(seen))
 
 HOLD = f"""
 import sys, time
+from contextlib import nullcontext
 sys.path.insert(0, {str(ROOT)!r})
-from cluster.session import session
-with session(local_cpus=1):
+from cluster.session import early_session, session
+with early_session() if sys.argv[1] == "early" else nullcontext(), session(local_cpus=1):
     import ray
     ray.get(ray.remote(lambda: 1).remote())
     sys.stdout.write("."); sys.stdout.flush()
@@ -135,8 +136,9 @@ def runs(pid: int) -> bool:
     return path.exists() and path.read_text().rpartition(") ")[2][0] not in "ZX"
 
 
-def test_sigkill_of_the_driver_ends_its_ray(home: Path, wait_until: Callable[..., None]) -> None:
-    driver = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("start", ["early", "when asked for"])
+def test_sigkill_of_the_driver_ends_its_ray(start: str, home: Path, wait_until: Callable[..., None]) -> None:
+    driver = subprocess.Popen([sys.executable, "-c", HOLD, start], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     assert driver.stdout.read(1) == "."
     family = children(driver.pid)

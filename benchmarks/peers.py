@@ -7,9 +7,9 @@ with 1, 32 and 128 connections. Each round starts every server anew, in an order
 takes its own ratios, through what each makes of the machine of its own moments (`yardstick.py`); figures are medians
 over the rounds, and the rounds are kept. The others live in `.venv-peers`,
 which this script makes from `benchmarks/peers.txt`; Ray Serve's documented pattern is that of `benchmarks/serving.py`.
-headrace takes part with its default engine, with ONNX Runtime in fp32, and with `fast`, which takes an int8 engine if
-its answers agree on the rows that training held back: so the model is trained, on the sample of `headrace new`, unless
---bundle names another. Writes benchmarks/results/peers.json. Needs `wrk` on the path.
+headrace takes part with its default engine, with ONNX Runtime and OpenVINO in fp32, and with `fast`, which takes one of
+lower precision if its answers agree on the rows that training held back: so the model is trained, on the sample of
+`headrace new`, unless --bundle names another. Writes benchmarks/results/peers.json. Needs `wrk` on the path.
 
 infinity-emb is missing: its newest release wants click<8.2, which no huggingface_hub takes that transformers 5 takes.
 """
@@ -85,6 +85,7 @@ SCRIPTS = HERE / "contenders"
 CONTENDERS = {
     "headrace": own(),
     "headrace-onnx": own(engine="onnx-fp32"),
+    "headrace-openvino": own(engine="openvino-fp32"),
     "headrace-fast": own(engine="fast"),
     "litserve": script("on_litserve.py", "/predict"),
     "bentoml": Contender(bentoml, "/classify", {"texts": [TEXT]}),

@@ -33,7 +33,7 @@ from serving.tls import Certificate
 from serving.wanted import Wanted
 
 FOLLOW_SECONDS = 1.0
-START_SECONDS = 300.0
+START_SECONDS = 300.0  # for each model: the first start with a fast engine makes and measures several
 HEALTH_SECONDS = 20.0
 UP_AFTER_SECONDS = 2.0  # a rush that one replica is done with sooner needs no second one
 STALLED_SECONDS = 120.0  # one forward pass that takes longer will not come back
@@ -80,7 +80,8 @@ def serve(
         answered = False
         try:
             _deploy(app, wanted.path, options, port, known_keys, folder)
-            answered = _await_answer(app, address, folder, stop, certificate.trust() if certificate else None)
+            trust, seconds = certificate.trust() if certificate else None, START_SECONDS * len(wanted.entries)
+            answered = _await_answer(app, address, folder, stop, trust, seconds)
             if answered:
                 announce(address)
             while not stop.wait(FOLLOW_SECONDS):
@@ -292,7 +293,9 @@ def _replica_host() -> str:
     return proxy.LOOPBACK if ray.util.get_node_ip_address() == proxy.LOOPBACK else "0.0.0.0"
 
 
-def _await_answer(app: str, address: str, folder: Path, stop: threading.Event, trust: ssl.SSLContext | None) -> bool:
+def _await_answer(
+    app: str, address: str, folder: Path, stop: threading.Event, trust: ssl.SSLContext | None, seconds: float
+) -> bool:
     """Returns when all replicas run and the address answers; each model has answered for itself by then.
 
     Returns:
@@ -301,7 +304,7 @@ def _await_answer(app: str, address: str, folder: Path, stop: threading.Event, t
     Raises:
         RunError: a replica or the proxy failed to start, or it takes too long.
     """
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + seconds
     while not stop.is_set():
         running, told = _state(app)
         refused = proxy.complaint(folder)
@@ -310,7 +313,7 @@ def _await_answer(app: str, address: str, folder: Path, stop: threading.Event, t
         if running and _answers(address, trust):
             return True
         if time.monotonic() > deadline:
-            raise RunError(f"no answer from {address} after {START_SECONDS:.0f} s{told and f' ({told})'}")
+            raise RunError(f"no answer from {address} after {seconds:.0f} s{told and f' ({told})'}")
         stop.wait(0.1)
     return False
 

@@ -10,7 +10,9 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, Validatio
 from cluster.errors import UserError
 from cluster.settings import Strict
 
-EngineName = Literal["torch-fp32", "torch-bf16", "torch-int8", "onnx-fp32", "onnx-int8"]
+EngineName = Literal[
+    "torch-fp32", "torch-bf16", "torch-int8", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16"
+]
 Wanted = Literal["fast"] | EngineName
 
 STANDS_FOR = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -114,7 +116,7 @@ class Serve(Strict):
         "torch-fp32",
         description="What computes the answers. torch-fp32: what `predict` computes with; fast: the one that is "
         "measured to be fastest here, of those whose answers agree with torch-fp32 on rows that were held back; or one "
-        "by its name. The onnx ones need `pip install 'headrace[onnx]'`.",
+        "by its name. The onnx ones need `pip install 'headrace[onnx]'`, the openvino ones 'headrace[openvino]'.",
     )
     memory: ByteSize | None = Field(
         None,

@@ -19,13 +19,13 @@ from cluster.machine import processor
 from cluster.progress import say
 from cluster.storage import fingerprint, only_one, read_json, write_json
 from serving.agreement import agreement
-from serving.engines import onnx, pytorch
+from serving.engines import onnx, openvino, pytorch
 from serving.engines.engine import Forward, Make, Subject, UnavailableError, checked
 from serving.engines.size import own_bytes
 from serving.recipe import EngineName, Wanted
 from training.tasks.task import Batch, Outputs
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same model on the same machine would be measured in another way."""
 
 ENGINES: Mapping[EngineName, Make] = {
@@ -34,6 +34,8 @@ ENGINES: Mapping[EngineName, Make] = {
     "torch-int8": pytorch.int8,
     "onnx-fp32": onnx.fp32,
     "onnx-int8": onnx.int8,
+    "openvino-fp32": openvino.fp32,
+    "openvino-bf16": openvino.bf16,
 }
 REFERENCE: EngineName = "torch-fp32"
 
@@ -48,7 +50,7 @@ MOST_SECONDS = 10.0
 ALONE = 4
 """Rows that are also asked one by one, since some graphs take a batch of one for something else."""
 
-LIBRARIES = ("torch", "transformers", "onnxruntime")
+LIBRARIES = ("torch", "transformers", "onnxruntime", "openvino")
 TABLE = "table.json"
 
 

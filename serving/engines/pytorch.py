@@ -25,10 +25,19 @@ def bf16(subject: Subject) -> Forward:
     Raises:
         UnavailableError: it does not, and would compute in a slow emulation.
     """
-    there = torch.cuda.is_bf16_supported() if subject.device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    require_bf16(subject.device)
+    return _forward(subject.task, copy.deepcopy(subject.model).bfloat16(), subject.device, torch.bfloat16)
+
+
+def require_bf16(device: torch.device) -> None:
+    """Whether the device multiplies in bf16 by itself.
+
+    Raises:
+        UnavailableError: it does not.
+    """
+    there = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
     if not there:
         raise UnavailableError("this processor does not multiply in bf16")
-    return _forward(subject.task, copy.deepcopy(subject.model).bfloat16(), subject.device, torch.bfloat16)
 
 
 def int8(subject: Subject) -> Forward:

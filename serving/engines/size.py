@@ -2,7 +2,7 @@
 
 import torch
 
-from serving.engines import onnx
+from serving.engines import onnx, openvino
 from serving.engines.engine import Subject
 from serving.recipe import EngineName
 
@@ -22,4 +22,7 @@ def own_bytes(engine: EngineName, subject: Subject) -> int:
     if engine.startswith("onnx"):
         folder = subject.folder / engine.removeprefix("onnx-")
         return len(onnx.thread_counts(subject)) * sum(path.stat().st_size for path in folder.iterdir())
+    if engine.startswith("openvino"):
+        weights = (subject.folder / openvino.FOLDER / openvino.MODEL).with_suffix(".bin").stat().st_size
+        return len(openvino.stream_counts(subject)) * (weights // 2 if engine == "openvino-bf16" else weights)
     return 0

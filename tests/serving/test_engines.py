@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,20 @@ def made(judged: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- every engine ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("engine", "tolerance"), [("torch-bf16", 0.05), ("onnx-fp32", 1e-4), ("onnx-int8", 0.2)])
+TOLERANCES = {
+    "torch-bf16": 0.05,
+    "onnx-fp32": 1e-4,
+    "onnx-int8": 0.2,
+    "openvino-fp32": 1e-4,
+    "openvino-bf16": 0.05,
+}
+
+
+@pytest.mark.parametrize(("engine", "tolerance"), TOLERANCES.items())
 def test_an_engine_says_what_pytorch_says(judged: Bundle, made: Path, engine: Any, tolerance: float) -> None:
     """Also of batches of one, of texts shorter and longer than any it was made with, and of nothing."""
     (line,) = [line for line in read_json(made / "table.json") if line["engine"] == engine]
-    if engine == "torch-bf16" and not torch.cpu._is_avx512_bf16_supported():
+    if engine.endswith("bf16") and not torch.cpu._is_avx512_bf16_supported():
         assert "does not multiply in bf16" in line["unavailable"]
         return
     assert "unavailable" not in line
@@ -69,6 +79,41 @@ def test_an_engine_says_what_pytorch_says(judged: Bundle, made: Path, engine: An
         assert ours.dtype == torch.float32
         spread = float(theirs.std()) if theirs.numel() > 1 else 1.0
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=tolerance * max(1.0, spread))
+
+
+@pytest.mark.parametrize("engine", ["onnx-fp32", "openvino-fp32"])
+def test_lanes_that_compute_at_once_say_what_one_says(judged: Bundle, made: Path, engine: Any) -> None:
+    """Each thread with its share of the cores, as the scheduler's lanes have it, and batches of many shapes."""
+    reference = Predictor(judged, "cpu")
+    subject = Subject(reference.task, reference.model, reference.device, judged.held_out(), made, lanes=2)
+    forward = ENGINES[engine](subject)
+    encoded = reference.task.encode(reference.task.rows(ASKED))
+    batches = [reference.task.collate(encoded[place : place + 1 + place % 7]) for place in range(0, 60, 3)]
+
+    def lane(share: int) -> list[torch.Tensor]:
+        torch.set_num_threads(share)
+        return [forward(batch) for batch in batches]
+
+    with ThreadPoolExecutor(2) as lanes:
+        found = [*lanes.map(lane, [1, 1]), lane(torch.get_num_threads())]
+    for batch, *outputs in zip(batches, *found, strict=True):
+        expected = reference.engine.forward(batch).numpy()
+        for ours in outputs:
+            np.testing.assert_allclose(ours.numpy(), expected, atol=1e-4)
+
+
+def test_no_engine_tells_its_makers_that_it_is_used(judged: Bundle, made: Path) -> None:
+    """OpenVINO's package for that is installed beside it, and is never imported."""
+    program = (
+        "import sys; from pathlib import Path; from training.bundle import open_bundle\n"
+        "from serving.predictor import Predictor\nPredictor(open_bundle(Path(sys.argv[1])), 'cpu', 'openvino-fp32')\n"
+        "assert 'openvino' in sys.modules and sys.modules['openvino_telemetry'] is None\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
+    )
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "HEADRACE_HOME": str(made.parents[1])}
+    command = [sys.executable, "-c", program, str(judged.folder)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
 def test_a_start_that_was_killed_leaves_no_half_graph(

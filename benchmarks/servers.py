@@ -168,8 +168,9 @@ def make_bundle(folder: Path, **options: Any) -> None:
     task = TextClassification.learn(model, base, {"train": pa.table({"text": labels, "label": labels})})
     folder.mkdir(parents=True)
     none: dict[str, Any] = {}
-    weights = task.build(base)
-    write_bundle(folder, model=weights, task=task, name="bench", recipe=none, metrics={}, baselines={}, data=none)
+    weights, held_out = task.build(base), task.encode(task.rows([TEXT[:size] for size in range(10, len(TEXT), 5)]))
+    told = {"metrics": {}, "baselines": {}, "data": none, "held_out": held_out}
+    write_bundle(folder, model=weights, task=task, name="bench", recipe=none, **told)
 
 
 def _serve(folder: str, port: str, options: str) -> None:

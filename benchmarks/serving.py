@@ -1,12 +1,13 @@
 """What serving costs: requests a second through HTTP, against the bare forward pass and the documented Serve pattern.
 
-    python benchmarks/serving.py [--rounds 3] [--slices 2] [--seconds 3]
+    python benchmarks/serving.py [--rounds 3] [--slices 2] [--seconds 3] [--engine NAME]
 
 One 20-token text a request, MiniLM with a classifier of 77 labels, one replica that computes on all cores, `wrk` on the
 same machine. Each round starts every server anew and asks it with every number of connections, in slices between which
 the bare forward pass is timed (`yardstick.py`); servers are compared through what each makes of the machine of its own
 moments. Figures are medians over the rounds, the rounds themselves are kept. Writes benchmarks/results/serving.json.
-Needs `wrk` on the path.
+With another engine than the default, headrace alone is asked, against the bare forward pass of that engine, and the
+result is named after it. Needs `wrk` on the path.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 from servers import LABELS, TEXT, announce, free_port, make_bundle, medians, require_wrk, running, wrk
 from yardstick import Yardstick
 
+DEFAULT = "torch-fp32"
 CONNECTIONS = {"served": (1, 32, 128), "served-noop": (1, 32), "pattern": (1, 32, 128), "pattern-noop": (1, 32)}
 
 
@@ -36,7 +38,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "bundle"
         make_bundle(folder)
-        with Yardstick(folder) as bare:
+        os.environ["HEADRACE_HOME"] = str(Path(place) / "home")
+        with Yardstick(folder, options.engine) as bare:
             rounds = [one_round(folder, bare, options) for _ in range(options.rounds)]
     figures = medians(rounds)
     settings = {
@@ -46,7 +49,8 @@ def main() -> None:
         "load_before": load,
     }
     found = {"ratios": medians([ratios(one) for one in rounds]), "medians": figures, "rounds": rounds}
-    keep("serving", {"settings": settings, **found})
+    name = "serving" if options.engine == DEFAULT else f"serving-{options.engine}"
+    keep(name, {"settings": {**settings, "engine": options.engine}, **found})
 
 
 def arguments() -> argparse.Namespace:
@@ -55,6 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slices", type=int, default=2)
     parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--engine", default=DEFAULT)
     parser.add_argument("--serve", choices=SERVERS)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--port", type=int)
@@ -64,7 +69,7 @@ def arguments() -> argparse.Namespace:
 def one_round(folder: Path, bare: Yardstick, options: argparse.Namespace) -> dict[str, Any]:
     """Every figure once: requests a second and latencies by server and connections."""
     figures: dict[str, Any] = {}
-    for kind in CONNECTIONS:
+    for kind in CONNECTIONS if options.engine == DEFAULT else ["served"]:
         figures[kind] = measured(kind, folder, bare, options)
         print(kind, {count: row["requests_per_second"] for count, row in figures[kind].items()}, file=sys.stderr)
     return figures
@@ -72,17 +77,17 @@ def one_round(folder: Path, bare: Yardstick, options: argparse.Namespace) -> dic
 
 def measured(kind: str, folder: Path, bare: Yardstick, options: argparse.Namespace) -> dict[str, Any]:
     """Starts one server, warms it, asks it with each number of connections, and ends it."""
-    environment = {"HEADRACE_HOME": str(folder.parent / "home")}
-    environment |= {"RAY_SERVE_ENABLE_HA_PROXY": "0"} if kind.startswith("pattern") else {}
-    with running(child(kind, folder, free_port()), environment, folder.parent / "log") as address:
+    environment = {"RAY_SERVE_ENABLE_HA_PROXY": "0"} if kind.startswith("pattern") else {}
+    with running(child(kind, folder, free_port(), options.engine), environment, folder.parent / "log") as address:
         wrk(address, 8, 2)
         counts = CONNECTIONS[kind]
         return {str(count): bare.beside(address, count, options.slices, options.seconds) for count in counts}
 
 
-def child(kind: str, folder: Path, port: int) -> list[str]:
+def child(kind: str, folder: Path, port: int, engine: str) -> list[str]:
     """The command of this script as one server."""
-    return [sys.executable, __file__, "--serve", kind, "--bundle", str(folder), "--port", str(port)]
+    words = ["--serve", kind, "--bundle", str(folder), "--port", str(port), "--engine", engine]
+    return [sys.executable, __file__, *words]
 
 
 # --- the servers ------------------------------------------------------------------------------------------------------
@@ -93,7 +98,8 @@ def served(options: argparse.Namespace) -> None:
     from serving.host import serve
     from serving.recipe import Serve
 
-    serve([str(options.bundle)], Serve(), port=options.port, announce=announce("/models/bench"))
+    wanted = Serve.model_validate({"engine": options.engine})
+    serve([str(options.bundle)], wanted, port=options.port, announce=announce("/models/bench"))
 
 
 def served_noop(options: argparse.Namespace) -> None:
@@ -194,10 +200,14 @@ def ratios(figures: dict[str, Any]) -> dict[str, float]:
         row = figures[kind][str(connections)]
         return float(row["requests_per_second"] / row["bare_texts_per_second"])
 
-    return {
+    alone = {
         "served_over_bare_32": pace("served", 32),
         "served_over_bare_128": pace("served", 128),
         "served_minus_bare_p50_ms_1": figures["served"]["1"]["minus_bare_p50_ms"],
+    }
+    if "pattern" not in figures:
+        return alone
+    return alone | {
         "served_over_pattern_1": pace("served", 1) / pace("pattern", 1),
         "served_over_pattern_32": pace("served", 32) / pace("pattern", 32),
         "served_over_pattern_128": pace("served", 128) / pace("pattern", 128),

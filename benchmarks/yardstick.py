@@ -26,13 +26,17 @@ SETTLE_SECONDS = 0.5  # after it stood still
 
 
 class Yardstick:
-    """A child that computes the forward pass of a bundle whenever it is told to, and sleeps in between."""
+    """A child that computes the forward pass of a bundle whenever it is told to, and sleeps in between.
 
-    def __init__(self, bundle: Path) -> None:
+    Args:
+        engine: what computes, as a recipe's ``serve.engine``.
+    """
+
+    def __init__(self, bundle: Path, engine: str = "torch-fp32") -> None:
         # Without our own setting of OpenMP: the limit is what PyTorch does when left alone.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
         self._child = subprocess.Popen(
-            [sys.executable, __file__, str(bundle)],
+            [sys.executable, __file__, str(bundle), engine],
             env=inherited,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -106,7 +110,7 @@ def _send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
             continue
 
 
-def _compute(bundle: Path) -> None:
+def _compute(bundle: Path, engine: Any) -> None:
     """The child: a line with a batch size and seconds in, a line with figures out."""
     import torch
 
@@ -115,7 +119,7 @@ def _compute(bundle: Path) -> None:
     from training.bundle import open_bundle
 
     torch.set_num_threads(usable_cores())
-    predictor = Predictor(open_bundle(bundle))
+    predictor = Predictor(open_bundle(bundle), engine=engine)
     (example,) = predictor.task.encode(predictor.rows([TEXT]))
     print("{}", flush=True)
     for line in sys.stdin:
@@ -130,4 +134,4 @@ def _compute(bundle: Path) -> None:
 
 
 if __name__ == "__main__":
-    _compute(Path(sys.argv[1]))
+    _compute(Path(sys.argv[1]), sys.argv[2])

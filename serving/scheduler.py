@@ -28,6 +28,7 @@ from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError
 
 PREPARE_AT_ONCE = 256
 SMOOTHING = 0.2  # weight of the newest batch in what batches take on average
+STALL = 4.0  # times the average: what took longer was held up, which says little of the batches to come
 CAUTION = 1.2  # times the wait that the last batches foretell: those to come may be slower, and lateness serves nobody
 LINGER = 0.1  # of the time that a lane's last batch took, for those whom it has answered to ask again
 
@@ -335,7 +336,7 @@ class Scheduler:
 
 
 def _smoothed(before: float, newest: float) -> float:
-    return newest if not before else before + SMOOTHING * (newest - before)
+    return newest if not before else before + SMOOTHING * (min(newest, STALL * before) - before)
 
 
 def _measured(run: _Run, seconds: float) -> Batch:

@@ -335,6 +335,27 @@ def test_what_passes_between_two_batches_is_part_of_what_an_item_takes() -> None
     play(scenario)
 
 
+def test_one_batch_that_was_held_up_refuses_nobody() -> None:
+    """A machine that stood still for a minute answers as fast as before when it goes on."""
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate, limits=Limits(waiting=64)) as scheduler:
+            for seconds in (1.0, 1.0, 60.0):
+                asked = scheduler.submit(["a"], NEVER)
+                await gate.busy()
+                gate.now += seconds
+                gate.open(1)
+                await asked
+            running = scheduler.submit(["b"], NEVER)
+            await gate.busy()
+            waiting = [scheduler.submit([letter], gate.now + 30) for letter in "cdefghij"]
+            gate.open()
+            assert await all_of(running, *waiting) == [[letter.upper()] for letter in "bcdefghij"]
+
+    play(scenario)
+
+
 def test_the_backlog_is_what_waits_and_not_what_runs() -> None:
     gate = Gate()
 

@@ -252,11 +252,23 @@ def numbers() -> list[tuple[str, str]]:
     ]
 
 
+def over_peers(peers: Any) -> list[tuple[str, str]]:
+    """How many times as fast each engine answers as each of the others."""
+    engines = {name: one["engine"]["name"] for name, one in peers["rounds"][0].items() if "engine" in one}
+    return [
+        (
+            f"`{engine}` over {title}, 1, 32 and 128 connections",
+            ", ".join(f"{peers['ratios'][ratio(name, other, count)]:.2f}" for count in (1, 32, 128)) + " times",
+        )
+        for name, engine in engines.items()
+        for other, title in PEERS.items()
+    ]
+
+
 def measured_of_serving() -> list[tuple[str, str]]:
     """What the page on serving tells of the results."""
-    ratios, peers = kept("serving")["ratios"], kept("peers")
+    ratios, outside = kept("serving")["ratios"], kept("serving-openvino-fp32")["ratios"]
     lengths, pace, over, apart, soak = map(kept_of_load, ("lengths", "pace", "overload", "elsewhere", "soak"))
-    engines = {name: one["engine"]["name"] for name, one in peers["rounds"][0].items() if "engine" in one}
     return [
         (
             "requests a second over texts a second of the bare forward pass, 32 and 128 connections",
@@ -267,17 +279,15 @@ def measured_of_serving() -> list[tuple[str, str]]:
             f"{ratios['served_minus_bare_p50_ms_1']:.1f} ms more",
         ),
         (
+            "the same two with `openvino-fp32`, against its own forward pass",
+            f"{outside['served_over_bare_32']:.2f}, {outside['served_over_bare_128']:.2f}; "
+            f"{outside['served_minus_bare_p50_ms_1']:.1f} ms more",
+        ),
+        (
             "a model that computes nothing, over the same in Ray Serve's documented pattern, 1 and 32 connections",
             f"{ratios['noop_over_pattern_1']:.0f}, {ratios['noop_over_pattern_32']:.0f} times",
         ),
-        *[
-            (
-                f"`{engine}` over {title}, 1, 32 and 128 connections",
-                ", ".join(f"{peers['ratios'][ratio(name, other, count)]:.2f}" for count in (1, 32, 128)) + " times",
-            )
-            for name, engine in engines.items()
-            for other, title in PEERS.items()
-        ],
+        *over_peers(kept("peers")),
         (
             "texts of 8 to 256 tokens: share of padding; tokens a second over those of texts of one length",
             f"{lengths['mixed']['padding_share']:.1%}; {lengths['mixed_over_even']:.2f}",

@@ -53,10 +53,10 @@ def _forward(subject: Subject, precision: str) -> Forward:
         if not fits(batch, sizes):
             return otherwise(batch)
         streams = 1 if torch.get_num_threads() == cores else max(compiled)
-        requests = here.__dict__.setdefault("requests", {})  # of one thread at a time each
-        if streams not in requests:
-            requests[streams] = compiled[streams].create_infer_request()
-        said = requests[streams].infer({name: batch[name].numpy() for name in sizes}, share_inputs=True)
+        own = here.__dict__.setdefault("requests", {})  # no two threads may infer through the same one
+        if streams not in own:
+            own[streams] = compiled[streams].create_infer_request()
+        said = own[streams].infer({name: batch[name].numpy() for name in sizes}, share_inputs=True)
         return torch.from_numpy(said[0]).float()
 
     return forward

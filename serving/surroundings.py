@@ -89,7 +89,7 @@ ALWAYS: Mapping[str, str] = {
     # Otherwise HAProxy writes a line for each request and a Python process reads it, to count what the edge counts.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # How often Serve's controller compares what there is with what there should be. Each time it asks Ray for the state
-    # of all nodes; at Serve's ten times a second, that takes a tenth of a core from the model.
+    # of all nodes; Serve's ten times a second keep a core busy that the model computes with.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # How long a leaving replica still takes requests: HAProxy hears within a second that it leaves.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 
-FORMAT = 5
+FORMAT = 6
 """Raised whenever the same recipe and data would give another model or other measurements."""
 
 KEPT = 2

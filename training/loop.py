@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from cluster.errors import RunError, UserError
 from training.batches import Indices, by_length, parts, plan, share
+from training.dropout import quick_dropout
 from training.encode import Encoded, EncodedSplit
 from training.models.adapt import adapt_model
 from training.optimizer import make_optimizer, schedule
@@ -212,10 +213,11 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, heat: float
     seed_step(trainee)
     mean_loss = torch.zeros((), device=trainee.device)
     *earlier, last = own_parts(trainee, rows, batch)
-    with without_exchange(trainee.wrapped):
-        for part, weight in earlier:
-            mean_loss += learn_from(trainee, rows, part, weight, len(batch))
-    mean_loss += learn_from(trainee, rows, *last, len(batch))
+    with quick_dropout(trainee.device):
+        with without_exchange(trainee.wrapped):
+            for part, weight in earlier:
+                mean_loss += learn_from(trainee, rows, part, weight, len(batch))
+        mean_loss += learn_from(trainee, rows, *last, len(batch))
     mean_loss /= trainee.world
     if trainee.world > 1:
         dist.all_reduce(mean_loss)

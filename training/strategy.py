@@ -15,6 +15,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from training.exchange import exchange_rows_read
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -50,11 +52,15 @@ def spread(model: "PreTrainedModel", wanted: str, device: torch.device) -> torch
         return wrapped.to(device)
     if choose_strategy(wanted, model, device) == "ddp":
         model.to(device)
-        return DistributedDataParallel(
+        wrapped = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
             forward_sync_buffers=keeps_buffers(model),
+            gradient_as_bucket_view=True,  # else the gradients lie in memory twice, and are copied to and fro
         )
+        if device.type == "cpu":
+            exchange_rows_read(wrapped)
+        return wrapped
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)

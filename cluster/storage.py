@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,11 +18,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cluster.errors import RunError, UserError
+from cluster.errors import HeadraceError, RunError, UserError
 
 HOME_VARIABLE = "HEADRACE_HOME"
 NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 """What file systems say that flush no folders, as some that are shared do; the disk being full is none of it."""
+
+OF_RUST = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust, such as safetensors, tell of the system's errors in errors of their own."""
 
 
 def home() -> Path:
@@ -128,10 +132,19 @@ def plain_disk_errors(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None or isinstance(error, FileNotFoundError | ConnectionError | TimeoutError):
             raise
-        raise RunError(
-            f"could not write below {place}: {error.strerror or error}; free some space or set "
-            f"{HOME_VARIABLE} to a folder that can be written. What was finished before is intact."
-        ) from error
+        raise _unwritable(place, error.strerror or str(error)) from error
+    except Exception as error:
+        told = OF_RUST.search(str(error))
+        if told is None or isinstance(error, HeadraceError) or int(told[1]) == errno.ENOENT:
+            raise
+        raise _unwritable(place, os.strerror(int(told[1]))) from error
+
+
+def _unwritable(place: Path, reason: str) -> RunError:
+    return RunError(
+        f"could not write below {place}: {reason}; free some space or set "
+        f"{HOME_VARIABLE} to a folder that can be written. What was finished before is intact."
+    )
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
     with only_one(folder):
         if not bundle_folder.exists():
             with logged(recipe, public, key, folder) as log:
-                if not (folder / "outputs").exists():
+                if not trained(folder):
                     with session(), followed(recipe, encoded, folder, log), plain_failures(recipe.train):
                         trainer = torch_trainer(Job.of(recipe, encoded, folder), recipe.train, resources())
                         result = beside_main_thread(trainer.fit)
@@ -115,6 +115,15 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
         tidy(folder)
     info = bundle.info
     return Run(recipe.name, version, bundle.folder, report, info["metrics"], info["baselines"], info["data"])
+
+
+def trained(folder: Path) -> bool:
+    """Whether a run's folder holds all that its workers leave; what is left of one whose model is gone is removed."""
+    outputs, model = folder / "outputs", folder / "model"
+    if outputs.exists() and not model.exists():  # its bundle was removed: it begins anew
+        shutil.rmtree(outputs)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    return outputs.exists()
 
 
 def run_key(recipe: Recipe, encoded: Encoded) -> str:

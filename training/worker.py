@@ -106,13 +106,19 @@ def keep(trainee: Trainee, folder: Path, moment: Moment) -> None:
     beside = place.with_name(f".{place.name}")
     on_rank_0(lambda: shutil.rmtree(beside, ignore_errors=True))  # what a killed worker began
     try:
-        together(lambda: checkpoint.save(beside, trainee))
+        together(lambda: save(beside, trainee))
         on_rank_0(lambda: finish(beside, place))
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     reported = Checkpoint(str(place)) if trainee.rank == 0 else None
     record = {"step": moment.step, "loss": moment.loss} | (moment.validation or {})
     ray.train.report(record, checkpoint=reported, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+
+def save(beside: Path, trainee: Trainee) -> None:
+    """Writes a worker's part of a checkpoint."""
+    with plain_disk_errors(beside):
+        checkpoint.save(beside, trainee)
 
 
 def finish(beside: Path, place: Path) -> None:
@@ -147,18 +153,18 @@ def leave(trainee: Trainee, encoded: Encoded, folder: Path, *, apart: bool = Fal
     weights = checkpoint.gather(trainee) if apart or is_parted(trainee.model) else None
 
     def write() -> None:
-        with building(folder / "outputs") as unfinished:
-            for name, values in said.items():
-                outputs.save(unfinished / f"{name}.safetensors", values)
         with building(folder / "model") as unfinished:
             if apart and weights is not None:
                 save_file(weights, unfinished / WEIGHTS)
-                return
-            model = (
-                trainee.model if weights is None else put_together(trainee.task, encoded.base, trainee.adapt, weights)
-            )
-            merge(model)
-            model.save_pretrained(unfinished)
+            else:
+                model = trainee.model
+                if weights is not None:
+                    model = put_together(trainee.task, encoded.base, trainee.adapt, weights)
+                merge(model)
+                model.save_pretrained(unfinished)
+        with building(folder / "outputs") as unfinished:  # the last thing, by which the driver knows of the rest
+            for name, values in said.items():
+                outputs.save(unfinished / f"{name}.safetensors", values)
 
     on_rank_0(write)
 
@@ -183,16 +189,20 @@ def together(action: Callable[[], Result]) -> Result:
 
     Raises:
         RunError, UserError: on every worker, with what went wrong on the first that failed.
+        Exception: on the worker that failed in a way that nobody foresaw.
     """
-    result, failure = None, None
+    result, failure, unforeseen = None, None, None
     try:
         result = action()
-    except (HeadraceError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  it is raised, once the others know
         failure = UserError(str(error)) if isinstance(error, UserError) else RunError(str(error))
+        unforeseen = None if isinstance(error, HeadraceError | OSError) else error
     failures = [failure]
     if dist.is_initialized() and dist.get_world_size() > 1:
         failures = [None] * dist.get_world_size()
         dist.all_gather_object(failures, failure)
+    if unforeseen is not None:
+        raise unforeseen
     first = next((one for one in failures if one is not None), None)
     if first is not None:
         raise first

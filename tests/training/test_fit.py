@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +14,20 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from cluster.errors import RunError, UserError
 from cluster.session import Resources
 from tests.training.conftest import topics_recipe
-from training import registry
+from tests.training.together import together
+from training import registry, worker
 from training.bundle import open_bundle
-from training.fit import Run, fit
+from training.data.fuse import fuse
+from training.encode import encode, open_encoded
+from training.fit import Run, fit, trained
 from training.journal import entries
+from training.loop import make_trainee
 from training.recipe import Recipe, Train
 from training.workers import spread
 
@@ -89,6 +97,32 @@ def test_a_run_leaves_a_registered_bundle_a_report_and_curves(make_recipe: MakeR
     again = fit(recipe, public)
     assert again == run
     assert [row["version"] for row in registry.models("topics")] == [1]
+
+    shutil.rmtree(run.bundle)
+    anew = fit(recipe, public)
+    assert (anew.metrics, anew.version, anew.bundle) == (run.metrics, run.version, run.bundle)
+    assert open_bundle(anew.bundle).info["metrics"] == run.metrics
+
+
+def test_a_model_that_could_not_be_written_is_not_taken_for_one_that_was(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Workers write what the model said and the model itself; files may be as long as the first and no longer."""
+    recipe = make_recipe(rows=100, train={"epochs": 1})
+    encoded = encode(recipe, fuse(recipe))
+    with pytest.raises(
+        ProcessRaisedException, match=r"could not write below .*run/model: File too large; free some space"
+    ):
+        together(1, leave_with_little_room, tmp_path, encoded.folder, encoded.base, recipe.train, tmp_path / "run")
+    assert not trained(tmp_path / "run")
+
+
+def leave_with_little_room(rank: int, data: Path, base: Path, options: Train, folder: Path) -> None:
+    encoded = open_encoded(data, base)
+    trainee = make_trainee(encoded, options, "full", torch.device("cpu"))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    worker.leave(trainee, encoded, folder)
 
 
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(

@@ -1,7 +1,9 @@
 """Cells of a table as numbers, moments and names, and the kind that a column of them looks like."""
 
+import contextlib
 import datetime as dt
 import math
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Literal
@@ -9,6 +11,11 @@ from typing import Any, Literal
 import pyarrow as pa
 
 Kind = Literal["number", "category", "date"]
+
+NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d{1,3})?")
+MOMENT = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d:\d\d(\.\d{1,6})?Z?)?")
+LONGEST_VALUE = 40
+"""Characters of a text that may be a number or a moment; a sentence need not be looked at."""
 
 A_NUMBER = "a number is needed"
 A_DATE = "a date such as 2026-03-31 or 2026-03-31T14:05:00 is needed"
@@ -75,6 +82,41 @@ def read_label(cell: Any) -> str:
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
     return str(cell)
+
+
+def spelled(cell: Any) -> str:
+    """A cell as the text that a model reads; a missing one is nothing.
+
+    One spelling for a value, whether it comes with a type or as the text that stands in a file: what is trained on has
+    the types that all rows of a column allow, and what is asked later comes one by one, as it was written. ``10.50``
+    and ``10.5``, ``TRUE`` and a boolean, ``2026-03-31T00:00:00`` and a date are one text each; ``007`` is itself.
+    """
+    value = _value(cell) if isinstance(cell, str) else cell
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float | Decimal):
+        number = float(value)
+        return str(int(number)) if number.is_integer() else repr(number)
+    if isinstance(value, dt.datetime):
+        moment = value.astimezone(dt.UTC) if value.tzinfo else value
+        return (moment if moment.tzinfo or moment.time() != dt.time() else moment.date()).isoformat()
+    return value.isoformat() if isinstance(value, dt.date) else str(value)
+
+
+def _value(text: str) -> Any:
+    """The number, boolean or moment that a text is, where it is one; else the text."""
+    if len(text) > LONGEST_VALUE:
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if NUMBER.fullmatch(text):
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    if MOMENT.fullmatch(text):
+        with contextlib.suppress(ValueError):  # 2026-02-30 looks like a date and is none
+            return dt.datetime.fromisoformat(text)
+    return text
 
 
 def _all_read(texts: Sequence[str], read: Any) -> bool:

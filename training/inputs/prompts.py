@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig
 
 from cluster.errors import UserError
+from training.inputs.cells import spelled
 from training.inputs.text import Tokens, as_row, in_form, longest_input, open_tokenizer, row_schema
 from training.recipe import Model
 
@@ -167,7 +168,7 @@ class TextPrompts(Prompts):
         return as_row(index, value, self.columns)
 
     def text(self, row: Mapping[str, Any]) -> str:
-        cells = {column: "" if row[column] is None else str(row[column]) for column in self.columns}
+        cells = {column: spelled(row[column]) for column in self.columns}
         text = "\n".join(cells.values()) if self.template is None else filled(self.template, cells)
         return in_form(text, self.unicode)
 

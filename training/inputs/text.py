@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from cluster.errors import UserError
+from training.inputs.cells import spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -28,7 +29,7 @@ LONGEST = 512
 """Tokens kept where neither the recipe nor the base sets a limit."""
 
 READABLE = (str, int, float, Decimal, dt.date, dt.time)
-"""Types of a value that is read as its ``str``; a ``datetime`` is a ``date``."""
+"""Types of a value that has a spelling; a ``bool`` is an ``int``, a ``datetime`` a ``date``."""
 
 Tokens = list[int]
 
@@ -93,9 +94,8 @@ class Reader:
         return self.joint.join(in_form(text, self.unicode) for text in self.texts(row))
 
     def texts(self, row: Mapping[str, Any]) -> list[str]:
-        """What each column of a row says, as it came."""
-        values = [row[column] for column in self.columns]
-        return ["" if value is None else str(value) for value in values]
+        """What each column of a row says."""
+        return [spelled(row[column]) for column in self.columns]
 
     @property
     def joint(self) -> str:
@@ -127,7 +127,7 @@ class Reader:
         return model
 
 
-CELL = {"type": ["string", "number", "null"]}
+CELL = {"type": ["string", "number", "boolean", "null"]}
 """The JSON Schema of one column of such a row."""
 
 
@@ -147,7 +147,7 @@ def as_row(index: int, value: Any, columns: Sequence[str]) -> Mapping[str, Any]:
         if column not in value:
             raise UserError(f"inputs[{index}].{column}: missing")
         cell = value[column]
-        if isinstance(cell, bool) or (cell is not None and not isinstance(cell, READABLE)):
+        if cell is not None and not isinstance(cell, READABLE):
             raise UserError(f"inputs[{index}].{column}: a string is needed, not {type(cell).__name__}")
     return value
 

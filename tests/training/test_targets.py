@@ -82,12 +82,13 @@ def test_metrics_equal_scikit_learns() -> None:
     chance = np.random.default_rng(3)
     stars = Ordinal("target", ["1", "2", "3", "5"])
     logits, truth = chance.normal(size=(60, 4)), chance.integers(0, 4, 60)
-    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    medians = [int(np.searchsorted(np.cumsum(row), 0.5)) for row in shares]
+    answered = np.array([int(answer[0]["label"]) for answer in stars.decode(logits, {})])
     values = np.array([1, 2, 3, 5])
     measured = stars.metrics(logits, truth.tolist())
-    assert measured["mae"] == pytest.approx(mean_absolute_error(values[truth], values[medians]))
-    assert measured["quadratic_kappa"] == pytest.approx(cohen_kappa_score(truth, medians, weights="quadratic"))
+    assert measured["accuracy"] == pytest.approx(np.mean(values[truth] == answered))
+    assert measured["mae"] == pytest.approx(mean_absolute_error(values[truth], answered))
+    places = np.searchsorted(values, answered)
+    assert measured["quadratic_kappa"] == pytest.approx(cohen_kappa_score(truth, places, weights="quadratic"))
 
     several = ManyLabels("target", ["a", "b", "c"], ",")
     logits, sets = chance.normal(size=(50, 3)), chance.random((50, 3)) < 0.4

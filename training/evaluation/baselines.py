@@ -124,8 +124,7 @@ def _constant(target: Target, targets: Sequence[Any]) -> Output:
 def tfidf(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -> list[Outputs]:
     """A linear model on TF-IDF of words, word pairs and character n-grams; the latter carry unspaced scripts.
 
-    A support vector machine, whose margins rank labels and are no probabilities; for an ordered label, whose median
-    needs them, logistic regression; for a number ridge regression.
+    A support vector machine, whose margins rank labels and are no probabilities; for a number ridge regression.
     """
     predictor = _predictor(task)
     features = make_union(
@@ -133,8 +132,7 @@ def tfidf(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -
         TfidfVectorizer(ngram_range=(1, 5), sublinear_tf=True, max_features=TERMS, analyzer="char"),
     )
     seen, *unseen = [[predictor.text(row) for row in table.to_pylist()] for table in (train, *others)]
-    kinds = {"regression": Ridge(), "ordinal": LogisticRegression(C=10, max_iter=300, random_state=SEED)}
-    model = kinds.get(predictor.target.problem, LinearSVC(random_state=SEED))
+    model = Ridge() if predictor.target.problem == "regression" else LinearSVC(random_state=SEED)
     says = linear(predictor.target, model, features.fit_transform(seen), _targets(predictor, train))
     return [[one for some in _portions(texts) for one in says([features.transform(some)])[0]] for texts in unseen]
 

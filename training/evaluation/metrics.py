@@ -87,10 +87,10 @@ def classification(outputs: Floats, targets: Targets, labels: Sequence[str]) -> 
 
 
 def ordinal(outputs: Floats, targets: Targets, labels: Sequence[str]) -> dict[str, float]:
-    """As :func:`classification`, and how far the median of each distribution lies from the target.
+    """As :func:`classification`, and how far the likeliest label, which is the answer, lies from the target.
 
     ``mae`` counts in labels where they are no numbers, else in their own unit. ``quadratic_kappa`` is Cohen's weighted
-    kappa ("Weighted kappa", 1968) of the medians, with squared distances as weights; 0 where it is not defined.
+    kappa ("Weighted kappa", 1968) with squared distances as weights; 0 where it is not defined.
 
     Returns:
         One number for each name of ``ORDINAL``; nothing where there are no rows.
@@ -100,7 +100,7 @@ def ordinal(outputs: Floats, targets: Targets, labels: Sequence[str]) -> dict[st
     outputs, truth = _checked(outputs, targets, labels)
     if len(truth) == 0:
         return {}
-    predicted = medians(outputs)
+    predicted = outputs.argmax(axis=1)
     values = _places(labels)
     kappa = cohen_kappa_score(truth, predicted, weights="quadratic", labels=range(len(labels)))
     return {
@@ -140,11 +140,6 @@ def ranked(outputs: Floats, targets: Targets, labels: Sequence[str]) -> dict[str
         **classification(outputs, truth, labels),
         "brier": float(np.square(shares - has).sum(axis=1).mean() / 2),
     }
-
-
-def medians(outputs: Floats) -> Integers:
-    """The label at which half of each row's probability is reached: the one of least expected distance."""
-    return np.asarray((np.exp(log_probabilities(outputs)).cumsum(axis=1) < 0.5).sum(axis=1), dtype=np.int64)
 
 
 def _places(labels: Sequence[str]) -> npt.NDArray[np.float64]:

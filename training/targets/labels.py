@@ -86,16 +86,15 @@ class OneLabel(Target):
 
 
 class Ordinal(OneLabel):
-    """One label of an ordered set: stars, grades, severities. Near misses count as such.
+    """One label of an ordered set: stars, grades, severities. It is judged by how far it misses.
 
-    The loss is that of a classifier; what is predicted is the median of its distribution, which is the label of the
-    least expected distance.
+    Loss and answer are those of a classifier, so that ``transformers.pipeline`` names the same label. Who would rather
+    have the label of the least expected distance finds it at the median of the probabilities in the answer.
     """
 
     problem: ClassVar[Problem] = "ordinal"
     metrics_known: ClassVar[dict[str, str]] = metrics.ORDINAL
     headline: ClassVar[str] = "mae"
-    of_probabilities: ClassVar[frozenset[str]] = frozenset({"calibration_error", "loss", "mae", "quadratic_kappa"})
 
     @classmethod
     def learn(cls, column: str, cells: Mapping[str, Sequence[Any]], options: Mapping[str, Any], unicode: str) -> Self:

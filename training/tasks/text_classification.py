@@ -119,7 +119,7 @@ class TextClassification(Predicting):
             "tfidf": Baseline(
                 "TF-IDF + linear model",
                 baselines.tfidf,
-                probabilities=self.target.problem in ("ordinal", "regression"),
+                probabilities=self.target.problem == "regression",
                 of_texts=True,
             ),
             "frozen": Baseline("Frozen base + linear head", baselines.frozen, of_texts=True),

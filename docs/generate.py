@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-import headrace
-from training.tasks.task import Task, task_class, task_names
+DOCS = Path(__file__).resolve().parent
+sys.path.append(str(DOCS))
 
-DOCS = Path(__file__).parent
-PEERS = {"litserve": "LitServe", "bentoml": "BentoML", "fastapi": "FastAPI", "ray-serve": "Ray Serve as documented"}
+import measured  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
+
+import headrace  # noqa: E402
+from training.tasks.task import Task, task_class, task_names  # noqa: E402
 
 
 def recipe_page() -> str:
@@ -197,136 +199,19 @@ def figures(result: Any, name: str = "") -> list[tuple[str, Any]]:
 
 def readme_page() -> str:
     """The README with the table of numbers that the results give."""
-    return with_table(DOCS.parent / "README.md", "| | |\n|---|---|\n", numbers())
+    return with_table(DOCS.parent / "README.md", measured.numbers())
 
 
 def serving_page() -> str:
     """The page on serving with the table of what was measured of it."""
-    return with_table(DOCS / "serving.md", "| measured | |\n|---|---|\n", measured_of_serving())
+    return with_table(DOCS / "serving.md", measured.of_serving())
 
 
-def with_table(path: Path, mark: str, lines: list[tuple[str, str]]) -> str:
-    """A page whose table below the heading ``mark`` has these lines."""
-    head, mark, rest = path.read_text(encoding="utf-8").partition(mark)
+def with_table(path: Path, lines: list[Any]) -> str:
+    """A page whose table of figures has these lines of ``measured.py``."""
+    head, mark, rest = path.read_text(encoding="utf-8").partition("| measured | | goal |\n|---|---|---|\n")
     _, end, tail = rest.partition("\n\n")
-    return head + mark + "\n".join(f"| {what} | {figure} |" for what, figure in lines) + end + tail
-
-
-def numbers() -> list[tuple[str, str]]:
-    """What the README tells of the results."""
-    training, trials, overhead, serving = map(kept, ("training", "trials", "overhead", "serving"))
-    times, ratios = training["times the rows a second"], serving["ratios"]
-    each = [line["times the rows a second"] for line in kept("tasks")["table"]]
-    return [
-        (
-            "training, against Hugging Face Trainer with its defaults: same base, rows, epochs, batch size, fp32",
-            f"{times['headrace over trainer']:.1f} times the rows a second",
-        ),
-        (
-            "… as both come out of the box (headrace takes bf16 where the processor computes it)",
-            f"{times['headrace-auto over trainer']:.1f} times",
-        ),
-        ("… against Trainer grouped by length, fp32", f"{times['headrace over trainer-grouped']:.1f} times"),
-        (
-            f"… on {len(each)} examples of all kinds, against Trainer, and sentence-transformers' for pairs",
-            f"{min(each):.2f} to {max(each):.1f} times",
-        ),
-        (
-            "what a trial of a sweep adds to its own training, after the first",
-            f"{trials['function_trainable']['each_adds_seconds']:.1f} s; "
-            f"{trials['torch_trainer']['each_adds_seconds']:.0f} s where each is a Ray Train run of its own",
-        ),
-        (
-            "what Ray adds to a run",
-            f"{overhead['ray_adds_seconds']:.0f} s, for starting it, its workers, and ending them",
-        ),
-        (
-            "served, 32 and 128 connections, against the bare forward pass on the same cores",
-            f"{ratios['served_over_bare_32']:.2f} and {ratios['served_over_bare_128']:.2f}",
-        ),
-        (
-            "… against Ray Serve as its documentation sets it up, 32 connections",
-            f"{ratios['served_over_pattern_32']:.1f} times",
-        ),
-        ("`headrace --help`", f"{overhead['help_seconds']:.2f} s"),
-    ]
-
-
-def over_peers(peers: Any) -> list[tuple[str, str]]:
-    """How many times as fast each engine answers as each of the others."""
-    engines = {name: one["engine"]["name"] for name, one in peers["rounds"][0].items() if "engine" in one}
-    return [
-        (
-            f"`{engine}` over {title}, 1, 32 and 128 connections",
-            ", ".join(f"{peers['ratios'][ratio(name, other, count)]:.2f}" for count in (1, 32, 128)) + " times",
-        )
-        for name, engine in engines.items()
-        for other, title in PEERS.items()
-    ]
-
-
-def measured_of_serving() -> list[tuple[str, str]]:
-    """What the page on serving tells of the results."""
-    ratios, outside = kept("serving")["ratios"], kept("serving-openvino-fp32")["ratios"]
-    lengths, pace, over, apart, soak = map(kept_of_load, ("lengths", "pace", "overload", "elsewhere", "soak"))
-    return [
-        (
-            "requests a second over texts a second of the bare forward pass, 32 and 128 connections",
-            f"{ratios['served_over_bare_32']:.2f}, {ratios['served_over_bare_128']:.2f}",
-        ),
-        (
-            "one request at a time: its median over that of the bare pass of one text",
-            f"{ratios['served_minus_bare_p50_ms_1']:.1f} ms more",
-        ),
-        (
-            "the same two with `openvino-fp32`, against its own forward pass",
-            f"{outside['served_over_bare_32']:.2f}, {outside['served_over_bare_128']:.2f}; "
-            f"{outside['served_minus_bare_p50_ms_1']:.1f} ms more",
-        ),
-        (
-            "a model that computes nothing, over the same in Ray Serve's documented pattern, 1 and 32 connections",
-            f"{ratios['noop_over_pattern_1']:.0f}, {ratios['noop_over_pattern_32']:.0f} times",
-        ),
-        *over_peers(kept("peers")),
-        (
-            "texts of 8 to 256 tokens: share of padding; tokens a second over those of texts of one length",
-            f"{lengths['mixed']['padding_share']:.1%}; {lengths['mixed_over_even']:.2f}",
-        ),
-        (
-            "500 requests a second at random moments, a pass that takes 14 ms and 0.05 ms an input: p50, p99",
-            f"{pace['served']['p50_ms']:.0f}, {pace['served']['p99_ms']:.0f} ms",
-        ),
-        (
-            "three times what it bears, from the same cores: answered in time over capacity; refusals, p50 and p99",
-            f"{over['answered_in_time_over_capacity']:.2f}; {over['refused']['p50_ms']:.0f}, "
-            f"{over['refused']['p99_ms']:.0f} ms",
-        ),
-        (
-            "… where a device computes (40 ms and 2.5 ms an input) and those cores only refuse",
-            f"{apart['answered_in_time_over_capacity']:.2f}; {apart['refused']['p50_ms']:.0f}, "
-            f"{apart['refused']['p99_ms']:.0f} ms",
-        ),
-        (
-            "half of what it bears for long: resident memory of a replica, first and last; files it holds open",
-            f"{soak['replica_mb']['first']:.0f}, {soak['replica_mb']['last']:.0f} MB; "
-            f"{soak['replica_files']['first']:.0f}, {soak['replica_files']['last']:.0f}",
-        ),
-    ]
-
-
-def ratio(ours: str, other: str, connections: int) -> str:
-    """The name of a ratio of ``benchmarks/peers.py``."""
-    return f"{ours}_over_{other}_{connections}".replace("-", "_")
-
-
-def kept_of_load(part: str) -> Any:
-    """What ``benchmarks/load.py`` kept of one part."""
-    return kept(f"load-{part}")["medians"]
-
-
-def kept(name: str) -> Any:
-    """What a benchmark kept."""
-    return json.loads((DOCS.parent / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return head + mark + "\n".join(line.row() for line in lines) + end + tail
 
 
 def pages() -> dict[str, str]:

@@ -28,8 +28,8 @@ from serving.predictor import Predictor
 from serving.recipe import Serve
 from serving.wanted import hosting
 from tests.serving.conftest import TEXTS, MakeBundle, Running, entry
+from tests.serving.gate import NEVER, Gate, play, scheduler_of
 from tests.serving.test_edge import ask
-from tests.serving.test_scheduler import NEVER, Gate, play, scheduler_of
 from training.bundle import Bundle
 
 NAMES = ("first", "second", "third")

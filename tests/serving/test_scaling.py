@@ -24,8 +24,8 @@ from serving.recipe import Replicas
 from serving.scaling import Policy, Report, wanted
 from serving.workload import MEMORY_SECONDS, Traffic, Workload
 from tests.serving.conftest import TEXTS, MakeBundle, entry
+from tests.serving.served import Server, load, served
 from tests.serving.test_edge import ask
-from tests.serving.test_host import Server, load, served, sockets
 from training.bundle import Bundle
 
 # What the controller does with a policy, in a process that can import none of our packages.
@@ -181,14 +181,6 @@ def long_load(server: Server, stop: threading.Event, connections: int, inputs: i
     return load(server.port, numbers(), connections, inputs=inputs)
 
 
-def answering(server: Server) -> list[int]:
-    """The replicas to which the proxy has connections: a process alone may still be loading its models."""
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    to_replicas = range(30000, 31001)
-    linked = {words[9] for words in lines if words[3] == "01" and int(words[1].partition(":")[2], 16) in to_replicas}
-    return [pid for pid in server.replicas() if sockets(pid) & linked]
-
-
 @pytest.mark.slow
 def test_replicas_come_with_work_and_go_without(
     make_bundle: MakeBundle, tmp_path: Path, wait_until: Callable[..., None]
@@ -199,7 +191,7 @@ def test_replicas_come_with_work_and_go_without(
 
         started, stop = time.perf_counter(), threading.Event()
         loading = pool.submit(long_load, server, stop, 12, 128, 0.0)
-        wait_until(lambda: len(answering(server)) == 2, 300)
+        wait_until(lambda: len(server.answering()) == 2, 300)
         came = time.perf_counter() - started
         stop.set()
         heavy = loading.result()

@@ -1,13 +1,17 @@
-"""What `headrace serve` is asked for: models by name, a serve.yaml, and changes on the command line."""
+"""What `headrace serve` is asked for: models by name, a serve.yaml, changes on the command line, aliases."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 import headrace
 from cluster.errors import RecipeError, UserError
+from cluster.storage import read_json
 from serving.recipe import Serve
-from serving.wanted import hosting
+from serving.wanted import Wanted, hosting
+from tests.serving.conftest import MakeBundle, entry
+from training import registry
 from training.bundle import Bundle
 
 
@@ -46,3 +50,20 @@ def test_files_do_not_stand_beside_models(tmp_path: Path) -> None:
     for subjects in ([], ["a", "recipe.yaml"], ["one.yaml", "other.yml"]):
         with pytest.raises(UserError, match=r"serve takes one recipe, one serve\.yaml, or models by name"):
             hosting(subjects, [])
+
+
+def test_aliases_are_followed_and_pins_are_not(home: Path, make_bundle: MakeBundle) -> None:
+    made = [make_bundle(home / "models" / "intent" / f"v{seed}", seed=seed) for seed in (1, 2)]
+    for one in made:
+        registry.register(one, None)
+    following, pinned = Wanted(["intent"]), Wanted(["intent/1"])
+    for wanted in (following, pinned):
+        wanted.write(home / "serving" / f"{id(wanted)}.json")
+    registry.promote("intent", 2)
+    for wanted in (following, pinned):
+        wanted.follow()
+    assert read_json(following.path) == {"intent": entry(made[1], 2, before=1)}
+    assert read_json(pinned.path) == {"intent": entry(made[0], 1)}
+    shutil.move(home / "mlflow.db", home / "away.db")
+    following.follow()  # a store that is away changes nothing
+    assert read_json(following.path)["intent"]["routes"][0]["version"] == 2

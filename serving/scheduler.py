@@ -6,9 +6,9 @@ loop never computes:
     submit -> waiting -> prepare (tokenise) -> ready -> run (forward and decode) -> answer
 
 The run stage has one lane or several, each of which takes what is ready when it becomes free: the oldest item, always,
-and those most like it in length. Nothing waits for a batch to fill up, but for this: a lane that has just answered n
-items gives those who asked a moment to ask again, a tenth of the time that it took them, until n are ready. No item is
-passed over for more than the batches before it. Where cores are many and batches wait, a lane for each beats all of
+and those most like it in length. Nothing waits for a batch to fill up, but for this: where clients ask again as soon as
+they are answered (see `returns`), a lane that has just answered n items gives them a moment, until n are ready. No item
+is passed over for more than the batches before it. Where cores are many and batches wait, a lane for each beats all of
 them in one: whoever else needs a core for a moment then delays one batch, and not every core that meets the others
 after each product.
 """
@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 
 from serving.batching import WINDOW, Failed, Limits, choose, isolated, part
 from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError
+from serving.returns import Returns
 
 PREPARE_AT_ONCE = 256
 SMOOTHING = 0.2  # weight of the newest batch in what batches take on average
 STALL = 4.0  # times the average: what took longer was held up, which says little of the batches to come
 CAUTION = 1.2  # times the wait that the last batches foretell: those to come may be slower, and lateness serves nobody
-LINGER = 0.1  # of the time that a lane's last batch took, for those whom it has answered to ask again
 
 
 @dataclass(eq=False, slots=True)
@@ -81,11 +81,11 @@ class _Run(NamedTuple):
 
 
 class _Last(NamedTuple):
-    """How many items a lane's last batch had, when it ended, and until when the lane waits for as many."""
+    """How many items a lane's last batch had, when it ended and how long it took; nothing of the first one."""
 
     items: int
     ended: float
-    until: float
+    seconds: float
 
 
 class Scheduler:
@@ -100,6 +100,7 @@ class Scheduler:
         clock: monotonic seconds.
         lanes: how many batches may run at once.
         share: told, in the thread that is about to run a batch, among how many lanes the cores are shared.
+        returns: what is known of whether clients ask again at once.
     """
 
     def __init__(
@@ -113,12 +114,14 @@ class Scheduler:
         awake: Callable[[], AbstractContextManager[None]] = nullcontext,
         lanes: int = 1,
         share: Callable[[int], None] = lambda lanes: None,
+        returns: Returns | None = None,
     ) -> None:
         self._prepare, self._awake, self._run = prepare, awake, run
         self._limits = limits or Limits()
         self._observe, self._clock = observe, clock
         self._lanes, self._share = lanes, share
         self._state = _State()
+        self._returns = returns or Returns()
         lock = threading.Lock()
         self._came = threading.Condition(lock)  # something is waiting, or the end
         self._prepared = threading.Condition(lock)  # something is ready, or the end
@@ -238,6 +241,7 @@ class Scheduler:
             with self._prepared:
                 self._state.in_prepare = 0
                 self._state.ready.extend(ready)
+                self._returns.came(len(ready), self._clock())
                 self._state.ready.sort(key=lambda item: item.turn)  # stable: of one turn the one that came first
                 self._prepared.notify(min(len(ready), self._lanes))
             _deliver(failed)
@@ -256,7 +260,7 @@ class Scheduler:
     # --- the threads of the lanes ---------------------------------------------------------------------------------
 
     def _run_forever(self, lane: int) -> None:
-        last = _Last(0, self._clock(), -math.inf)
+        last = _Last(0, self._clock(), 0.0)
         while run := self._take_ready(lane, last):
             with self._awake():
                 run = self._begin(lane, run)
@@ -268,7 +272,9 @@ class Scheduler:
             with self._came:
                 del self._state.running[lane]
                 self._remember_pace(run, seconds)
-            last = _Last(len(run.batch), ended, ended + LINGER * seconds)
+                if last.items:
+                    self._returns.learn(*last, ended)
+            last = _Last(len(run.batch), ended, seconds)
             _deliver(list(zip(run.batch, results, strict=True)))
             if self._observe:
                 self._observe(_measured(run, seconds))
@@ -306,7 +312,7 @@ class Scheduler:
 
     def _linger(self, last: _Last) -> None:
         """Lets those come whom the lane has answered a moment ago: else the first of them would run alone."""
-        left = last.until - self._clock()
+        left = last.ended + self._returns.moment(last.seconds) - self._clock()
         if left > 0:
             self._prepared.wait_for(lambda: self._state.closed or len(self._state.ready) >= last.items, left)
 

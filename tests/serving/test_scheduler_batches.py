@@ -4,6 +4,7 @@ import asyncio
 
 from serving.batching import Limits
 from serving.outcomes import Answered, Batch
+from serving.returns import LINGER, Returns
 from serving.scheduler import Scheduler
 from tests.serving.gate import NEVER, UNPREPARABLE, Gate, all_are_ready, all_of, play, scheduler_of
 
@@ -50,7 +51,7 @@ def test_those_who_were_answered_a_moment_ago_are_one_batch_again() -> None:
     gate = Gate()
 
     async def scenario() -> None:
-        with scheduler_of(gate) as scheduler:
+        with scheduler_of(gate, returns=Returns(share=1.0)) as scheduler:
             await two_are_answered(gate, scheduler, 1000)
             first = scheduler.submit(["c"], NEVER)
             await all_are_ready(scheduler)
@@ -65,9 +66,21 @@ def test_who_comes_alone_after_that_is_not_kept_waiting() -> None:
     gate = Gate()
 
     async def scenario() -> None:
-        with scheduler_of(gate) as scheduler:
+        with scheduler_of(gate, returns=Returns(share=1.0)) as scheduler:
             await two_are_answered(gate, scheduler, 1000)
-            gate.now += 101
+            gate.now += 1001 * LINGER
+            assert (await scheduler.submit(["c"], NEVER)).answers == ["C"]
+        assert gate.batches == [["a", "b"], ["c"]]
+
+    play(scenario)
+
+
+def test_nobody_is_waited_for_where_clients_do_not_come_back() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate, returns=Returns(share=0.0)) as scheduler:
+            await two_are_answered(gate, scheduler, 1000)
             assert (await scheduler.submit(["c"], NEVER)).answers == ["C"]
         assert gate.batches == [["a", "b"], ["c"]]
 

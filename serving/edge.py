@@ -29,6 +29,7 @@ from serving.exchange import (
     Scope,
     Send,
     Stream,
+    UnwritableError,
     refusal,
     respond,
     stream,
@@ -226,6 +227,9 @@ def _refusing() -> Iterator[None]:
         yield
     except MalformedError as error:
         raise RefusalError(422, "invalid_request", str(error)) from None
+    except UnwritableError:  # no model makes half a character, and the version must not be blamed for one that was sent
+        told = "the answer would repeat half a character (a lone surrogate); send whole Unicode text"
+        raise RefusalError(422, "invalid_request", told) from None
     except RecursionError:
         raise RefusalError(400, "malformed_json", "the body is nested too deeply") from None
     except (UserError, OverloadedError, ExpiredError, TimeoutError) as error:

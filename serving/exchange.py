@@ -53,6 +53,10 @@ class LeftError(Exception):
     """The client is gone, and nobody waits for an answer."""
 
 
+class UnwritableError(ValueError):
+    """An answer holds half a character, which UTF-8 cannot spell: it repeats what the client sent."""
+
+
 class RefusalError(Exception):
     """A request that gets an error; ``code`` is stable, ``message`` is for people and repeats nothing of what came."""
 
@@ -177,8 +181,12 @@ def write_json(value: Any) -> bytes:
 
     Raises:
         ValueError: it holds a NaN or an infinity, which Python would write and no other client could read.
+        UnwritableError: it holds a lone surrogate.
     """
-    return _ENCODER.encode(value).encode()
+    try:
+        return _ENCODER.encode(value).encode()
+    except UnicodeEncodeError:
+        raise UnwritableError("half a character cannot be written") from None
 
 
 def refusal(error: Exception) -> RefusalError:

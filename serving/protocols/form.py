@@ -119,7 +119,8 @@ def whole_characters(value: Any, where: str) -> None:
         except UnicodeEncodeError:
             raise MalformedError(f"{where}: not valid Unicode text") from None
     elif isinstance(value, dict):
-        for inner in value.values():
+        for name, inner in value.items():
+            whole_characters(name, where)
             whole_characters(inner, where)  # a column's name is the client's word, too
     elif isinstance(value, list):
         for inner in value:

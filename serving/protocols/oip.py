@@ -112,6 +112,8 @@ def infer(body: Body, served: Served) -> Call:
         raise MalformedError("id must be a string, parameters an object")
     if body.keys() - {"id", "parameters", "inputs", "outputs"}:
         raise MalformedError("only id, parameters, inputs and outputs may stand in the body")
+    whole_characters(body.get("id"), "id")
+    whole_characters(parameters, "parameters")
     wanted = body.get("outputs", [])
     if not isinstance(wanted, list) or not all(isinstance(one, dict) for one in wanted):
         raise MalformedError("outputs: a list of objects is needed")

@@ -148,7 +148,7 @@ class Edge:
             media = huggingface.media(found.predictor.bundle.info["signature"]) if route.media else None
         raw = request.carries(media, loose=route.loose)
         body = await request.body(self._options.max_body_bytes, self._options.timeout_seconds)
-        return body if raw else route.read(body, request.headers)
+        return body if raw else route.read(body, request.headers, self._options.max_items)
 
     async def _composed(
         self, watched: Question, call: Composition, served: Served, deadline: float, key: Key | None

@@ -131,7 +131,7 @@ class Edge:
                     questions = [(row, call.parameters) for row in served.predictor.rows(call.inputs)]
                     answers = served.scheduler.submit(questions, deadline, key.name if key else None)
                     answered = await request.unless_left(answers, _left(deadline))
-                    self._spend(key, watched, sum(answered.lengths))
+                    self._spend(key, watched, answered.tokens)
                     watched.runs = answered.runs
                     return _written(call, model, served, answered, time.monotonic() - asked)
                 except ClosedError:

@@ -17,7 +17,7 @@ import numpy as np
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from cluster.errors import RunError
-from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError
+from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError, Written
 from training.inputs.text import Tokens
 from training.tasks.task import Example, Outputs
 
@@ -162,20 +162,21 @@ class Writer:
     async def _answer(self, values: list[Any], deadline: float) -> Answered:
         prepared = await asyncio.to_thread(self._prepare, values)
         orders = [self.order(example, parameters) for (example, parameters), _ in prepared]
-        answers = await together(self._whole(order, deadline) for order in orders)
-        return Answered(answers, [length for _, length in prepared], [])
+        texts = await together(self._whole(order, deadline) for order in orders)
+        lengths = [length for _, length in prepared]
+        return Answered([text.answer for text in texts], lengths, [text.tokens for text in texts], [])
 
     def order(self, example: Mapping[str, Any], parameters: Mapping[str, Any]) -> Order:
         """What a request with these parameters wants."""
         most, stops = parameters.get("max_new_tokens", self._task.max_new_tokens), parameters.get("stop", ())
         return Order(example, parameters, most, stops)
 
-    async def _whole(self, order: Order, deadline: float) -> Any:
+    async def _whole(self, order: Order, deadline: float) -> Written:
         tokens: Tokens = []
         async for piece in self.write(order, deadline):
             tokens = piece.tokens
         output = np.array([0, 0, *tokens], dtype=np.float32)
-        return self._task.decode([output], [dict(order.example)], order.parameters)[0]
+        return Written(self._task.decode([output], [dict(order.example)], order.parameters)[0], len(tokens))
 
     async def write(self, order: Order, deadline: float) -> AsyncIterator[Piece]:
         """The text piece by piece; whoever stops listening stops the writing.

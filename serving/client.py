@@ -27,7 +27,7 @@ def ask(url: str, model: str, inputs: Sequence[str]) -> list[Any]:
         UserError: the server refuses; says why.
         RunError: nobody answers there, or the server failed.
     """
-    answers = _call("POST", url, model, {"inputs": [_read(one) for one in inputs]})
+    answers = _call("POST", url, model, {"inputs": [_read(place, one) for place, one in enumerate(inputs, 1)]})
     return answers if isinstance(answers, list) else [answers]
 
 
@@ -37,7 +37,9 @@ def about(url: str, model: str) -> dict[str, Any]:
     Raises:
         UserError, RunError: as :func:`ask`.
     """
-    found: dict[str, Any] = _call("GET", url, model)
+    found = _call("GET", url, model)
+    if not isinstance(found, dict) or "signature" not in found:
+        raise RunError(f"{address_of(url, model)}: no headrace server answers there (it describes no model)")
     return found
 
 
@@ -67,14 +69,22 @@ def authorities() -> str | None:
     return None
 
 
-def _read(word: str) -> Any:
+def _read(place: int, word: str) -> Any:
     """A word of the command line: JSON where it looks like an object or a list, else a text."""
-    if word.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(word)
-        except ValueError as error:
-            raise UserError(f"{word[:40]!r}: no JSON: {error}") from None
-    return word
+    if word.lstrip()[:1] not in ("{", "["):
+        return word
+    try:
+        value = json.loads(word)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"TEXT {place}: no JSON: {reason}") from None
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:  # Python reads what JSON has not, and what is too large as an infinity
+        raise UserError(
+            f"TEXT {place}: no JSON: NaN and infinities are no numbers there; say null, or a text"
+        ) from None
+    return value
 
 
 def _call(method: str, url: str, model: str, body: Any = None) -> Any:
@@ -89,12 +99,22 @@ def _call(method: str, url: str, model: str, body: Any = None) -> Any:
         ) from None
     except (requests.ConnectionError, requests.Timeout):
         raise RunError(f"nobody answers at {url}; `headrace serve {model}` starts a server") from None
+    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
+        raise UserError(f"{url}: no address of a server; one looks like http://127.0.0.1:8000") from None
+    except (requests.exceptions.InvalidHeader, UnicodeEncodeError):
+        raise UserError(f"{KEY}: holds what no key has; set it to the key alone, as `serving.keys` shows it") from None
     except (requests.RequestException, ValueError) as error:
         raise RunError(f"{address}: no headrace server answers there ({type(error).__name__})") from None
     if answer.ok:
         return told
-    refusal = told.get("error", {}) if isinstance(told, dict) else {}
-    message = f"{answer.status_code} {refusal.get('message', answer.reason)}"
+    message = f"{answer.status_code} {_refusal(told) or answer.reason}"
     if answer.status_code == 401:
         message += f"; {KEY} holds the key that is sent"
     raise RunError(message) if answer.status_code >= 500 else UserError(message)
+
+
+def _refusal(told: Any) -> str | None:
+    """What a server says of an error, ours or another's: whatever answers at the address may have any shape."""
+    error = told.get("error") if isinstance(told, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else None

@@ -12,7 +12,7 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from serving.exchange import (
     Scope,
     Send,
     Stream,
+    UnwritableError,
     refusal,
     respond,
     stream,
@@ -95,7 +96,7 @@ class Edge:
             route = protocols.route_of(request.path) if request.method == "POST" else None
             response = await self.ask(request, route) if route else self.show(request)
             if isinstance(response, Stream):
-                await stream(send, receive, response, request.request_id if self._echo_request_id else None)
+                await self._stream(send, request, response)
                 return
         except LeftError:
             return
@@ -106,13 +107,25 @@ class Edge:
             response = _error(RefusalError(500, "internal", "something failed inside the server"), request)
         await respond(send, response, request.request_id if self._echo_request_id else None)
 
+    async def _stream(self, send: Send, request: Request, answer: Stream) -> None:
+        """Sends a stream. Once its head is sent no other answer can be: an event tells of errors, as does the watch."""
+        try:
+            await stream(send, request.receive, answer, request.request_id if self._echo_request_id else None)
+        except (LeftError, RefusalError):
+            return
+        except Exception as error:  # noqa: BLE001  as in `__call__`
+            _log_defect(error, request.request_id)
+
     async def ask(self, request: Request, route: Route) -> Response | Stream:
         """A question to a model, answered by the version that is current once the body is whole.
 
         Raises:
             RefusalError: with the status that HTTP has for it.
         """
-        with self._watch.question(request) as watched, _refusing():
+        held: ExitStack[bool | None] = ExitStack()
+        with held:  # or, for a stream, whoever sends it: its question has ended when it has
+            watched = held.enter_context(self._watch.question(request))
+            held.enter_context(_refusing())
             key = self._admit(request, "predict")
             self._require_tokens(key)
             value = await self._read(request, route, watched, key)
@@ -125,12 +138,14 @@ class Edge:
                     call = route.call(value, served)
                     self._check(call, served)
                     if isinstance(call, Composition):
-                        return await self._composed(watched, call, served, deadline, key)
+                        spend = functools.partial(self._spend, key, watched)
+                        texts = asyncio.ensure_future(compose(call, served, deadline, spend, held))
+                        return _composed(await request.unless_left(texts, _left(deadline)), served, held)
                     asked = time.monotonic()
                     questions = [(row, call.parameters) for row in served.predictor.rows(call.inputs)]
                     answers = served.scheduler.submit(questions, deadline, key.name if key else None)
                     answered = await request.unless_left(answers, _left(deadline))
-                    self._spend(key, watched, sum(answered.lengths))
+                    self._spend(key, watched, answered.tokens)
                     watched.runs = answered.runs
                     return _written(call, model, served, answered, time.monotonic() - asked)
                 except ClosedError:
@@ -147,15 +162,7 @@ class Edge:
             media = huggingface.media(found.predictor.bundle.info["signature"]) if route.media else None
         raw = request.carries(media, loose=route.loose)
         body = await request.body(self._options.max_body_bytes, self._options.timeout_seconds)
-        return body if raw else route.read(body, request.headers)
-
-    async def _composed(
-        self, watched: Question, call: Composition, served: Served, deadline: float, key: Key | None
-    ) -> Response | Stream:
-        texts = asyncio.ensure_future(compose(call, served, deadline, functools.partial(self._spend, key, watched)))
-        composed = await watched.request.unless_left(texts, _left(deadline))
-        served.record.answered(())
-        return replace(composed, headers=(("x-headrace-version", served.version),))
+        return body if raw else route.read(body, request.headers, self._options.max_items)
 
     def _check(self, call: Call | Composition, served: Served) -> None:
         asked, most = len(call.inputs), self._options.max_items
@@ -226,6 +233,9 @@ def _refusing() -> Iterator[None]:
         yield
     except MalformedError as error:
         raise RefusalError(422, "invalid_request", str(error)) from None
+    except UnwritableError:  # no model makes half a character, and the version must not be blamed for one that was sent
+        told = "the answer would repeat half a character (a lone surrogate); send whole Unicode text"
+        raise RefusalError(422, "invalid_request", told) from None
     except RecursionError:
         raise RefusalError(400, "malformed_json", "the body is nested too deeply") from None
     except (UserError, OverloadedError, ExpiredError, TimeoutError) as error:
@@ -237,6 +247,21 @@ def _written(call: Call, model: Model, served: Served, answered: Answered, secon
     served.record.answered(answered.answers)
     after = model.afterwards(served, call, answered.answers, seconds)
     return Response(200, body, headers=(("x-headrace-version", served.version),), afterwards=after)
+
+
+def _composed(composed: Response | Stream, served: Served, held: ExitStack[bool | None]) -> Response | Stream:
+    """Texts of a version, which has answered when ``held`` is left without an error."""
+    held.enter_context(_answering(served))
+    headers = (("x-headrace-version", served.version),)
+    if isinstance(composed, Stream):
+        return replace(composed, headers=headers, held=held.pop_all())
+    return replace(composed, headers=headers)
+
+
+@contextmanager
+def _answering(served: Served) -> Iterator[None]:
+    yield
+    served.record.answered(())
 
 
 def _left(deadline: float) -> float:

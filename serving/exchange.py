@@ -5,8 +5,9 @@ import json
 import math
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from cluster.errors import UserError
@@ -43,14 +44,24 @@ class Response:
 
 @dataclass(frozen=True)
 class Stream:
-    """An answer that comes in events, as ``text/event-stream``."""
+    """An answer that comes in events, as ``text/event-stream``.
 
-    events: AsyncIterator[bytes]
+    Attributes:
+        events: where it raises, its last event has said so.
+        held: is left when all is sent, or nothing more can be; it sees why.
+    """
+
+    events: AsyncGenerator[bytes, None]
     headers: Headers = ()
+    held: AbstractContextManager[object, bool | None] = field(default_factory=nullcontext)
 
 
 class LeftError(Exception):
     """The client is gone, and nobody waits for an answer."""
+
+
+class UnwritableError(ValueError):
+    """An answer holds half a character, which UTF-8 cannot spell: it repeats what the client sent."""
 
 
 class RefusalError(Exception):
@@ -177,8 +188,12 @@ def write_json(value: Any) -> bytes:
 
     Raises:
         ValueError: it holds a NaN or an infinity, which Python would write and no other client could read.
+        UnwritableError: it holds a lone surrogate.
     """
-    return _ENCODER.encode(value).encode()
+    try:
+        return _ENCODER.encode(value).encode()
+    except UnicodeEncodeError:
+        raise UnwritableError("half a character cannot be written") from None
 
 
 def refusal(error: Exception) -> RefusalError:
@@ -213,10 +228,16 @@ async def stream(send: Send, receive: Receive, answer: Stream, request_id: str |
 
     Raises:
         LeftError: it did.
+        Exception: what the events raised, when the client has all that came before.
     """
-    headers = _headers((("content-type", EVENTS), *answer.headers), request_id)
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    sending = asyncio.ensure_future(_send_all(send, answer.events))
+    with answer.held:
+        headers = _headers((("content-type", EVENTS), *answer.headers), request_id)
+        await _sent(send, {"type": "http.response.start", "status": 200, "headers": headers})
+        await _unless_left(receive, _send_all(send, answer.events))
+
+
+async def _unless_left(receive: Receive, all_of_it: Coroutine[Any, Any, None]) -> None:
+    sending = asyncio.ensure_future(all_of_it)
     leaving = asyncio.ensure_future(_until_left(receive))
     try:
         await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -230,10 +251,24 @@ async def stream(send: Send, receive: Receive, answer: Stream, request_id: str |
     sending.result()
 
 
-async def _send_all(send: Send, events: AsyncIterator[bytes]) -> None:
-    async for event in events:
-        await send({"type": "http.response.body", "body": event, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+async def _send_all(send: Send, events: AsyncGenerator[bytes, None]) -> None:
+    try:
+        async with aclosing(events):  # by now, and not when somebody collects what is left of it
+            async for event in events:
+                await _sent(send, {"type": "http.response.body", "body": event, "more_body": True})
+    except LeftError:
+        raise
+    except Exception:
+        await _sent(send, {"type": "http.response.body", "body": b""})
+        raise
+    await _sent(send, {"type": "http.response.body", "body": b""})
+
+
+async def _sent(send: Send, message: dict[str, Any]) -> None:
+    try:
+        await send(message)
+    except OSError:  # how ASGI says that nobody is there any more
+        raise LeftError from None
 
 
 async def _until_left(receive: Receive) -> None:

@@ -41,7 +41,10 @@ class Metrics:
         one = ("model", "version")
         self._requests = counter("headrace_requests", "Requests by what became of them.", (*one, "outcome"))
         self._seconds = histogram(
-            "headrace_request_seconds", "From the headers of a question to its answer.", one, buckets=SECONDS
+            "headrace_request_seconds",
+            "From the headers of a question to its answer, or to the end of a stream.",
+            one,
+            buckets=SECONDS,
         )
         self._batch_items = histogram("headrace_batch_items", "Inputs in one forward pass.", one, buckets=ITEMS)
         self._batch_tokens = histogram(

@@ -54,15 +54,38 @@ class Backlog(NamedTuple):
     unmeasured: int
 
 
+class Written(NamedTuple):
+    """An answer that a model wrote token by token.
+
+    Attributes:
+        tokens: how many.
+    """
+
+    answer: Any
+    tokens: int
+
+
 class Answered(NamedTuple):
     """What became of a request.
 
     Attributes:
         answers: one for each value, in order.
         lengths: the tokens of each.
+        written: the tokens that each answer took, where the model wrote it.
         runs: the start and the end of each batch that computed some of them, on the scheduler's clock.
     """
 
     answers: list[Any]
     lengths: list[int]
+    written: list[int]
     runs: list[tuple[float, float]]
+
+    @classmethod
+    def blank(cls, values: int) -> "Answered":
+        """Of a request with so many values, before any has an answer."""
+        return cls([None] * values, [0] * values, [0] * values, [])
+
+    @property
+    def tokens(self) -> int:
+        """All that were computed for it: read and written."""
+        return sum(self.lengths) + sum(self.written)

@@ -17,6 +17,7 @@ from serving.engines.choice import REFERENCE, Choice, choose
 from serving.engines.engine import Subject
 from serving.engines.size import weight_bytes
 from serving.explain import COST, Explainer, asked, others
+from serving.outcomes import Written
 from serving.recipe import Wanted
 from training.bundle import Bundle, open_bundle
 from training.tasks.task import Batch, Example, Outputs, Row, Task
@@ -171,8 +172,13 @@ class Predictor:
         return (example, parameters), length
 
     def answer(self, questions: Sequence[Question]) -> list[Any]:
-        """Examples with parameters to answers, in one forward pass and those that explain."""
-        return self.decode(questions, self.forward([example for example, _ in questions]))
+        """Examples with parameters to answers, in one forward pass and those that explain.
+
+        Of a model that writes each is :class:`Written`: what it wrote costs as what it read does.
+        """
+        outputs = self.forward([example for example, _ in questions])
+        lengths, answers = map(self.task.written_length, outputs), self.decode(questions, outputs)
+        return [Written(one, length) if length else one for one, length in zip(answers, lengths, strict=True)]
 
     def decode(self, questions: Sequence[Question], outputs: Outputs) -> list[Any]:
         """Answers to examples with parameters, of what the model said of each."""
@@ -242,7 +248,7 @@ class Predictor:
         answers: list[Any] = [None] * len(prepared)
         for indices in by_length([length for _, length in prepared], self.budget):
             for index, answer in zip(indices, self.answer([prepared[index][0] for index in indices]), strict=True):
-                answers[index] = answer
+                answers[index] = answer.answer if isinstance(answer, Written) else answer
             if progress:
                 progress(len(indices))
         return answers

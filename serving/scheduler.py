@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from serving.batching import WINDOW, Failed, Limits, choose, isolated, part
-from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError
+from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError, Written
 from serving.returns import Returns
 
 PREPARE_AT_ONCE = 256
@@ -93,7 +93,8 @@ class Scheduler:
 
     Args:
         prepare: values as given to :meth:`submit` to ``(prepared, length in tokens)`` pairs.
-        run: prepared values to answers, in order; called from the threads of all lanes.
+        run: prepared values to answers, in order, each :class:`Written` where it took tokens; called from the threads
+            of all lanes.
         limits: sizes of batches and of the queue.
         observe: told of every batch, in the thread that ran it.
         awake: entered around every run; the time that this takes is not the run's.
@@ -152,7 +153,7 @@ class Scheduler:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answered] = loop.create_future()
-        answered = Answered([None] * len(values), [0] * len(values), [])
+        answered = Answered.blank(len(values))
         if not values:
             future.set_result(answered)
             return future
@@ -367,6 +368,8 @@ def _settle(results: list[tuple[_Item, Any]]) -> None:
         if isinstance(result, Failed):
             request.future.set_exception(result.error)
             continue
+        if isinstance(result, Written):
+            result, request.answered.written[item.index] = result
         request.answered.answers[item.index] = result
         request.answered.lengths[item.index] = item.length
         request.missing -= 1

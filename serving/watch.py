@@ -37,6 +37,8 @@ class Watch:
 class Question:
     """What is known of one question while it is answered; told when its block ends, however it ends.
 
+    Of a stream this is its end. One that broke off is told as if its head had not been sent before.
+
     Attributes:
         started: on the monotonic clock.
         tokens: that were computed for it.

@@ -17,7 +17,7 @@ import numpy as np
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from cluster.errors import RunError
-from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError
+from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError, Written
 from training.inputs.text import Tokens
 from training.tasks.task import Example, Outputs
 
@@ -90,6 +90,30 @@ class Piece:
     end: Literal["stop", "length"] | None = None
 
 
+class Places:
+    """Room that one request was given: a place for each of its texts, from which the text moves on when it begins.
+
+    Args:
+        count: the texts.
+        keep: is told how many more places are kept for texts that have not begun, or fewer.
+    """
+
+    def __init__(self, count: int, keep: Callable[[int], None]) -> None:
+        self._left, self._keep = count, keep
+        keep(count)
+
+    def begin(self) -> None:
+        """One text has begun, and needs this place no more."""
+        assert self._left, "a text has begun that has no place"
+        self._left -= 1
+        self._keep(-1)
+
+    def close(self) -> None:
+        """Gives back the places of texts that will not begin."""
+        left, self._left = self._left, 0
+        self._keep(-left)
+
+
 class WritingTask(Protocol):
     """What is asked of a task that ``writes_on``; :class:`training.families.generation.TextWriter` has it.
 
@@ -131,6 +155,8 @@ class Writer:
         self._lock = threading.Lock()
         self._managers: dict[bool, Any] = {}
         self._open: dict[str, float] = {}  # request to when something last came of it
+        self._kept = 0  # places of texts that were taken, and have not begun
+        self._room = threading.RLock()  # a replica's two ways in have an event loop each
         self._seconds_per_token = 0.0
         self._closed = False
         self._manager(sampled=False)
@@ -144,41 +170,56 @@ class Writer:
             OverloadedError: there are too many.
             ClosedError: after :meth:`close`.
         """
-        self.admit(len(values))
-        return asyncio.ensure_future(self._answer(list(values), deadline))
+        places = self.admit(len(values))
+        answer = asyncio.ensure_future(self._answer(list(values), deadline, places))
+        answer.add_done_callback(lambda done: places.close())  # also where it was cancelled before it began
+        return answer
 
-    def admit(self, more: int) -> None:
-        """Makes sure that there is room for more requests.
+    def admit(self, more: int) -> Places:
+        """Keeps room for more texts, which is theirs while their prompts are read; whoever asked gives the rest back.
 
         Raises:
             OverloadedError: there is none.
             ClosedError: after :meth:`close`.
         """
-        if self._closed:
-            raise ClosedError
-        if len(self._open) + more > self._waiting:
-            raise OverloadedError(self._seconds_per_token * self._task.max_new_tokens)
+        with self._room:
+            if self._closed:
+                raise ClosedError
+            if self._taken() + more > self._waiting:
+                raise OverloadedError(self._seconds_per_token * self._task.max_new_tokens)
+            return Places(more, self._keep)
 
-    async def _answer(self, values: list[Any], deadline: float) -> Answered:
+    def _keep(self, more: int) -> None:
+        with self._room:
+            self._kept += more
+
+    def _taken(self) -> int:
+        return len(self._open) + self._kept
+
+    async def _answer(self, values: list[Any], deadline: float, places: Places) -> Answered:
         prepared = await asyncio.to_thread(self._prepare, values)
         orders = [self.order(example, parameters) for (example, parameters), _ in prepared]
-        answers = await together(self._whole(order, deadline) for order in orders)
-        return Answered(answers, [length for _, length in prepared], [])
+        texts = await together(self._whole(order, deadline, places) for order in orders)
+        lengths = [length for _, length in prepared]
+        return Answered([text.answer for text in texts], lengths, [text.tokens for text in texts], [])
 
     def order(self, example: Mapping[str, Any], parameters: Mapping[str, Any]) -> Order:
         """What a request with these parameters wants."""
         most, stops = parameters.get("max_new_tokens", self._task.max_new_tokens), parameters.get("stop", ())
         return Order(example, parameters, most, stops)
 
-    async def _whole(self, order: Order, deadline: float) -> Any:
+    async def _whole(self, order: Order, deadline: float, places: Places) -> Written:
         tokens: Tokens = []
-        async for piece in self.write(order, deadline):
+        async for piece in self.write(order, deadline, places):
             tokens = piece.tokens
         output = np.array([0, 0, *tokens], dtype=np.float32)
-        return self._task.decode([output], [dict(order.example)], order.parameters)[0]
+        return Written(self._task.decode([output], [dict(order.example)], order.parameters)[0], len(tokens))
 
-    async def write(self, order: Order, deadline: float) -> AsyncIterator[Piece]:
+    async def write(self, order: Order, deadline: float, places: Places) -> AsyncIterator[Piece]:
         """The text piece by piece; whoever stops listening stops the writing.
+
+        Args:
+            places: of which it takes one.
 
         Raises:
             ExpiredError: it was not written in time.
@@ -189,6 +230,7 @@ class Writer:
         manager.register_result_handler(name, came.put_nowait)
         started = time.monotonic()
         self._open[name] = started
+        places.begin()
         shown, finished = "", False
         try:
             manager.add_request(
@@ -245,12 +287,14 @@ class Writer:
     # --- for those who ask how it is, and for the end -----------------------------------------------------------------
 
     def busy(self) -> bool:
-        """Whether anything is being written."""
-        return bool(self._open)
+        """Whether anything is being written, or was taken to be."""
+        with self._room:
+            return self._taken() > 0
 
     def backlog(self) -> Backlog:
         """The texts that nobody has begun to write; how long each will be is not known."""
-        return Backlog(0, max(0, len(self._open) - AT_ONCE))
+        with self._room:
+            return Backlog(0, max(0, self._taken() - AT_ONCE))
 
     def running_for(self) -> float:
         """Seconds since something last came of the request that waits longest for it; 0 when there is none."""
@@ -273,7 +317,7 @@ class Writer:
         return not any(manager.is_running() for manager in self._managers.values())
 
     def _end(self) -> None:
-        while self._open:
+        while self.busy():
             time.sleep(0.05)
         for manager in self._managers.values():
             manager.stop(block=True)

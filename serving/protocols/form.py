@@ -61,7 +61,7 @@ class Route:
         model: as the path names it; None where the body does, or nobody.
         version: as the path names it.
         named: the model that a body names; None where it names none and the only one is meant.
-        read: the value of a body's bytes, given the headers.
+        read: the value of a body's bytes, given the headers and how many inputs may be asked at most.
         media: whether a picture or a sound may be the whole body.
         loose: whether its clients do not say that they send JSON.
     """
@@ -70,7 +70,7 @@ class Route:
     model: str | None = None
     version: str | None = None
     named: Callable[[Body], str | None] = lambda body: None
-    read: Callable[[bytes, Mapping[str, str]], Body] = lambda body, headers: read_json(body)
+    read: Callable[[bytes, Mapping[str, str], int], Body] = lambda body, headers, most: read_json(body)
     media: bool = False
     loose: bool = False
 
@@ -119,7 +119,8 @@ def whole_characters(value: Any, where: str) -> None:
         except UnicodeEncodeError:
             raise MalformedError(f"{where}: not valid Unicode text") from None
     elif isinstance(value, dict):
-        for inner in value.values():
+        for name, inner in value.items():
+            whole_characters(name, where)
             whole_characters(inner, where)  # a column's name is the client's word, too
     elif isinstance(value, list):
         for inner in value:

@@ -59,6 +59,7 @@ def call(body: Body | bytes, served: Served) -> Call:
     parameters = whole_numbers({**parameters, **{name: body[name] for name in AT_ROOT & body.keys()}})
     for index, value in enumerate(inputs):
         whole_characters(value, f"inputs[{index}]")
+    whole_characters(parameters, "parameters")
     write = functools.partial(_write, alone=alone and task.lone_answer, cell=task.table_answer if table else None)
     return Call(inputs, parameters or EMPTY, write)
 

@@ -24,6 +24,9 @@ PREFIX = "/v2/"
 MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/infer|/ready)?")
 TENSOR = {"name", "shape", "datatype", "data", "parameters"}
 JSON_LENGTH = "inference-header-content-length"
+LENGTH = 4
+"""Bytes that the length of a text takes."""
+
 TYPES = {  # of numbers: how Python's struct spells one
     "BOOL": "?",
     "INT8": "b",
@@ -47,11 +50,13 @@ def find(path: str) -> Route | None:
     return Route(infer, model=match[1], version=match[2], read=read, loose=True)
 
 
-def read(body: bytes, headers: Mapping[str, str]) -> Body:
+def read(body: bytes, headers: Mapping[str, str], most: int) -> Body:
     """A body's JSON, with the tensors that follow it as bytes put where JSON has their ``data``.
 
+    Four bytes can be an input, so a body may hold far more of them than anybody may ask: past ``most`` none is read.
+
     Raises:
-        RefusalError: 400, it is no JSON.
+        RefusalError: 400, it is no JSON; or 413, a tensor has more than ``most`` values.
         MalformedError: the bytes do not fit.
     """
     told = headers.get(JSON_LENGTH)
@@ -66,7 +71,7 @@ def read(body: bytes, headers: Mapping[str, str]) -> Body:
             continue
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
             raise MalformedError("inputs: a binary_data_size is not that of the bytes")
-        tensor["data"] = _from_bytes(tensor.get("datatype"), bytes(rest[:size]))
+        tensor["data"] = _from_bytes(tensor.get("datatype"), rest[:size], most)
         rest = rest[size:]
     return value
 
@@ -79,24 +84,44 @@ def _tensors(body: dict[str, Any]) -> list[dict[str, Any]]:
     return list(tensors or ())
 
 
-def _from_bytes(datatype: Any, data: bytes) -> list[Any]:
+def _from_bytes(datatype: Any, data: memoryview, most: int) -> list[Any]:
     if datatype == "BYTES":
-        values = []
-        while data:
-            size = struct.unpack_from("<I", data)[0] if len(data) >= 4 else -1
-            if not 0 <= size <= len(data) - 4:
-                raise MalformedError("inputs: the bytes of a BYTES tensor are cut short")
-            values.append(_text(data[4 : 4 + size]))
-            data = data[4 + size :]
-        return values
+        return texts_in(data, most)
     if datatype not in TYPES or len(data) % struct.calcsize(TYPES[datatype]):
         raise MalformedError(f"inputs: datatype must be BYTES or one of {', '.join(TYPES)}, and fit the bytes")
-    return list(struct.unpack(f"<{len(data) // struct.calcsize(TYPES[datatype])}{TYPES[datatype]}", data))
+    count = len(data) // struct.calcsize(TYPES[datatype])
+    if count > most:
+        raise _too_many(most)
+    return list(struct.unpack(f"<{count}{TYPES[datatype]}", data))
 
 
-def _text(data: bytes) -> str:
+def texts_in(data: memoryview, most: int) -> list[str]:
+    """The texts of a BYTES tensor, each behind its length; of each byte only its own text is made.
+
+    Raises:
+        MalformedError: they are cut short, or no UTF-8.
+        RefusalError: 413, there are more than ``most``.
+    """
+    values: list[str] = []
+    at = 0
+    while at < len(data):
+        if len(values) == most:
+            raise _too_many(most)
+        begin = at + LENGTH
+        at = begin + int.from_bytes(data[at:begin], "little")
+        if begin > len(data) or at > len(data):
+            raise MalformedError("inputs: the bytes of a BYTES tensor are cut short")
+        values.append(_text(data[begin:at]))
+    return values
+
+
+def _too_many(most: int) -> RefusalError:
+    return RefusalError(413, "too_many_inputs", f"inputs: more than {most} were sent; {most} are allowed")
+
+
+def _text(data: memoryview) -> str:
     try:
-        return data.decode()
+        return str(data, "utf-8")
     except UnicodeDecodeError:
         raise MalformedError("inputs: a BYTES tensor holds what is no UTF-8 text") from None
 
@@ -112,6 +137,8 @@ def infer(body: Body, served: Served) -> Call:
         raise MalformedError("id must be a string, parameters an object")
     if body.keys() - {"id", "parameters", "inputs", "outputs"}:
         raise MalformedError("only id, parameters, inputs and outputs may stand in the body")
+    whole_characters(body.get("id"), "id")
+    whole_characters(parameters, "parameters")
     wanted = body.get("outputs", [])
     if not isinstance(wanted, list) or not all(isinstance(one, dict) for one in wanted):
         raise MalformedError("outputs: a list of objects is needed")

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,80 @@ def test_what_goes_wrong_is_said(edge: Running) -> None:
         client.ask("http://127.0.0.1:9", "intent", ["a"])
     with pytest.raises(UserError, match="this model reads rows; name a file of them with --data"):
         bench(edge.address, "pair", rate=10, seconds=1)
+
+
+@contextmanager
+def another(status: int, body: str) -> Iterator[str]:
+    """The address of a server that is none of ours, and answers everything so."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (404, '{"error": "not found"}', "404 not found"),
+        (404, '{"error": null}', "404 Not Found"),
+        (404, '{"error": {"message": 7}}', "404 Not Found"),
+        (404, '["not found"]', "404 Not Found"),
+        (422, '{"error": {"message": "inputs: missing"}}', "422 inputs: missing"),
+    ],
+)
+def test_a_server_that_is_none_of_ours_refuses_in_its_own_words(status: int, body: str, message: str) -> None:
+    with another(status, body) as address, pytest.raises(UserError) as refused:
+        client.ask(address, "intent", ["a"])
+    assert (str(refused.value), refused.value.exit_code) == (message, 2)
+    with another(503, body) as address, pytest.raises(RunError):
+        client.ask(address, "intent", ["a"])
+
+
+@pytest.mark.parametrize("body", ["[]", '{"name": "intent"}', "7"])
+def test_what_describes_no_model_is_no_headrace_server(body: str) -> None:
+    with another(200, body) as address, pytest.raises(RunError, match="no headrace server answers there"):
+        client.about(address, "intent")
+
+
+@pytest.mark.parametrize("word", ['{"x": NaN}', '["a", Infinity]', '{"x": -Infinity}', '{"x": 1e999}', "[" * 100_000])
+def test_what_is_no_json_is_told_before_anything_is_sent(word: str) -> None:
+    with pytest.raises(UserError, match=r"TEXT 2: no JSON: ") as refused:
+        client.ask("http://127.0.0.1:9", "intent", ["a", word])
+    assert refused.value.exit_code == 2
+    assert word not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:9", "nowhere", "ftp://127.0.0.1", "http://"])
+def test_what_is_no_address_is_told_as_such(url: str) -> None:
+    with pytest.raises(UserError, match="no address of a server; one looks like http://127"):
+        client.ask(url, "intent", ["a"])
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel-密"])
+def test_a_key_that_cannot_be_sent_is_named_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(client.KEY, key)
+    with pytest.raises(UserError, match="HEADRACE_API_KEY: holds what no key has") as refused:
+        client.ask("http://127.0.0.1:9", "intent", ["a"])
+    assert key not in str(refused.value)
 
 
 def test_the_key_of_the_environment_is_sent(

@@ -16,8 +16,9 @@ import pytest
 import requests
 
 from serving.recipe import Serve
-from tests.serving.conftest import Running, entry
+from tests.serving.conftest import LABELS, Running, entry
 from tests.serving.test_completions import writers
+from tests.serving.test_entities import finder
 from tests.serving.test_search import written
 from training.bundle import Bundle
 from training.tasks.sentence_similarity import SentenceSimilarity
@@ -35,10 +36,12 @@ VALID: dict[str, Any] = {
     "/models/write": {"inputs": SECRET, "parameters": {"max_new_tokens": 2, "stop": ["a"]}},
     "/v1/embeddings": {"model": "find", "input": [SECRET], "encoding_format": "base64", "dimensions": 4},
     "/v1/completions": {"model": "write", "prompt": [SECRET], "max_tokens": 2, "temperature": 0.5, "stop": "a"},
+    "/v1/chat/completions": {"model": "chat", "messages": [{"role": "user", "content": SECRET}], "max_tokens": 2},
+    "/models/named": {"inputs": [SECRET, {"text": [SECRET, "b"]}], "parameters": {"ignore_labels": ["b"]}},
     "/models/intent/predict": {"inputs": [[SECRET]], "raw_scores": False, "truncate": True},
     "/models/find/embed": {"inputs": [SECRET], "normalize": True},
     "/models/find/similarity": {"inputs": {"source_sentence": SECRET, "sentences": [SECRET]}},
-    "/models/rank/rerank": {"query": SECRET, "texts": [SECRET], "return_text": False},
+    "/models/rank/rerank": {"query": SECRET, "texts": [SECRET], "return_text": True},
     "/v2/models/pair/infer": {
         "id": "7",
         "inputs": [{"name": name, "datatype": "BYTES", "shape": [1], "data": [SECRET]} for name in ("subject", "body")],
@@ -78,7 +81,8 @@ def edge(
         "pair": pair_bundle,
         "find": written(folder / "find", SentenceSimilarity, tiny_base, "find"),
         "rank": written(folder / "rank", TextRanking, tiny_base, "rank"),
-        "write": writers(folder, {"write": "prompt"})["write"],
+        "named": finder(folder / "named", tiny_base),
+        **writers(folder, {"write": "prompt", "chat": "chat"}),
     }
     options = Serve(max_items=8, max_body_bytes=16_384, timeout_seconds=SECONDS)
     with edge_of({name: entry(one) for name, one in bundles.items()}, options) as running:
@@ -150,6 +154,67 @@ def test_no_body_breaks_anything(edge: Running, path: str, caplog: pytest.LogCap
     assert SECRET not in "\n".join(ours)
     assert {400, 422} <= seen
     assert session.post(edge.address + path, json=VALID[path], timeout=30).status_code == 200
+
+
+HALF = "\ud800"
+MARK = "zebra"  # stands nowhere unless it came with the question
+ECHOED: dict[str, set[tuple[Any, ...]]] = {
+    "/models/named": {("inputs", 0), ("inputs", 1, "text", 0), ("inputs", 1, "text", 1)},
+    "/models/rank/rerank": {("texts", 0)},
+    "/v2/models/pair/infer": {("id",)},
+}
+"""The fields that come back in an answer. The test finds them by itself, and fails where one more does."""
+
+
+def places(tree: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every string in a tree."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, str):
+            yield (*above, key)
+        elif isinstance(value, dict | list):
+            yield from places(value, (*above, key))
+
+
+def having(tree: Any, place: tuple[Any, ...], value: Any) -> Any:
+    """A copy of a tree with another value at one place."""
+    copied = json.loads(json.dumps(tree))
+    holder = copied
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    return copied
+
+
+@pytest.mark.parametrize("path", VALID)
+def test_nothing_that_is_echoed_may_hold_half_a_character(edge: Running, path: str) -> None:
+    """JSON can spell a lone surrogate, and UTF-8 cannot: an answer that repeats it could not be sent."""
+    echoed = set()
+    for place in places(VALID[path]):
+        marked = requests.post(edge.address + path, json=having(VALID[path], place, MARK), timeout=30)
+        if marked.status_code == 200 and MARK in marked.text:
+            echoed.add(place)
+        half = requests.post(edge.address + path, json=having(VALID[path], place, HALF), timeout=30)
+        assert half.status_code == 422 if place in echoed else half.status_code < 500, (place, half.text)
+        if place in echoed:
+            assert "not valid Unicode text" in half.text
+    assert echoed == ECHOED.get(path, set())
+    assert [served.record.figures().failed for served in edge.lineup.served()] == [0] * len(edge.lineup.served())
+
+
+def test_what_could_not_be_written_is_not_held_against_the_version(
+    edge_of: Callable[..., Any], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever way half a character found into an answer: who can send one could have versions taken back."""
+    with edge_of({"intent": entry(bundle)}) as running:
+        served = running.lineup.models["intent"].leading
+        task: Any = served.predictor.task
+        monkeypatch.setattr(task.target, "labels", [HALF] * len(LABELS))
+        for path in ("/models/intent", "/v2/models/intent/infer"):
+            body = {"inputs": "a"} if path == "/models/intent" else {"inputs": [{"name": "text", "data": ["a"]}]}
+            answer = requests.post(running.address + path, json=body, timeout=30)
+            assert answer.status_code == 422, answer.text
+            assert "half a character" in answer.text
+        assert (served.record.figures().failed, served.record.figures().answers) == (0, 0)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip"])

@@ -1,6 +1,7 @@
 """Other people's clients, unchanged, against one edge; what they get equals what ``predict`` gives."""
 
 import json
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import requests
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from serving.exchange import RefusalError
 from serving.predictor import Predictor
+from serving.protocols import oip
 from serving.recipe import Serve
 from tests.serving.conftest import LABELS, TEXTS, Running, entry
 from tests.serving.test_search import ARTICLES, written
@@ -228,3 +231,55 @@ def test_triton_is_refused_in_its_own_words(tensors: triton.InferenceServerClien
         path = f"{edge.address}/v2/models/intent/infer"
         answer = requests.post(path, data=head.encode() + tail, headers=headers, timeout=60)
         assert answer.status_code == 422 and message in answer.json()["error"]
+
+
+def binary(datatype: str, data: bytes) -> tuple[bytes, dict[str, str]]:
+    """A body with one tensor in bytes, and its headers."""
+    one = {"name": "text", "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [one]}).encode()
+    return head + data, {oip.JSON_LENGTH: str(len(head))}
+
+
+def spelled(texts: list[bytes]) -> bytes:
+    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "fitting", "more"),
+    [("BYTES", spelled([b"a", b"", b"bc"]), spelled([b"\xff"]) + b"\xff\xff\xff\xff"), ("INT32", bytes(12), bytes(4))],
+)
+def test_more_inputs_than_allowed_are_not_even_read(datatype: str, fitting: bytes, more: bytes) -> None:
+    """Behind the last that is allowed stands what could not be read: nobody looks at it."""
+    assert len(oip.read(*binary(datatype, fitting), 3)["inputs"][0]["data"]) == 3
+    with pytest.raises(RefusalError, match="3 are allowed") as refused:
+        oip.read(*binary(datatype, fitting + more), 3)
+    assert (refused.value.status, refused.value.code) == (413, "too_many_inputs")
+
+
+def test_the_edge_says_how_many_inputs_it_takes(edge: Running) -> None:
+    body, headers = binary("BYTES", spelled([b""] * 17))
+    headers["Content-Type"] = "application/octet-stream"
+    answer = requests.post(f"{edge.address}/v2/models/intent/infer", data=body, headers=headers, timeout=60)
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_many_inputs")
+
+
+class Counted:
+    """Bytes that count how many of them were handed out."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.handed_out = data, 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, part: slice) -> bytes:
+        self.handed_out += len(self.data[part])
+        return self.data[part]
+
+
+def test_each_byte_of_a_tensor_is_read_once() -> None:
+    """Whoever cut off what was read would copy all the rest for each text, while everybody waits."""
+    texts = [b"a", "我".encode(), b""] * 100
+    data: Any = Counted(spelled(texts))
+    assert oip.texts_in(data, len(texts)) == [text.decode() for text in texts]
+    assert data.handed_out == len(data)

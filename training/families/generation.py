@@ -114,6 +114,9 @@ class TextWriter(Task):
         rows = outputs.float().cpu().numpy()
         return [row[(np.arange(len(row)) < 2) | (row != NOTHING)] for row in rows]
 
+    def written_length(self, output: Output) -> int:
+        return len(output) - 2
+
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         return mean_loss(outputs)
 

@@ -260,6 +260,11 @@ class Task(ABC):
         """What of a batch's outputs is kept for each of its examples, padding removed."""
         return list(outputs.detach().float().cpu().numpy())
 
+    def written_length(self, output: Output) -> int:
+        """Tokens that the model wrote for an example, of whose outputs :meth:`keep` made this; none where it only
+        reads."""
+        return 0
+
     @abstractmethod
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The loss of each example, of shape ``[batch]``; the loop sums and scales it.

@@ -11,8 +11,8 @@ from cluster import settings
 from cluster.errors import HeadraceError, UserError
 from cluster.progress import say
 from cluster.storage import write_json
+from serving import proven, rollout
 from serving.recipe import Hosted, Hosting
-from serving.rollout import folder_of, told
 from serving.routing import Routing
 from training import registry, store
 from training.bundle import open_bundle
@@ -48,14 +48,14 @@ class Wanted:
     def write(self, path: Path) -> None:
         """Writes the file; a reader sees the old content or the new."""
         if path != self.path:
-            shutil.rmtree(folder_of(path), ignore_errors=True)  # what a server that was killed left
+            _clear(path)  # of what a server that was killed left
         self.path = path
         write_json(path, self.entries)
 
     def remove(self) -> None:
         """Nothing is wanted any more."""
         self.path.unlink(missing_ok=True)
-        shutil.rmtree(folder_of(self.path), ignore_errors=True)
+        _clear(self.path)
 
     def follow(self) -> None:
         """Acts on what replicas have found, looks where the aliases point, and rewrites the file when that changes it.
@@ -77,7 +77,7 @@ class Wanted:
         for path in self._acted:
             path.unlink(missing_ok=True)
         self._acted = set()
-        for path, finding in told(self.path).items():
+        for path, finding in rollout.told(self.path).items():
             if finding.model in self._routings:
                 self._routings[finding.model].take_back(finding)
             self._acted.add(path)
@@ -102,6 +102,12 @@ class Wanted:
         for name in changed:
             routes = ", ".join(f"version {route['version']} {route['share']} %" for route in entries[name]["routes"])
             logger.info("%s is to be served from now on in %s", name, routes)
+
+
+def _clear(path: Path) -> None:
+    """Nothing that replicas said of this file counts any more."""
+    for folder in (rollout.folder_of(path), proven.folder_of(path)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_hosting(path: Path) -> bool:

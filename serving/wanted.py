@@ -64,8 +64,10 @@ class Wanted:
         """
         try:
             self._take_back()
-            self._move()
+            trouble = self._move()
             self._rewrite()
+            if trouble:
+                raise trouble
             self._complaint = ""
         except (HeadraceError, OSError) as error:
             if str(error) != self._complaint:
@@ -82,12 +84,17 @@ class Wanted:
                 self._routings[finding.model].take_back(finding)
             self._acted.add(path)
 
-    def _move(self) -> None:
-        stamp = _store_stamp()
-        if stamp is None or stamp != self._stamp:
-            for routing in self._routings.values():
+    def _move(self) -> HeadraceError | OSError | None:
+        """Follows the aliases of every model; returns why that cannot be done for one, which holds up no other."""
+        stamp, trouble = _store_stamp(), None
+        for routing in self._routings.values() if stamp is None or stamp != self._stamp else ():
+            try:
                 routing.follow()
-        self._stamp = stamp
+            except (HeadraceError, OSError) as error:
+                trouble = trouble or error
+        if trouble is None:
+            self._stamp = stamp
+        return trouble
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         return {name: routing.entry() for name, routing in self._routings.items()}

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from cluster.errors import UserError
-from cluster.storage import write_json
+from cluster.storage import read_json, write_json
 from serving import lineup as lineups
 from serving.lineup import Lineup
 from serving.metrics import Metrics
 from serving.patience import FIRST_PAUSE, LONGEST_PAUSE, Patience
 from serving.predictor import Predictor
-from serving.recipe import Serve
+from serving.recipe import Hosted, Serve
 from serving.wanted import Wanted
-from tests.serving.conftest import MakeBundle, entry
+from tests.serving.conftest import MakeBundle, entry, route
 from tests.serving.test_completions import writers
-from training import registry
+from training import registry, store
 from training.bundle import Bundle, open_bundle
 
 
@@ -71,6 +71,68 @@ def refused(lineup: Lineup) -> Any:
 
 def failed(lineup: Lineup) -> float:
     return float(lineup._metrics._swaps.labels("intent", "failed")._value.get())
+
+
+# --- what the driver takes up -----------------------------------------------------------------------------------------
+
+
+def test_a_version_that_was_tampered_with_never_gets_into_the_file(
+    home: Path, versions: list[Bundle], wait_until: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = Wanted(["intent"])
+    wanted.write(home / "serving" / "app.json")
+    with replica(wanted.path) as running:
+        spoil(versions[1])
+        registry.promote("intent", 2)
+        wanted.follow()
+        (now,) = read_json(wanted.path).values()
+        assert now["routes"] == entry(versions[0])["routes"]
+        told = [(one["version"], one["reason"]) for one in now["taken_back"]]
+        assert told == [("2", "bundle")]
+        assert "intent: version 2 is not taken: " in caplog.text
+        assert "'config.json' was changed after training" in caplog.text
+        wait_until(lambda: running.models["intent"].about()["taken_back"] == now["taken_back"])
+        with replica(wanted.path) as another:  # in the place of one that was lost
+            assert served(another) == [("1", 100)]
+    caplog.clear()
+    store.client().set_registered_model_alias("intent", "candidate", "3")  # the store has changed; the alias has not
+    wanted.follow()
+    assert not caplog.records
+    registry.promote("intent", 3)
+    wanted.follow()
+    assert wanted.entries["intent"]["routes"] == [route(versions[2], 3, 100, before=1)]
+    assert registry.resolve("intent").version == 3
+
+
+def test_one_that_was_made_whole_again_is_taken_when_it_is_promoted_anew(home: Path, versions: list[Bundle]) -> None:
+    wanted = Wanted(["intent"])
+    wanted.write(home / "serving" / "app.json")
+    whole = (versions[1].folder / "config.json").read_bytes()
+    spoil(versions[1])
+    registry.promote("intent", 2)
+    wanted.follow()
+    (versions[1].folder / "config.json").write_bytes(whole)
+    registry.promote("intent", 1)
+    wanted.follow()
+    registry.promote("intent", 2)
+    wanted.follow()
+    assert wanted.entries["intent"]["routes"] == [route(versions[1], 2, 100, before=1)]
+
+
+def test_a_broken_version_keeps_no_other_alias_from_being_followed(
+    home: Path, versions: list[Bundle], make_bundle: MakeBundle
+) -> None:
+    others = [make_bundle(home / "models" / "pair" / str(seed), seed, "pair") for seed in (1, 2)]
+    for one in others:
+        registry.register(one, None)
+    wanted = Wanted([Hosted(name="intent", traffic={"production": 90, "3": 10}), "pair"])
+    wanted.write(home / "serving" / "app.json")
+    shutil.rmtree(versions[1].folder)  # not broken but gone, which the registry itself says
+    store.client().set_registered_model_alias("intent", "production", "2")
+    registry.promote("pair", 2)
+    wanted.follow()
+    assert wanted.entries["pair"]["routes"] == [route(others[1], 2, 100, before=1)]
+    assert [one["version"] for one in wanted.entries["intent"]["routes"]] == [1, 3]
 
 
 # --- what a replica starts with ---------------------------------------------------------------------------------------

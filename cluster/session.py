@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from cluster.environment import PACKAGES, code_root, environment, local_environment, prepare_environment
 from cluster.errors import RunError, UserError
-from cluster.storage import HOME_VARIABLE, home
+from cluster.probe import require_shared_storage
 from cluster.threads import AWAKE_SECONDS, join
 from cluster.worker_lines import send_to_stderr
 
@@ -178,47 +177,6 @@ def usable_cores() -> int:
     return max(1, min(cores, int(quota) if quota else cores))
 
 
-def require_shared_storage() -> None:
-    """Has every other node of the session read a probe file in ``HEADRACE_HOME``.
-
-    Raises:
-        RunError: a node does not see it.
-    """
-    blind = nodes_without_storage()
-    if blind:
-        raise RunError(
-            f"{HOME_VARIABLE}={home()} is not shared: {', '.join(blind)} cannot read what this node writes there; "
-            "set it to a folder on a file system that every node mounts at the same path"
-        )
-
-
-def nodes_without_storage() -> list[str]:
-    """The addresses of the session's nodes that cannot read a file just written to ``home()``."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    if not others:
-        return []
-    word = uuid.uuid4().hex
-    probe = home() / f".probe-{word}"
-    probe.parent.mkdir(parents=True, exist_ok=True)
-    probe.write_text(word, encoding="utf-8")
-    try:
-        read = ray.remote(num_cpus=0, max_retries=0)(_reads)
-        answers = [
-            read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                str(probe), word
-            )
-            for node in others
-        ]
-        seen = ray.get(answers, timeout=60)
-    finally:
-        probe.unlink(missing_ok=True)
-    return [str(node["NodeManagerAddress"]) for node, reads in zip(others, seen, strict=True) if not reads]
-
-
 @contextmanager
 def _local(cpus: int) -> Iterator[None]:
     """A private cluster of one node that ends with the block; its folder is kept only when the block fails."""
@@ -363,14 +321,6 @@ def _core_quota(root: Path) -> float | None:
         period = (root / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii")
         return float(quota) / float(period) if float(quota) > 0 else None
     return None
-
-
-def _reads(path: str, word: str) -> bool:
-    """Runs on another node."""
-    try:
-        return Path(path).read_text(encoding="utf-8") == word
-    except OSError:
-        return False
 
 
 def _restore(previous: dict[str, str | None]) -> None:

@@ -114,7 +114,12 @@ class Family:
             examples = bundle.held_out()[:COMPARED] or task.encode([blank_row(task)])
             return self.base.take(key, bundle, task, examples)
 
-        seat = Seat(self, key, Predictor(bundle, str(self._device), weights=weights), observe)
+        try:
+            predictor = Predictor(bundle, str(self._device), weights=weights)
+        except Exception:
+            self.base.drop(key)  # whoever tries again comes under another name
+            raise
+        seat = Seat(self, key, predictor, observe)
         with self._lock:
             self.seats = [*self.seats, seat]
         self._scheduler = self._scheduler or self._schedule(self)

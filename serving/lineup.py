@@ -4,6 +4,8 @@ What should be served stands in a small JSON file: for each name ``routes``, eac
 its ``share`` and the version ``before`` it; a ``shadow``, with ``version`` and ``bundle``, or null; and what was
 ``taken_back``. Whoever decides writes it; every replica reads it when it starts and follows it while it runs: a version
 that it lacks is loaded beside the others, checked, warmed, and then gets requests. Those in flight finish on the old.
+One that cannot be loaded leaves in place what is there, or what was there before (``proven.py``); it is tried again
+unless its bundle is at fault.
 """
 
 import logging
@@ -22,7 +24,9 @@ from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.model import Model, Route
 from serving.outcomes import Batch
+from serving.patience import Patience
 from serving.predictor import Predictor
+from serving.proven import Proven
 from serving.recipe import Rollback, Serve
 from serving.rollout import Finding, Record, judge, tell
 from serving.scheduler import Scheduler
@@ -78,20 +82,20 @@ class Lineup:
     """Follows one file of wanted models."""
 
     def __init__(self, wanted: Path, options: Serve, metrics: Metrics) -> None:
-        """Loads every model of the file.
+        """Loads every model of the file, or what was served before of one that cannot be loaded.
 
         Raises:
-            HeadraceError: a bundle cannot be opened.
+            Exception: nothing of a model can be loaded.
         """
         self._path, self._options, self._metrics = wanted, options, metrics
         self._memory = Memory(options.memory)
         self._families = Families(self._together)
         self._stop = threading.Event()
-        self._refused: dict[str, Any] = {}
+        self._patience, self._proven = Patience(), Proven(wanted)
         self._loaded: dict[Key, Served] = {}
         self._unneeded: dict[Key, float] = {}
         self._started = False
-        self.models = {name: self._made(name, entry, None) for name, entry in read_json(wanted).items()}
+        self.models = self._first(read_json(wanted))
         self._started = True
         self._thread = threading.Thread(target=self._follow, name="lineup", daemon=True)
         self._thread.start()
@@ -119,26 +123,32 @@ class Lineup:
         return [served for model in self.models.values() for served in model.all()]
 
     def refresh(self) -> None:
-        """Takes over what the file says now. A version that cannot be opened leaves the present ones in place."""
+        """Takes over what the file says now. A version that cannot be loaded leaves the present ones in place."""
         wanted = read_json(self._path)
         for name, entry in wanted.items():
             model = self.models.get(name)
-            if (model and model.wanted == entry) or self._refused.get(name) == entry:
-                continue
-            try:
-                made = self._made(name, entry, model)
-            except Exception as error:  # noqa: BLE001  whatever is wrong with the new version, the old one goes on
-                self._refused[name] = entry
-                self._metrics.swap(name, "failed")
-                logger.error("%s stays as it is: %s", name, _reason(error), extra={"model": name})
-                continue
-            if model is None or made.all() != model.all():
-                self._metrics.swap(name, "done")
-            self.models = {**self.models, name: made}  # one assignment: a request sees the old model or the new one
-            told = ", ".join(f"version {route.served.version} ({route.share} %)" for route in made.routes)
-            logger.info("%s is served in %s", name, told, extra={"model": name, "version": made.leading.version})
+            if model and model.wanted == entry and not self._patience.waits(name, entry):
+                self._patience.forget(name)  # what else was wanted meanwhile is another matter when it is wanted again
+                model.refused = None
+            elif self._patience.due(name, entry):
+                self._take_over(name, entry, model)
         self.models = {name: model for name, model in self.models.items() if name in wanted}
         self._close_unneeded()
+
+    def _take_over(self, name: str, entry: dict[str, Any], model: Model | None) -> None:
+        before = model.all() if model else []
+        try:
+            made = self._made(name, entry, model)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with the new version, the old one goes on
+            refused = self._refuse(name, entry, error, "routes", "stays as it is")
+            if model:
+                model.refused = refused
+            return
+        self.models = {**self.models, name: made}  # one assignment: a request sees the old model or the new one
+        if made.all() != before:
+            self._metrics.swap(name, "done")
+        if made is not model:
+            logger.info("%s is served in %s", name, made, extra={"model": name, "version": made.leading.version})
 
     def judge(self) -> None:
         """Tells the driver of every version that does worse than it may.
@@ -159,24 +169,59 @@ class Lineup:
 
     # --- what is loaded -------------------------------------------------------------------------------------------
 
+    def _first(self, wanted: dict[str, Any]) -> dict[str, Model]:
+        """All models. What was never served comes last, so that memory which does not suffice is its fault."""
+        proven = {name: self._proven.find(name) for name in wanted}
+        made: dict[str, Model] = {}
+        for name in sorted(wanted, key=lambda name: wanted[name] != proven[name]):
+            entry, before = wanted[name], proven[name]
+            try:
+                made[name] = self._made(name, entry, None)
+            except Exception as error:
+                if before is None or before == entry:
+                    raise
+                made[name] = self._made(name, before, None)
+                made[name].refused = self._refuse(name, entry, error, "routes", f"starts with {made[name]}")
+        return {name: made[name] for name in wanted}
+
     def _made(self, name: str, entry: dict[str, Any], present: Model | None) -> Model:
         """A model as the file wants it; what is loaded, and what is known of it, is kept.
 
         Raises:
             Exception: a version cannot be served.
         """
-        routes = [self._route(name, place, present) for place in entry["routes"]]
-        model = Model(entry, routes)
+        model = present
+        if model is None or model.wanted != entry:
+            model = Model(entry, [self._route(name, place, present) for place in entry["routes"]])
+            self._proven.keep(name, entry)
         try:
             shadow = self._take(name, entry["shadow"]) if entry["shadow"] else None
         except Exception as error:  # noqa: BLE001  what is only compared keeps nobody from being served
-            logger.error("%s is not compared: %s", name, _reason(error), extra={"model": name})
-            self._metrics.swap(name, "failed")
+            model.refused = self._refuse(name, entry, error, "shadow", "is not compared")
             return model
         if shadow:
             was = present.shadow if present and present.leading is model.leading else None
             model.shadow = was if was and was.served is shadow else Shadow(shadow, self._metrics)
+        self._patience.forget(name)
+        model.refused = None
         return model
+
+    def _refuse(self, name: str, entry: dict[str, Any], error: Exception, what: str, so: str) -> dict[str, Any]:
+        """Says, once, that what is wanted of a model cannot be had, and what becomes of it.
+
+        A bundle that is at fault will be so tomorrow; a file system or memory that fails may do better in a while.
+
+        Args:
+            what: of the entry, what cannot be loaded.
+        """
+        for_good = isinstance(error, UserError)
+        if self._patience.failed(name, entry, for_good=for_good):
+            self._metrics.swap(name, "failed")
+            then = "" if for_good else "; it is tried again until it succeeds"
+            logger.error("%s %s: %s%s", name, so, _reason(error), then, extra={"model": name})
+        places = entry["routes"] if what == "routes" else [entry["shadow"]]
+        lacking = [_key(name, place) for place in places if _key(name, place) not in self._loaded]
+        return {"versions": [version for _, version, _ in lacking], "again": not for_good}
 
     def _route(self, name: str, place: dict[str, Any], present: Model | None) -> Route:
         served, before = self._take(name, place), place["before"] and str(place["before"])
@@ -188,7 +233,7 @@ class Lineup:
 
     def _take(self, name: str, place: dict[str, Any]) -> Served:
         """The version that is loaded, or loads it."""
-        key = (name, str(place["version"] or "unregistered"), place["bundle"])
+        key = _key(name, place)
         if key not in self._loaded:
             self._loaded[key] = self._load(*key)
         elif self._unneeded.pop(key, None):
@@ -274,6 +319,10 @@ class Lineup:
             lanes=like.lanes,
             share=like.share,
         )
+
+
+def _key(name: str, place: dict[str, Any]) -> Key:
+    return name, str(place["version"] or "unregistered"), place["bundle"]
 
 
 def _reason(error: Exception) -> str:

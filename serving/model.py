@@ -38,14 +38,20 @@ class Model:
         routes: the versions that answer.
         leading: the version with the largest share; what the model is called by, and described as.
         shadow: compares one more version; None where there is none.
+        refused: where what is wanted cannot be served, the ``versions`` that are not loaded, and whether that is tried
+            ``again``; else None.
     """
 
     def __init__(self, wanted: dict[str, Any], routes: Sequence[Route], shadow: Shadow | None = None) -> None:
         self.wanted, self.routes, self.shadow = wanted, list(routes), shadow
         self.leading = max(routes, key=lambda route: route.share).served
         self.name = self.leading.name
+        self.refused: dict[str, Any] | None = None
         self._credits = [0] * len(routes)
         self._lock = threading.Lock()  # a replica's two ways in have an event loop each
+
+    def __str__(self) -> str:
+        return ", ".join(f"version {route.served.version} ({route.share} %)" for route in self.routes)
 
     def pick(self) -> "Served":
         """The version that answers the next request.
@@ -96,4 +102,5 @@ class Model:
             "routes": [{"version": route.served.version, "share": route.share} for route in self.routes],
             "shadow": self.shadow.about() if self.shadow else None,
             "taken_back": self.wanted["taken_back"],
+            "refused": self.refused,
         }

@@ -21,6 +21,14 @@ REMEMBERED = 10  # versions that were taken back, of each model
 logger = logging.getLogger(__name__)
 
 
+class BundleError(UserError):
+    """A version's bundle cannot be opened."""
+
+    def __init__(self, version: int | None, why: str) -> None:
+        super().__init__(why)
+        self.version = version
+
+
 @dataclass
 class Place:
     """An alias or a fixed version, and the version that stands there.
@@ -31,7 +39,7 @@ class Place:
         found: the version that answers.
         before: the one that answered until the alias moved; None where it has not moved.
         moved: when it did, on the monotonic clock.
-        refused: the versions that were taken back; none is taken again until the alias has moved to another.
+        refused: versions taken back, or not taken; none of them is taken until the alias has moved to another.
     """
 
     reference: str
@@ -53,10 +61,12 @@ class Place:
         return self.before.version if self.before and on_trial else None
 
     def follow(self) -> None:
-        """Takes the version that the alias points to.
+        """Takes the version that the alias points to, if its bundle is whole.
 
         Raises:
+            BundleError: it is not, and nothing has changed but that it is refused from here on.
             UserError, RunError: it cannot be told, and nothing has changed.
+            OSError: the bundle cannot be read, and nothing has changed.
         """
         if self.found.alias is None:
             return
@@ -64,6 +74,11 @@ class Place:
         if found.version in self.refused:
             return
         if found.version != self.found.version:
+            try:
+                open_bundle(found.bundle)
+            except UserError as error:
+                self.refused.add(found.version)
+                raise BundleError(found.version, str(error)) from error
             self.before, self.moved = None if self.withdrawn else self.found, time.monotonic()
         self.found, self.refused = found, set()
 
@@ -98,13 +113,23 @@ class Routing:
             open_bundle(place.found.bundle)  # says now, in plain words, what a replica would say later in its log
 
     def follow(self) -> None:
-        """Looks where the aliases point.
+        """Looks where the aliases point. A version whose bundle cannot be opened is told of, and not taken.
+
+        No replica would load it, and none that starts could do without it: it must not get into what they read.
 
         Raises:
-            UserError, RunError: it cannot be told of one of them; those before it have been followed.
+            UserError, RunError, OSError: it cannot be told of one of them; those before it have been followed.
         """
         for place in self._all():
-            place.follow()
+            try:
+                place.follow()
+            except BundleError as error:
+                self._tell({"version": str(error.version), "reason": "bundle"})
+                logger.error(
+                    "%s: version %s is not taken: %s; what was served goes on. Promote another (`headrace models "
+                    "rollback %s`), and this one again once its bundle is whole",
+                    *(self.name, error.version, error, self.name),
+                )
 
     def entry(self) -> dict[str, Any]:
         """What replicas read. Places of one version are one route, and a withdrawn one's share is the leading one's."""
@@ -136,11 +161,13 @@ class Routing:
             if place.before and place.found.alias == registry.PRODUCTION:
                 self._roll_back(int(finding.version))
             place.take_back()
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        told = {name: value for name, value in asdict(finding).items() if name != "model"}
-        self.taken_back = [*self.taken_back, {**told, "at": at}][-REMEMBERED:]
+        self._tell({name: value for name, value in asdict(finding).items() if name != "model"})
         logger.warning("%s: version %s is taken back: %s", self.name, finding.version, finding)
         return True
+
+    def _tell(self, of: dict[str, Any]) -> None:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.taken_back = [*self.taken_back, {**of, "at": at}][-REMEMBERED:]
 
     def _all(self) -> Iterator[Place]:
         yield from self.places

@@ -11,8 +11,8 @@ from cluster import settings
 from cluster.errors import HeadraceError, UserError
 from cluster.progress import say
 from cluster.storage import write_json
+from serving import proven, rollout
 from serving.recipe import Hosted, Hosting
-from serving.rollout import folder_of, told
 from serving.routing import Routing
 from training import registry, store
 from training.bundle import open_bundle
@@ -48,14 +48,14 @@ class Wanted:
     def write(self, path: Path) -> None:
         """Writes the file; a reader sees the old content or the new."""
         if path != self.path:
-            shutil.rmtree(folder_of(path), ignore_errors=True)  # what a server that was killed left
+            _clear(path)  # of what a server that was killed left
         self.path = path
         write_json(path, self.entries)
 
     def remove(self) -> None:
         """Nothing is wanted any more."""
         self.path.unlink(missing_ok=True)
-        shutil.rmtree(folder_of(self.path), ignore_errors=True)
+        _clear(self.path)
 
     def follow(self) -> None:
         """Acts on what replicas have found, looks where the aliases point, and rewrites the file when that changes it.
@@ -64,8 +64,10 @@ class Wanted:
         """
         try:
             self._take_back()
-            self._move()
+            trouble = self._move()
             self._rewrite()
+            if trouble:
+                raise trouble
             self._complaint = ""
         except (HeadraceError, OSError) as error:
             if str(error) != self._complaint:
@@ -77,17 +79,22 @@ class Wanted:
         for path in self._acted:
             path.unlink(missing_ok=True)
         self._acted = set()
-        for path, finding in told(self.path).items():
+        for path, finding in rollout.told(self.path).items():
             if finding.model in self._routings:
                 self._routings[finding.model].take_back(finding)
             self._acted.add(path)
 
-    def _move(self) -> None:
-        stamp = _store_stamp()
-        if stamp is None or stamp != self._stamp:
-            for routing in self._routings.values():
+    def _move(self) -> HeadraceError | OSError | None:
+        """Follows the aliases of every model; returns why that cannot be done for one, which holds up no other."""
+        stamp, trouble = _store_stamp(), None
+        for routing in self._routings.values() if stamp is None or stamp != self._stamp else ():
+            try:
                 routing.follow()
-        self._stamp = stamp
+            except (HeadraceError, OSError) as error:
+                trouble = trouble or error
+        if trouble is None:
+            self._stamp = stamp
+        return trouble
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         return {name: routing.entry() for name, routing in self._routings.items()}
@@ -102,6 +109,12 @@ class Wanted:
         for name in changed:
             routes = ", ".join(f"version {route['version']} {route['share']} %" for route in entries[name]["routes"])
             logger.info("%s is to be served from now on in %s", name, routes)
+
+
+def _clear(path: Path) -> None:
+    """Nothing that replicas said of this file counts any more."""
+    for folder in (rollout.folder_of(path), proven.folder_of(path)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_hosting(path: Path) -> bool:

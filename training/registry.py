@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import RunError, UserError
 from cluster.settings import redact
-from cluster.storage import building, home, read_json
+from cluster.storage import building, home, only_one, read_json
 from training import store
 from training.recipe import NAME
 
@@ -125,23 +125,40 @@ def register(bundle: "Bundle", run_id: str | None) -> int:
     Raises:
         RunError: the store cannot be reached or written; what was registered before is intact.
     """
-    with store.plain_errors(), store.one_writer():
+    with store.plain_errors():
+        if not store.on_server():
+            with store.one_writer():
+                return _added(store.client(), bundle, str(bundle.folder), run_id)
         client = store.client()
-        known = [one for one in _versions(client, bundle.name) if one.tags.get(FINGERPRINT) == bundle.fingerprint]
-        if known:
-            return int(known[0].version)
-        if not _is_registered(client, bundle.name):
-            client.create_registered_model(bundle.name)
-        source = str(bundle.folder)
-        if store.on_server():
+        # Two who register one bundle would write the same files, one of them while others fetch what the first has
+        # registered. All else may go on meanwhile: an upload takes as long as the network takes.
+        with only_one(bundle.folder, wait=True):
+            known = _known(client, bundle)
+            if known is not None:
+                return known
             run_id = run_id or start_run(bundle.info["recipe"], bundle.name, bundle.fingerprint).run_id
             client.log_artifacts(run_id, str(bundle.folder), "bundle")
-            source = f"runs:/{run_id}/bundle"
-        tags = {FINGERPRINT: bundle.fingerprint, FOLDER: _relative(bundle.folder)}
-        version = int(client.create_model_version(bundle.name, source, run_id, tags=tags).version)
-        if _in_production(client, bundle.name) is None:
-            _set_production(client, bundle.name, [version])
-        return version
+            with store.one_writer():
+                return _added(client, bundle, f"runs:/{run_id}/bundle", run_id)
+
+
+def _added(client: "MlflowClient", bundle: "Bundle", source: str, run_id: str | None) -> int:
+    """The version of a bundle, made where there is none; to be called by the one writer."""
+    known = _known(client, bundle)
+    if known is not None:
+        return known
+    if not _is_registered(client, bundle.name):
+        client.create_registered_model(bundle.name)
+    tags = {FINGERPRINT: bundle.fingerprint, FOLDER: _relative(bundle.folder)}
+    version = int(client.create_model_version(bundle.name, source, run_id, tags=tags).version)
+    if _in_production(client, bundle.name) is None:
+        _set_production(client, bundle.name, [version])
+    return version
+
+
+def _known(client: "MlflowClient", bundle: "Bundle") -> int | None:
+    found = [one for one in _versions(client, bundle.name) if one.tags.get(FINGERPRINT) == bundle.fingerprint]
+    return int(found[0].version) if found else None
 
 
 def resolve(model: str) -> ModelVersion:

@@ -2,13 +2,15 @@
 
 import logging
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from cluster.errors import RunError
 from cluster.settings import redact
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 
 SQLITE = "sqlite:///"
+WAIT_SECONDS = 120.0  # for others who write to the registry, each of whom takes a second or two
 
 
 def uri() -> str:
@@ -52,10 +55,34 @@ def _client(uri: str) -> "MlflowClient":
 
 @contextmanager
 def one_writer() -> Iterator[None]:
-    """One writer at a time on this home: looking whether something is there and adding it is one step."""
+    """One writer at a time on this home: looking whether something is there and adding it is one step.
+
+    Raises:
+        RunError: another writes for too long.
+    """
     home().mkdir(parents=True, exist_ok=True)
-    with FileLock(home() / ".registry.lock", timeout=120, is_singleton=True):
+    lock, note = home() / ".registry.lock", home() / ".registry.holder"
+    try:
+        held = FileLock(lock, is_singleton=True).acquire(timeout=WAIT_SECONDS)
+    except Timeout:
+        raise RunError(
+            f"the registry cannot be written: {lock} is held by {_said(note)}, and was for the {WAIT_SECONDS:g} s that "
+            "were waited for it. Let that finish or end it, and run the command again: what is finished is kept, and "
+            "it continues from there"
+        ) from None
+    with held:
+        with suppress(OSError):  # a full disk is for the store itself to tell of
+            since = datetime.now().astimezone().isoformat(timespec="seconds")
+            note.write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
         yield
+
+
+def _said(note: Path) -> str:
+    """Who holds the lock, as that said when it took it; the lock itself names nobody."""
+    try:
+        return note.read_text(encoding="utf-8") or "another process"
+    except (OSError, ValueError):
+        return "another process"
 
 
 @contextmanager

@@ -1,11 +1,16 @@
 """Sessions on real Ray: what starts, what is inherited, what is left behind, and what a person is told."""
 
+import ipaddress
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ import pytest
 from cluster.environment import environment, prepare_environment
 from cluster.errors import UserError
 from cluster.session import _core_quota, on_cluster, session, usable_cores
+from tests.training.test_elastic import Nodes
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,6 +155,50 @@ def test_sigkill_of_the_driver_ends_its_ray(start: str, home: Path, wait_until: 
     agents = ("ray::Dashboard", "ray::RuntimeEnv")
     working = [pid for pid, name in family.items() if not name.startswith(agents)]
     wait_until(lambda: not any(runs(pid) for pid in working), 30)
+
+
+CONNECT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from cluster import probe
+from cluster.errors import RunError
+from cluster.session import session
+probe.PROBE_SECONDS = float(sys.argv[1])
+try:
+    with session():
+        sys.stdout.write("connected")
+except RunError as error:
+    sys.stdout.write(str(error))
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_answer_is_named(home: Path, wait_until: Callable[..., None]) -> None:
+    """Its Ray is stopped in its tracks: the cluster takes it for alive, and what is sent there waits."""
+    folder = Path(tempfile.mkdtemp(prefix="hr-", dir="/tmp"))  # short: the paths of sockets lie below it
+    with ExitStack() as held:
+        held.callback(shutil.rmtree, folder, ignore_errors=True)
+        nodes = Nodes(folder, held, wait_until)
+        second = nodes.start("second")
+        variables = nodes.variables | {"RAY_ADDRESS": nodes.address, "HEADRACE_HOME": str(home)}
+
+        def connected(patience: str) -> str:
+            words = [sys.executable, "-c", CONNECT, patience]
+            return subprocess.run(words, env=variables, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+        assert connected("100") == "connected"
+        (raylet,) = [pid for pid, name in children(second.pid).items() if name == "raylet"]
+        os.kill(raylet, signal.SIGSTOP)
+        try:
+            told = connected("5")
+        finally:
+            os.kill(raylet, signal.SIGCONT)
+        (address,) = re.findall(
+            r"1 of the 1 other nodes of the Ray cluster did not answer: (.*) \(nothing within 5 s", told
+        )
+        assert ipaddress.ip_address(address)
+        assert "`ray status` on the head node shows which are alive. Start Ray there again" in told
+        assert not list(home.glob(".probe-*"))
 
 
 @pytest.mark.parametrize(

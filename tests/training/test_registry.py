@@ -1,6 +1,7 @@
 """The registry against the real MLflow on SQLite, and on a tracking server."""
 
 import os
+import platform
 import resource
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from cluster.errors import RunError, UserError
 from cluster.storage import folder_digests, write_json
@@ -212,6 +214,36 @@ def test_two_processes_may_start_at_once(home: Path) -> None:
     assert [err for _, err in results] == ["", ""], "MLflow keeps quiet"
 
 
+def unlocked(home: Path, upload: Callable[..., None]) -> Callable[..., None]:
+    """The same upload, which others may write to the registry beside: it takes as long as the network takes."""
+
+    def uploaded(*given: Any) -> None:
+        with FileLock(home / ".registry.lock", timeout=0):
+            upload(*given)
+
+    return uploaded
+
+
+HOLD = "import sys; from training import store\nwith store.one_writer():\n    print(flush=True); sys.stdin.read()\n"
+
+
+def test_a_store_that_somebody_else_writes_to_for_long_ends_in_one_sentence(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "WAIT_SECONDS", 0.1)
+    (bundle,) = versions_in(home, 1)
+    other = subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with other:  # whose input ends with the block, and it with that
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(RunError) as raised:
+            registry.register(bundle, None)
+    told = str(raised.value)
+    assert f"{home / '.registry.lock'} is held by process {other.pid} on {platform.node()} since " in told
+    assert "run the command again" in told
+    assert registry.register(bundle, None) == 1
+
+
 @pytest.mark.slow
 def test_a_tracking_server_keeps_a_copy_of_the_bundle(
     home: Path, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
@@ -219,6 +251,8 @@ def test_a_tracking_server_keeps_a_copy_of_the_bundle(
     """Registered from one home, resolved from another that only shares the server."""
     import urllib.error
     import urllib.request
+
+    from mlflow import MlflowClient
 
     (bundle,) = versions_in(home, 1)
     store = tmp_path / "server"
@@ -252,6 +286,7 @@ def test_a_tracking_server_keeps_a_copy_of_the_bundle(
     try:
         wait_until(answers, 90)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setattr(MlflowClient, "log_artifacts", unlocked(home, MlflowClient.log_artifacts))
         assert registry.register(bundle, None) == 1
         monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "other-home"))
         shutil.rmtree(bundle.folder)

@@ -4,7 +4,7 @@
     recipe = document.validate(Recipe)
 
 A ``${env:NAME}`` is filled in from the environment for the run only. What is stored anywhere (a bundle, a report,
-the registry) is ``document.public``, where it still reads ``${env:NAME}``; and ``redact`` masks such values
+the registry) is ``document.public``, where it still reads ``${env:NAME}``; ``cluster/secrets.py`` masks such values
 in everything that is printed or logged.
 """
 
@@ -21,16 +21,12 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from cluster.errors import RecipeError, UserError
+from cluster.secrets import ENVIRONMENT, learn, masked, redact
 
 Keys = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
-ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
-URL_PASSWORD = re.compile(r"(://(?:\$\{env:\w+\}|[^:/@\s])*:)([^@/\s]+)(@)")
-MASK = "***"
 COMMAND_LINE = "command line"
-
-_secrets: set[str] = set()  # values that came from the environment, so that redact can mask them
 
 
 class Strict(BaseModel):
@@ -53,7 +49,7 @@ class Document:
 
     Attributes:
         path: the file.
-        public: the tree of values with ``${env:NAME}`` unresolved and passwords in URLs masked; safe to store.
+        public: the tree of values with ``${env:NAME}`` unresolved and the secrets in addresses masked; safe to store.
         values: the tree with the environment filled in; never stored.
         lines: where each key stands, as ``file.yaml:14`` or ``command line``.
     """
@@ -140,13 +136,6 @@ def of_command_line(tree: dict[str, Any], overrides: Sequence[str]) -> Document:
     return _Reader(COMMAND_LINE).document(tree, overrides, Path(COMMAND_LINE))
 
 
-def redact(text: str) -> str:
-    """``text`` with every value read from ``${env:…}`` and every password in a URL masked."""
-    for secret in sorted(_secrets, key=len, reverse=True):
-        text = text.replace(secret, MASK)
-    return URL_PASSWORD.sub(rf"\1{MASK}\3", text)
-
-
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """The message for a key that does not exist, with the nearest one that does."""
     near = difflib.get_close_matches(key, known, n=1)
@@ -187,13 +176,7 @@ def _masked(tree: Any) -> Any:
         return {key: _masked(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_masked(value) for value in tree]
-    return URL_PASSWORD.sub(_without_password, tree) if isinstance(tree, str) else tree
-
-
-def _without_password(found: re.Match[str]) -> str:
-    """Of a password only what names the environment may be stored."""
-    kept = "".join(one[0] for one in ENVIRONMENT.finditer(found[2]))
-    return f"{found[1]}{kept or MASK}{found[3]}"
+    return masked(tree) if isinstance(tree, str) else tree
 
 
 class _Reader:
@@ -265,8 +248,7 @@ class _Reader:
             where = self.lines.get(keys, self.name)
             self.problems.append(f"{where} {dotted}: environment variable {name} is not set; export {name}=…")
             return ""
-        if len(value) > 3:  # masking one or two characters would garble every message and hide nothing
-            _secrets.add(value)
+        learn(value)
         return value
 
     def _place(self, value: Any, keys: Keys) -> None:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import RecipeError, UserError
 from cluster.progress import Progress, configure_logging, say
-from cluster.settings import Document, read, redact
+from cluster.secrets import redact
+from cluster.settings import Document, read
 
 SECRET = "correct-horse-battery-staple"
 

@@ -1,17 +1,21 @@
 """Secrets: what is masked in everything that is stored, printed or logged.
 
-Two kinds are known. A value that came from the environment is masked wherever it turns up. What is
-written into an address itself (``postgresql://me:…@host``, ``?password=…``) is found by where it stands; of it only
+Two kinds are known. A value that came from the environment is masked wherever it turns up, however it is quoted. What
+is written into an address itself (``postgresql://me:…@host``, ``?password=…``) is found by where it stands; of it only
 ``${env:NAME}`` may be stored, since that names a secret and is none.
 """
 
+import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator
-from urllib.parse import unquote_plus, urlsplit
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote_plus, urlsplit
 
 ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 MASK = "***"
 SHORTEST = 4  # masking one or two characters would garble every message and hide nothing
+LONGEST_SHOWN = 300
 
 SECRET_KEYS = {"auth", "jwt", "key", "pass", "pw", "pwd", "sas", "sig"}
 SECRET_PARTS = (
@@ -37,7 +41,7 @@ INNER_VALUE = re.compile(
 
 Span = tuple[int, int]
 
-_forms: set[str] = set()  # values that came from the environment
+_forms: set[str] = set()  # of every value that came from the environment: how it may be written
 _known: re.Pattern[str] | None = None
 
 
@@ -46,7 +50,7 @@ def learn(value: str) -> None:
     global _known
     if len(value) < SHORTEST:
         return
-    _forms.add(value)
+    _forms.update(_written(value))
     _known = re.compile("|".join(map(re.escape, sorted(_forms, key=len, reverse=True))))
 
 
@@ -67,6 +71,42 @@ def masked(text: str) -> str:
 def holds_secret(text: str) -> bool:
     """Whether a secret is written into an address in ``text``."""
     return any(ENVIRONMENT.sub("", text[first:last]) not in ("", MASK) for first, last in _spans(text))
+
+
+def shown(value: Any) -> str:
+    """``value`` as a message quotes it: without secrets, and not longer than one reads."""
+    try:
+        text = repr(_redacted(value))
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else "what holds such a number"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _redacted(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_redacted(inner) for inner in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+def _written(value: str) -> Iterator[str]:
+    """The ways in which Python, JSON, a shell and an address write a value."""
+    once = {value, *_escaped(value), json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    yield from once
+    for form in once:  # a message that quotes a message
+        yield from _escaped(form)
+    yield shlex.quote(value).strip("'")
+    for encoded in (quote(value), quote(value, safe=""), quote_plus(value)):
+        yield encoded
+        yield re.sub("%..", lambda found: found[0].lower(), encoded)
+
+
+def _escaped(value: str) -> Iterator[str]:
+    """What ``repr`` makes of it, which depends on the quotes that stand beside it."""
+    for text in (repr(value)[1:-1], ascii(value)[1:-1]):
+        yield text
+        yield re.sub(r"(?<!\\)'", r"\'", text)
 
 
 def _spans(text: str) -> list[Span]:

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from cluster.errors import RecipeError, UserError
-from cluster.secrets import ENVIRONMENT, learn, masked, redact
+from cluster.secrets import ENVIRONMENT, learn, masked, redact, shown
 
 Keys = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -90,12 +90,12 @@ class Document:
         if error["type"] == "missing":
             return self.problem(keys, "missing")
         if error["type"] in ("model_type", "dict_type"):
-            return self.problem(keys, f"a mapping of keys to values is needed, not {error['input']!r}")
+            return self.problem(keys, f"a mapping of keys to values is needed, not {shown(error['input'])}")
         message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "value_error":
             return self.problem(keys, message)
         message = message[:1].lower() + message[1:]
-        return self.problem(keys, f"{message}, not {error['input']!r}")
+        return self.problem(keys, f"{message}, not {shown(error['input'])}")
 
     def _written_keys(self, location: Sequence[str | int], kind: str) -> Keys:
         """``location`` without the names that pydantic adds for the members of a union."""

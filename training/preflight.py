@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from cluster.errors import UserError
+from cluster.secrets import shown
 from cluster.session import Resources, cluster_address, on_cluster, usable_cores
 from cluster.settings import Document, unknown_key
 from training.models.base import resolve_base
@@ -98,7 +99,7 @@ def _told(document: Document, options: type[BaseModel], error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
         return document.problem(keys, message)
-    return document.problem(keys, f"{message[:1].lower()}{message[1:]}, not {error['input']!r}")
+    return document.problem(keys, f"{message[:1].lower()}{message[1:]}, not {shown(error['input'])}")
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """Secrets: what is masked in everything that is stored or shown, and what is left as it is."""
 
+import json
+import shlex
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from cluster.errors import RecipeError
 from cluster.secrets import redact
 from cluster.settings import read
 
@@ -97,3 +101,27 @@ def test_a_name_of_the_environment_may_be_stored_where_a_secret_stands(
         assert read(path).public["name"] == text
     path.write_text("name: 'postgresql://me:salt${env:SHOP_PASSWORD}@host/db'\n", encoding="utf-8")
     assert read(path).public["name"] == "postgresql://me:${env:SHOP_PASSWORD}@host/db"
+
+
+@pytest.mark.parametrize("secret", ["ab\\cd'e", 'it\'s "both"', "line\nbreak", "größe/ß", "a b&c=d/e"])
+def test_a_secret_is_masked_however_it_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("QUOTED_SECRET", secret)
+    path = tmp_path / "recipe.yaml"
+    path.write_text("size: '${env:QUOTED_SECRET}'\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as raised:
+        read(path).validate(Typed)
+    assert raised.value.problems == [
+        "recipe.yaml:1 size: input should be a valid integer, unable to parse string as an integer, not '***'"
+    ]
+    path.write_text("size: {a: ['x${env:QUOTED_SECRET}\"']}\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as raised:
+        read(path).validate(Typed)
+    assert raised.value.problems == ["recipe.yaml:1 size: input should be a valid integer, not {'a': ['x***\"']}"]
+    forms = [repr(secret), repr(f'"{secret}'), repr(f"'\"{secret}"), ascii(secret), json.dumps(secret)]
+    forms += [json.dumps(secret, ensure_ascii=False), quote(secret), quote(secret, safe=""), quote_plus(secret)]
+    forms += [shlex.quote(secret), repr(repr(secret)), quote(secret, safe="").lower()]
+    for form in forms:
+        told = redact(f"it is {form}.")
+        assert "***" in told, form
+        for part in ("ab", "both", "break", "c=d", "e"):
+            assert part not in told.replace("***", ""), form

@@ -24,7 +24,8 @@ from cluster.environment import PACKAGES, code_root
 from cluster.errors import RecipeError, UserError
 from cluster.inside import JOB_SCRIPT, PRIVATE
 from cluster.secrets import ENVIRONMENT, holds_secret, redact
-from cluster.settings import Document, Keys, read
+from cluster.settings import Document, read
+from cluster.yaml_lines import Keys
 
 LIMIT = 100 * 1024**2  # the job server refuses a larger request body (ray_constants.DASHBOARD_CLIENT_MAX_SIZE)
 FILES = "files"

@@ -9,7 +9,6 @@ in everything that is printed or logged.
 """
 
 import difflib
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,16 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from cluster.errors import RecipeError, UserError
-from cluster.secrets import ENVIRONMENT, learn, masked, redact, shown
+from cluster.secrets import masked, redact, shown
+from cluster.yaml_lines import COMMAND_LINE, Keys, Reader
 
-Keys = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
-
-COMMAND_LINE = "command line"
 
 
 class Strict(BaseModel):
@@ -112,8 +108,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
 
     Raises:
         UserError: the file is missing or is no UTF-8 text.
-        RecipeError: it is no YAML mapping, a key stands twice, an override has no ``=``, or an environment
-            variable is not set.
+        RecipeError: it is no YAML mapping, a value cannot be read, a key stands twice, an override has no ``=``, or
+            an environment variable is not set.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -123,8 +119,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         raise UserError(f"{path}: is a folder; name the recipe file in it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    reader = _Reader(path.name)
-    return reader.document(reader.tree(text), overrides, path)
+    reader = Reader(path.name)
+    return _document(reader, reader.tree(text), overrides, path)
 
 
 def of_command_line(tree: dict[str, Any], overrides: Sequence[str]) -> Document:
@@ -133,7 +129,16 @@ def of_command_line(tree: dict[str, Any], overrides: Sequence[str]) -> Document:
     Raises:
         RecipeError: as there.
     """
-    return _Reader(COMMAND_LINE).document(tree, overrides, Path(COMMAND_LINE))
+    return _document(Reader(COMMAND_LINE), tree, overrides, Path(COMMAND_LINE))
+
+
+def _document(reader: Reader, tree: dict[str, Any], overrides: Sequence[str], path: Path) -> Document:
+    for override in overrides:
+        reader.override(tree, override)
+    values = reader.resolved(tree)
+    if reader.problems:
+        raise RecipeError(list(map(redact, reader.problems)))
+    return Document(path=path.resolve(), public=_masked(tree), values=values, lines=reader.lines)
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
@@ -177,104 +182,3 @@ def _masked(tree: Any) -> Any:
     if isinstance(tree, list):
         return [_masked(value) for value in tree]
     return masked(tree) if isinstance(tree, str) else tree
-
-
-class _Reader:
-    """Builds the tree and remembers where each key stands and what is wrong."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.lines: dict[Keys, str] = {}
-        self.problems: list[str] = []
-
-    def tree(self, text: str) -> dict[str, Any]:
-        loader = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-            if not isinstance(node, yaml.MappingNode):
-                raise RecipeError([f"{self.name}:1: a recipe is a mapping of keys to values"])
-            value: dict[str, Any] = self._value(loader, node, ())
-            return value
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise RecipeError([f"{self.name}:{line}: not valid YAML: {error.problem}"]) from None
-        finally:
-            loader.dispose()
-
-    def document(self, tree: dict[str, Any], overrides: Sequence[str], path: Path) -> Document:
-        for override in overrides:
-            self.override(tree, override)
-        values = self.resolve(tree, ())
-        if self.problems:
-            raise RecipeError(self.problems)
-        return Document(path=path.resolve(), public=_masked(tree), values=values, lines=self.lines)
-
-    def override(self, tree: dict[str, Any], override: str) -> None:
-        dotted, equals, text = override.partition("=")
-        keys = tuple(dotted.strip().split("."))
-        if not equals or not all(keys):
-            self.problems.append(f"{COMMAND_LINE}: '{override}' is no override; write key.path=value")
-            return
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            if text.lstrip()[:1] in ("[", "{"):
-                self.problems.append(f"{COMMAND_LINE} {dotted}: '{text}' is not valid YAML; check its brackets")
-                return
-            value = text  # a sentence or a statement, which YAML would want quoted
-        inner = tree
-        for depth, key in enumerate(keys[:-1], 1):
-            if not isinstance(inner.get(key), dict):
-                inner[key] = {}
-                self.lines[keys[:depth]] = COMMAND_LINE
-            inner = inner[key]
-        inner[keys[-1]] = value
-        self.lines[keys] = COMMAND_LINE
-        self._place(value, keys)
-
-    def resolve(self, value: Any, keys: Keys) -> Any:
-        if isinstance(value, dict):
-            return {key: self.resolve(inner, (*keys, key)) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [self.resolve(inner, (*keys, index)) for index, inner in enumerate(value)]
-        if not isinstance(value, str) or "${env:" not in value:
-            return value
-        return ENVIRONMENT.sub(lambda match: self._variable(match.group(1), keys), value)
-
-    def _variable(self, name: str, keys: Keys) -> str:
-        value = os.environ.get(name)
-        if value is None:
-            dotted = ".".join(map(str, keys))
-            where = self.lines.get(keys, self.name)
-            self.problems.append(f"{where} {dotted}: environment variable {name} is not set; export {name}=…")
-            return ""
-        learn(value)
-        return value
-
-    def _place(self, value: Any, keys: Keys) -> None:
-        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        for key, below in inner:
-            self.lines[(*keys, key)] = COMMAND_LINE
-            self._place(below, (*keys, key))
-
-    def _value(self, loader: yaml.SafeLoader, node: yaml.Node, keys: Keys) -> Any:
-        self.lines.setdefault(keys, f"{self.name}:{node.start_mark.line + 1}")
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(loader, node, keys)
-        if isinstance(node, yaml.SequenceNode):
-            return [self._value(loader, inner, (*keys, index)) for index, inner in enumerate(node.value)]
-        return loader.construct_object(node, deep=True)
-
-    def _mapping(self, loader: yaml.SafeLoader, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
-        loader.flatten_mapping(node)
-        mapping: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = str(loader.construct_object(key_node, deep=True))
-            here = (*keys, key)
-            where = f"{self.name}:{key_node.start_mark.line + 1}"
-            if key in mapping:
-                first = self.lines[here]
-                self.problems.append(f"{where} {'.'.join(map(str, here))}: stands twice, first at {first}; keep one")
-            self.lines[here] = where
-            mapping[key] = self._value(loader, value_node, here)
-        return mapping

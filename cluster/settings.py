@@ -8,18 +8,18 @@ the registry) is ``document.public``, where it still reads ``${env:NAME}``; ``cl
 in everything that is printed or logged.
 """
 
-import difflib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from cluster.complaints import complaints
 from cluster.errors import RecipeError, UserError
-from cluster.secrets import masked, redact, shown
+from cluster.secrets import masked, redact
 from cluster.yaml_lines import COMMAND_LINE, Keys, Reader
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -29,6 +29,9 @@ class Strict(BaseModel):
     """A section of a settings file: unknown keys are errors, and nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    example: ClassVar[str] = ""
+    """How the section may be written, for whoever wrote something else."""
 
 
 def _as_list(value: Any) -> Any:
@@ -64,43 +67,18 @@ class Document:
         try:
             return model.model_validate(self.values, context={"folder": self.path.parent})
         except ValidationError as error:
-            problems = dict.fromkeys(self._problem(model, one) for one in error.errors())
-            raise RecipeError(sorted(problems, key=_line_number)) from None
+            raise RecipeError(sorted(complaints(model, error, self.problem), key=_line_number)) from None
 
     def where(self, keys: Keys) -> str:
-        """The line of the deepest key of ``keys`` that was written."""
-        for depth in range(len(keys), -1, -1):
-            if keys[:depth] in self.lines:
-                return self.lines[keys[:depth]]
-        return self.path.name
+        """The line of the deepest key of ``keys`` that was written; a dotted key may be written part by part."""
+        apart = tuple(part for key in keys for part in (key.split(".") if isinstance(key, str) else [key]))
+        prefixes = [written[:depth] for written in (keys, apart) for depth in range(len(written) + 1)]
+        return self.lines.get(max((one for one in prefixes if one in self.lines), key=len, default=()), self.path.name)
 
     def problem(self, keys: Keys, message: str) -> str:
         """One line: ``recipe.yaml:14 train.epochs: message``."""
         dotted = ".".join(map(str, keys))
         return redact(f"{self.where(keys)} {dotted}: {message}" if dotted else f"{self.where(keys)}: {message}")
-
-    def _problem(self, model: type[BaseModel], error: Any) -> str:
-        keys = self._written_keys(error["loc"], error["type"])
-        if error["type"] == "extra_forbidden":
-            return self.problem(keys, unknown_key(str(keys[-1]), field_names(model, keys[:-1])))
-        if error["type"] == "missing":
-            return self.problem(keys, "missing")
-        if error["type"] in ("model_type", "dict_type"):
-            return self.problem(keys, f"a mapping of keys to values is needed, not {shown(error['input'])}")
-        message = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "value_error":
-            return self.problem(keys, message)
-        message = message[:1].lower() + message[1:]
-        return self.problem(keys, f"{message}, not {shown(error['input'])}")
-
-    def _written_keys(self, location: Sequence[str | int], kind: str) -> Keys:
-        """``location`` without the names that pydantic adds for the members of a union."""
-        keys: Keys = ()
-        for index, part in enumerate(location):
-            last = index == len(location) - 1
-            if (*keys, part) in self.lines or (last and kind == "missing"):
-                keys = (*keys, part)
-        return keys
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Document:
@@ -141,39 +119,10 @@ def _document(reader: Reader, tree: dict[str, Any], overrides: Sequence[str], pa
     return Document(path=path.resolve(), public=_masked(tree), values=values, lines=reader.lines)
 
 
-def unknown_key(key: str, known: Sequence[str]) -> str:
-    """The message for a key that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(key, known, n=1)
-    if near:
-        return f"unknown key, did you mean '{near[0]}'?"
-    return f"unknown key; known here: {', '.join(known)}" if known else "unknown key"
-
-
-def field_names(model: type[BaseModel], keys: Keys) -> list[str]:
-    """The names of the fields that may stand under ``keys`` of ``model``."""
-    models = [model]
-    for key in keys:
-        models = [inner for one in models for inner in _models_in(_field_type(one, key))]
-    return [name for one in models for name in one.model_fields]
-
-
 def _line_number(problem: str) -> int:
     """Problems in the order of the file's lines; those of the command line come last."""
     found = re.match(r"[^:]*:(\d+)", problem)
     return int(found[1]) if found else sys.maxsize
-
-
-def _field_type(model: type[BaseModel], key: str | int) -> Any:
-    if isinstance(key, str) and key in model.model_fields:
-        return model.model_fields[key].annotation
-    return model  # a name chosen by the user, as in data.sources.NAME: the mapping's own value type follows
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
 
 
 def _masked(tree: Any) -> Any:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationInfo, field_validator, model_validator
 
@@ -44,6 +44,8 @@ Shares = Annotated[dict[Version, Share], BeforeValidator(_written_as_text), Afte
 
 class Replicas(Strict):
     """How many copies of the model answer; Ray Serve moves between the two numbers with the work that waits."""
+
+    example: ClassVar[str] = "{min: 1, max: 4}"
 
     min: int = Field(
         1,
@@ -98,6 +100,8 @@ class Rollback(Strict):
 class Tls(Strict):
     """What the address shows to whoever asks over HTTPS."""
 
+    example: ClassVar[str] = "{certificate: chain.pem, key: key.pem}"
+
     certificate: Path = Field(description="A PEM file: the certificate, then those it was signed with.")
     key: Path = Field(description="The PEM file of its private key, without a password.")
 
@@ -146,6 +150,8 @@ class Serve(Strict):
 
 class Hosted(Strict):
     """One model of a ``serve.yaml``; a name alone stands for ``{name: NAME}``."""
+
+    example: ClassVar[str] = "{name: support-intent}"
 
     name: str = Field(description="NAME, NAME@ALIAS, NAME/3, or a bundle folder.")
     traffic: Shares | None = Field(None, description="As `serve.traffic`, for this model.")

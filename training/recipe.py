@@ -5,7 +5,7 @@ The descriptions are the reference documentation: ``docs/recipe.md`` is made fro
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
@@ -17,6 +17,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 class NewBase(Strict):
     """A model made from nothing, for data that no pre-trained one knows."""
+
+    example: ClassVar[str] = "{new: {type: bert, hidden_size: 128}}"
 
     new: dict[str, Any] = Field(
         description="`type`, a model type of transformers, and fields of its configuration, as in "
@@ -39,6 +41,8 @@ class NewBase(Strict):
 class LoraOptions(Strict):
     """Small matrices beside those of the base, which alone learn."""
 
+    example: ClassVar[str] = "{r: 8, targets: [query]}"
+
     r: int = Field(8, ge=1, description="The rank of the matrices.")
     alpha: float = Field(16, gt=0, description="What they add is scaled by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="The share of their inputs that is dropped while training.")
@@ -59,11 +63,15 @@ class LoraOptions(Strict):
 class Lora(Strict):
     """Low-rank adaptation."""
 
+    example: ClassVar[str] = "{lora: {r: 8}}"
+
     lora: LoraOptions = Field(description="How large the matrices are, and where.")
 
 
 class Freeze(Strict):
     """All weights learn but some."""
+
+    example: ClassVar[str] = "{freeze: [layer.0]}"
 
     freeze: Columns = Field(
         min_length=1, description="Regular expressions for the names of the weights that stay, e.g. layer.[0-3]."
@@ -128,12 +136,16 @@ class Model(Strict):
 class EarlyStopping(Strict):
     """Stop when validation no longer improves; the best checkpoint is what is kept."""
 
+    example: ClassVar[str] = "{metric: accuracy, patience: 2}"
+
     metric: str | None = Field(None, description="A metric of the task, on validation. Default: the task's headline.")
     patience: int = Field(2, ge=1, description="Epochs without a better value before the run stops.")
 
 
 class Elastic(Strict):
     """Workers that go and come with the nodes of a cluster: a lost one shrinks the group, a new one grows it."""
+
+    example: ClassVar[str] = "{min: 1, max: 4}"
 
     min: int = Field(1, ge=1, description="Fewer than these do not go on.")
     max: int = Field(ge=1, description="More than these are not taken.")

@@ -1,6 +1,6 @@
 """What a recipe says about the search for better hyper-parameters."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,8 @@ KINDS = ("log_uniform", "uniform", "int_uniform", "choice")
 
 class Range(Strict):
     """What one field is searched over; exactly one of the four."""
+
+    example: ClassVar[str] = "{choice: [16, 32]}"
 
     log_uniform: tuple[float, float] | None = Field(None, description="[low, high], evenly over orders of magnitude.")
     uniform: tuple[float, float] | None = Field(None, description="[low, high], evenly.")
@@ -75,5 +77,7 @@ def _dotted_items(value: dict[Any, Any], prefix: str) -> list[tuple[str, Any]]:
     items: list[tuple[str, Any]] = []
     for key, inner in value.items():
         holds_fields = isinstance(inner, dict) and inner and all(isinstance(below, dict) for below in inner.values())
+        if isinstance(inner, dict) and not prefix and "." not in key:  # a section, whatever stands in it
+            holds_fields = not inner.keys() & set(KINDS)
         items += _dotted_items(inner, f"{prefix}{key}.") if holds_fields else [(f"{prefix}{key}", inner)]
     return items

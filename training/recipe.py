@@ -7,12 +7,28 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from cluster.secrets import shown
 from cluster.settings import Columns, Strict
 from training.data.recipe import Data
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+def _compiled(patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(
+                f"{shown(pattern)} is no regular expression ({error}); put a \\ before a sign that stands for itself"
+            ) from None
+    return patterns
+
+
+Patterns = Annotated[Columns, AfterValidator(_compiled)]
+"""One regular expression, or several."""
 
 
 class NewBase(Strict):
@@ -46,7 +62,7 @@ class LoraOptions(Strict):
     r: int = Field(8, ge=1, description="The rank of the matrices.")
     alpha: float = Field(16, gt=0, description="What they add is scaled by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="The share of their inputs that is dropped while training.")
-    targets: Columns = Field(
+    targets: Patterns = Field(
         default_factory=list,
         description="Regular expressions for the names of the linear layers that get them; left out, all of the base.",
     )
@@ -73,7 +89,7 @@ class Freeze(Strict):
 
     example: ClassVar[str] = "{freeze: [layer.0]}"
 
-    freeze: Columns = Field(
+    freeze: Patterns = Field(
         min_length=1, description="Regular expressions for the names of the weights that stay, e.g. layer.[0-3]."
     )
 

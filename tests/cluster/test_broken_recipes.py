@@ -192,6 +192,24 @@ BROKEN = {
         "name: 2024",
         "recipe.yaml:1 name: input should be a valid string, not 2024; put it in quotes",
     ),
+    "weights that stay, by what is no regular expression": (
+        "target: intent",
+        "target: intent\n  adapt: {freeze: [layer.0, '(']}",
+        "recipe.yaml:10 model.adapt.freeze: '(' is no regular expression (missing ), unterminated subpattern at "
+        "position 0); put a \\ before a sign that stands for itself",
+    ),
+    "layers by what is no regular expression": (
+        "target: intent",
+        "target: intent\n  adapt: {lora: {targets: '['}}",
+        "recipe.yaml:10 model.adapt.lora.targets: '[' is no regular expression (unterminated character set at "
+        "position 0); put a \\ before a sign that stands for itself",
+    ),
+    "a regular expression that repeats too often": (
+        "target: intent",
+        "target: intent\n  adapt: {freeze: 'a{99999999999}'}",
+        "recipe.yaml:10 model.adapt.freeze: 'a{99999999999}' is no regular expression (the repetition number is too "
+        "large); put a \\ before a sign that stands for itself",
+    ),
     "fewer replicas than the fewest": (
         "epochs: 3",
         "epochs: 3\nserve:\n  replicas: {min: 3, max: 1}",

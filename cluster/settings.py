@@ -10,16 +10,24 @@ in everything that is printed or logged.
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from cluster.complaints import complaints
 from cluster.errors import RecipeError, UserError
-from cluster.secrets import masked, redact
+from cluster.secrets import masked, redact, shown
 from cluster.yaml_lines import COMMAND_LINE, Keys, Reader
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -28,10 +36,29 @@ Model = TypeVar("Model", bound=BaseModel)
 class Strict(BaseModel):
     """A section of a settings file: unknown keys are errors, and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     example: ClassVar[str] = ""
     """How the section may be written, for whoever wrote something else."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """To Python ``true`` is 1, and ``epochs: yes`` would be one epoch."""
+        kinds = set(_kinds(cls.model_fields[str(info.field_name)].annotation))
+        if _holds_truth(value) and kinds & {int, float} and bool not in kinds:
+            raise ValueError(f"a number is needed, not {shown(value)}")
+        return value
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _kinds(inner)
+
+
+def _holds_truth(value: Any) -> bool:
+    return any(map(_holds_truth, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
 
 
 def _as_list(value: Any) -> Any:
@@ -40,6 +67,12 @@ def _as_list(value: Any) -> Any:
 
 Columns = Annotated[list[str], BeforeValidator(_as_list)]
 """One name, or several."""
+
+Count = Annotated[int, Field(le=1_000_000_000)]
+"""A number of things, of which no run has more."""
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""What random numbers are drawn from; the libraries that draw them take no larger one."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.settings import Strict
+from cluster.settings import Count, Seed, Strict
 
 KINDS = ("log_uniform", "uniform", "int_uniform", "choice")
 
@@ -40,7 +40,7 @@ class Range(Strict):
 class Tune(Strict):
     """A sweep: which fields, how many trials, what counts as better."""
 
-    trials: int = Field(
+    trials: Count = Field(
         12, ge=1, description="How many combinations are tried. Raise it later and the sweep goes on from where it is."
     )
     metric: str | None = Field(None, description="A metric of the task, on validation. Default: the task's headline.")
@@ -51,7 +51,7 @@ class Tune(Strict):
     algorithm: Literal["optuna", "random", "grid"] = Field(
         "optuna", description="How combinations are chosen: learning from earlier trials, blindly, or all of them."
     )
-    seed: int = Field(7, ge=0, description="What the choices are drawn from.")
+    seed: Seed = Field(7, description="What the choices are drawn from.")
 
     @property
     def judge(self) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cluster.settings import Columns, Strict
+from cluster.settings import Columns, Seed, Strict
 
 TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FORMATS = ("csv", "json", "jsonl", "parquet")
@@ -122,7 +122,7 @@ class Split(Strict):
     stratify: str | None = Field(None, description="Keep this column's shares equal in every split.")
     group: str | None = Field(None, description="Rows with one value here stay in one split.")
     time: str | None = Field(None, description="The oldest rows train, the newest test.")
-    seed: int = Field(7, ge=0, description="What the random choice is drawn from.")
+    seed: Seed = Field(7, description="What the random choice is drawn from.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Split":

@@ -18,6 +18,7 @@ from cluster.yaml_lines import Keys
 NO_MAPPING = ("model_type", "dict_type")
 UNKNOWN, MISSING = "extra_forbidden", "missing"
 SHOULD_BE = "input should be "
+LIKE = 0.65  # of difflib's 0 to 1; below it `intent` is taken for `text`
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The one of ``known`` that was probably meant; None where none is near."""
     lowered = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1)
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=LIKE)
     begun = [one for one in lowered if one.startswith(name.lower()) or name.lower().startswith(one)]
     found = close or (begun if len(begun) == 1 else [])
     return lowered[found[0]] if found else None

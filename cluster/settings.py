@@ -32,6 +32,10 @@ from cluster.yaml_lines import COMMAND_LINE, Keys, Reader
 
 Model = TypeVar("Model", bound=BaseModel)
 
+KEY = re.compile(r"[a-z]\w*(?:\.[\w-]+)*(?=: )")
+
+_read_last: "Document | None" = None
+
 
 class Strict(BaseModel):
     """A section of a settings file: unknown keys are errors, and nothing changes after reading."""
@@ -130,8 +134,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         raise UserError(f"{path}: is a folder; name the recipe file in it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    global _read_last
     reader = Reader(path.name)
-    return _document(reader, reader.tree(text), overrides, path)
+    _read_last = _document(reader, reader.tree(text), overrides, path)
+    return _read_last
 
 
 def of_command_line(tree: dict[str, Any], overrides: Sequence[str]) -> Document:
@@ -141,6 +147,22 @@ def of_command_line(tree: dict[str, Any], overrides: Sequence[str]) -> Document:
         RecipeError: as there.
     """
     return _document(Reader(COMMAND_LINE), tree, overrides, Path(COMMAND_LINE))
+
+
+def placed(message: str) -> str:
+    """``message`` with file and line before each of its lines that begins with a key of the file that was read last.
+
+    What is found out only while a recipe is carried out is told by its key, wherever that happens; which file the key
+    stands in, and on which line, is known here.
+    """
+    return "\n".join(map(_placed, message.splitlines()))
+
+
+def _placed(line: str) -> str:
+    found = KEY.match(line)
+    keys = tuple(found[0].split(".")) if found else ()
+    document = _read_last
+    return f"{document.where(keys)} {line}" if document and keys and keys[:1] in document.lines else line
 
 
 def _document(reader: Reader, tree: dict[str, Any], overrides: Sequence[str], path: Path) -> Document:

@@ -34,8 +34,8 @@ from cluster.errors import RunError, UserError
 from cluster.inside import FIND_PYTHON, MARK, PROBE
 from cluster.parcel import Parcel, pack, plan
 from cluster.progress import say
+from cluster.secrets import redact
 from cluster.session import TOKEN_CURE, use_token_if_there_is_one
-from cluster.settings import redact
 from cluster.storage import HOME_VARIABLE
 
 Dependencies = Literal["missing", "all", "none"]

@@ -23,7 +23,9 @@ from typing import Any
 from cluster.environment import PACKAGES, code_root
 from cluster.errors import RecipeError, UserError
 from cluster.inside import JOB_SCRIPT, PRIVATE
-from cluster.settings import ENVIRONMENT, URL_PASSWORD, Document, Keys, read, redact
+from cluster.secrets import ENVIRONMENT, holds_secret, redact
+from cluster.settings import Document, read
+from cluster.yaml_lines import Keys
 
 LIMIT = 100 * 1024**2  # the job server refuses a larger request body (ray_constants.DASHBOARD_CLIENT_MAX_SIZE)
 FILES = "files"
@@ -207,7 +209,7 @@ def _refuse_lost_output(command: Sequence[str]) -> None:
 def _refuse_passwords(command: Sequence[str]) -> None:
     """The dashboard and every job listing show the command of a job as it is."""
     for word in command:
-        if any(ENVIRONMENT.sub("", found[2]) for found in URL_PASSWORD.finditer(word)):
+        if holds_secret(word):
             key, equals, _ = word.partition("=")
             raise UserError(
                 f"{key if equals else redact(word)}: a job's command is shown on the cluster's dashboard, and this "

@@ -17,7 +17,9 @@ def carry_out(command: Callable[[], Any]) -> None:
     try:
         command()
     except HeadraceError as error:
-        _tell(str(error), "ERROR")
+        from cluster.settings import placed  # here, for `--help` is to be quick
+
+        _tell(placed(str(error)), "ERROR")
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == 130:

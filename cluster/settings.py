@@ -4,39 +4,65 @@
     recipe = document.validate(Recipe)
 
 A ``${env:NAME}`` is filled in from the environment for the run only. What is stored anywhere (a bundle, a report,
-the registry) is ``document.public``, where it still reads ``${env:NAME}``; and ``redact`` masks such values
+the registry) is ``document.public``, where it still reads ``${env:NAME}``; ``cluster/secrets.py`` masks such values
 in everything that is printed or logged.
 """
 
-import difflib
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
+from cluster.complaints import complaints
 from cluster.errors import RecipeError, UserError
+from cluster.secrets import masked, redact, shown
+from cluster.yaml_lines import COMMAND_LINE, Keys, Reader
 
-Keys = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
-ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
-URL_PASSWORD = re.compile(r"(://(?:\$\{env:\w+\}|[^:/@\s])*:)([^@/\s]+)(@)")
-MASK = "***"
-COMMAND_LINE = "command line"
+KEY = re.compile(r"[a-z]\w*(?:\.[\w-]+)*(?=: )")
 
-_secrets: set[str] = set()  # values that came from the environment, so that redact can mask them
+_read_last: "Document | None" = None
 
 
 class Strict(BaseModel):
     """A section of a settings file: unknown keys are errors, and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+    example: ClassVar[str] = ""
+    """How the section may be written, for whoever wrote something else."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """To Python ``true`` is 1, and ``epochs: yes`` would be one epoch."""
+        kinds = set(_kinds(cls.model_fields[str(info.field_name)].annotation))
+        if _holds_truth(value) and kinds & {int, float} and bool not in kinds:
+            raise ValueError(f"a number is needed, not {shown(value)}")
+        return value
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _kinds(inner)
+
+
+def _holds_truth(value: Any) -> bool:
+    return any(map(_holds_truth, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
 
 
 def _as_list(value: Any) -> Any:
@@ -46,6 +72,12 @@ def _as_list(value: Any) -> Any:
 Columns = Annotated[list[str], BeforeValidator(_as_list)]
 """One name, or several."""
 
+Count = Annotated[int, Field(le=1_000_000_000)]
+"""A number of things, of which no run has more."""
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""What random numbers are drawn from; the libraries that draw them take no larger one."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -53,7 +85,7 @@ class Document:
 
     Attributes:
         path: the file.
-        public: the tree of values with ``${env:NAME}`` unresolved and passwords in URLs masked; safe to store.
+        public: the tree of values with ``${env:NAME}`` unresolved and the secrets in addresses masked; safe to store.
         values: the tree with the environment filled in; never stored.
         lines: where each key stands, as ``file.yaml:14`` or ``command line``.
     """
@@ -72,43 +104,18 @@ class Document:
         try:
             return model.model_validate(self.values, context={"folder": self.path.parent})
         except ValidationError as error:
-            problems = dict.fromkeys(self._problem(model, one) for one in error.errors())
-            raise RecipeError(sorted(problems, key=_line_number)) from None
+            raise RecipeError(sorted(complaints(model, error, self.problem), key=_line_number)) from None
 
     def where(self, keys: Keys) -> str:
-        """The line of the deepest key of ``keys`` that was written."""
-        for depth in range(len(keys), -1, -1):
-            if keys[:depth] in self.lines:
-                return self.lines[keys[:depth]]
-        return self.path.name
+        """The line of the deepest key of ``keys`` that was written; a dotted key may be written part by part."""
+        apart = tuple(part for key in keys for part in (key.split(".") if isinstance(key, str) else [key]))
+        prefixes = [written[:depth] for written in (keys, apart) for depth in range(len(written) + 1)]
+        return self.lines.get(max((one for one in prefixes if one in self.lines), key=len, default=()), self.path.name)
 
     def problem(self, keys: Keys, message: str) -> str:
         """One line: ``recipe.yaml:14 train.epochs: message``."""
         dotted = ".".join(map(str, keys))
         return redact(f"{self.where(keys)} {dotted}: {message}" if dotted else f"{self.where(keys)}: {message}")
-
-    def _problem(self, model: type[BaseModel], error: Any) -> str:
-        keys = self._written_keys(error["loc"], error["type"])
-        if error["type"] == "extra_forbidden":
-            return self.problem(keys, unknown_key(str(keys[-1]), field_names(model, keys[:-1])))
-        if error["type"] == "missing":
-            return self.problem(keys, "missing")
-        if error["type"] in ("model_type", "dict_type"):
-            return self.problem(keys, f"a mapping of keys to values is needed, not {error['input']!r}")
-        message = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "value_error":
-            return self.problem(keys, message)
-        message = message[:1].lower() + message[1:]
-        return self.problem(keys, f"{message}, not {error['input']!r}")
-
-    def _written_keys(self, location: Sequence[str | int], kind: str) -> Keys:
-        """``location`` without the names that pydantic adds for the members of a union."""
-        keys: Keys = ()
-        for index, part in enumerate(location):
-            last = index == len(location) - 1
-            if (*keys, part) in self.lines or (last and kind == "missing"):
-                keys = (*keys, part)
-        return keys
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Document:
@@ -116,8 +123,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
 
     Raises:
         UserError: the file is missing or is no UTF-8 text.
-        RecipeError: it is no YAML mapping, a key stands twice, an override has no ``=``, or an environment
-            variable is not set.
+        RecipeError: it is no YAML mapping, a value cannot be read, a key stands twice, an override has no ``=``, or
+            an environment variable is not set.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -127,8 +134,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         raise UserError(f"{path}: is a folder; name the recipe file in it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    reader = _Reader(path.name)
-    return reader.document(reader.tree(text), overrides, path)
+    global _read_last
+    reader = Reader(path.name)
+    _read_last = _document(reader, reader.tree(text), overrides, path)
+    return _read_last
 
 
 def of_command_line(tree: dict[str, Any], overrides: Sequence[str]) -> Document:
@@ -137,30 +146,32 @@ def of_command_line(tree: dict[str, Any], overrides: Sequence[str]) -> Document:
     Raises:
         RecipeError: as there.
     """
-    return _Reader(COMMAND_LINE).document(tree, overrides, Path(COMMAND_LINE))
+    return _document(Reader(COMMAND_LINE), tree, overrides, Path(COMMAND_LINE))
 
 
-def redact(text: str) -> str:
-    """``text`` with every value read from ``${env:…}`` and every password in a URL masked."""
-    for secret in sorted(_secrets, key=len, reverse=True):
-        text = text.replace(secret, MASK)
-    return URL_PASSWORD.sub(rf"\1{MASK}\3", text)
+def placed(message: str) -> str:
+    """``message`` with file and line before each of its lines that begins with a key of the file that was read last.
+
+    What is found out only while a recipe is carried out is told by its key, wherever that happens; which file the key
+    stands in, and on which line, is known here.
+    """
+    return "\n".join(map(_placed, message.splitlines()))
 
 
-def unknown_key(key: str, known: Sequence[str]) -> str:
-    """The message for a key that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(key, known, n=1)
-    if near:
-        return f"unknown key, did you mean '{near[0]}'?"
-    return f"unknown key; known here: {', '.join(known)}" if known else "unknown key"
+def _placed(line: str) -> str:
+    found = KEY.match(line)
+    keys = tuple(found[0].split(".")) if found else ()
+    document = _read_last
+    return f"{document.where(keys)} {line}" if document and keys and keys[:1] in document.lines else line
 
 
-def field_names(model: type[BaseModel], keys: Keys) -> list[str]:
-    """The names of the fields that may stand under ``keys`` of ``model``."""
-    models = [model]
-    for key in keys:
-        models = [inner for one in models for inner in _models_in(_field_type(one, key))]
-    return [name for one in models for name in one.model_fields]
+def _document(reader: Reader, tree: dict[str, Any], overrides: Sequence[str], path: Path) -> Document:
+    for override in overrides:
+        reader.override(tree, override)
+    values = reader.resolved(tree)
+    if reader.problems:
+        raise RecipeError(list(map(redact, reader.problems)))
+    return Document(path=path.resolve(), public=_masked(tree), values=values, lines=reader.lines)
 
 
 def _line_number(problem: str) -> int:
@@ -169,130 +180,9 @@ def _line_number(problem: str) -> int:
     return int(found[1]) if found else sys.maxsize
 
 
-def _field_type(model: type[BaseModel], key: str | int) -> Any:
-    if isinstance(key, str) and key in model.model_fields:
-        return model.model_fields[key].annotation
-    return model  # a name chosen by the user, as in data.sources.NAME: the mapping's own value type follows
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
-
-
 def _masked(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _masked(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_masked(value) for value in tree]
-    return URL_PASSWORD.sub(_without_password, tree) if isinstance(tree, str) else tree
-
-
-def _without_password(found: re.Match[str]) -> str:
-    """Of a password only what names the environment may be stored."""
-    kept = "".join(one[0] for one in ENVIRONMENT.finditer(found[2]))
-    return f"{found[1]}{kept or MASK}{found[3]}"
-
-
-class _Reader:
-    """Builds the tree and remembers where each key stands and what is wrong."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.lines: dict[Keys, str] = {}
-        self.problems: list[str] = []
-
-    def tree(self, text: str) -> dict[str, Any]:
-        loader = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-            if not isinstance(node, yaml.MappingNode):
-                raise RecipeError([f"{self.name}:1: a recipe is a mapping of keys to values"])
-            value: dict[str, Any] = self._value(loader, node, ())
-            return value
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise RecipeError([f"{self.name}:{line}: not valid YAML: {error.problem}"]) from None
-        finally:
-            loader.dispose()
-
-    def document(self, tree: dict[str, Any], overrides: Sequence[str], path: Path) -> Document:
-        for override in overrides:
-            self.override(tree, override)
-        values = self.resolve(tree, ())
-        if self.problems:
-            raise RecipeError(self.problems)
-        return Document(path=path.resolve(), public=_masked(tree), values=values, lines=self.lines)
-
-    def override(self, tree: dict[str, Any], override: str) -> None:
-        dotted, equals, text = override.partition("=")
-        keys = tuple(dotted.strip().split("."))
-        if not equals or not all(keys):
-            self.problems.append(f"{COMMAND_LINE}: '{override}' is no override; write key.path=value")
-            return
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            if text.lstrip()[:1] in ("[", "{"):
-                self.problems.append(f"{COMMAND_LINE} {dotted}: '{text}' is not valid YAML; check its brackets")
-                return
-            value = text  # a sentence or a statement, which YAML would want quoted
-        inner = tree
-        for depth, key in enumerate(keys[:-1], 1):
-            if not isinstance(inner.get(key), dict):
-                inner[key] = {}
-                self.lines[keys[:depth]] = COMMAND_LINE
-            inner = inner[key]
-        inner[keys[-1]] = value
-        self.lines[keys] = COMMAND_LINE
-        self._place(value, keys)
-
-    def resolve(self, value: Any, keys: Keys) -> Any:
-        if isinstance(value, dict):
-            return {key: self.resolve(inner, (*keys, key)) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [self.resolve(inner, (*keys, index)) for index, inner in enumerate(value)]
-        if not isinstance(value, str) or "${env:" not in value:
-            return value
-        return ENVIRONMENT.sub(lambda match: self._variable(match.group(1), keys), value)
-
-    def _variable(self, name: str, keys: Keys) -> str:
-        value = os.environ.get(name)
-        if value is None:
-            dotted = ".".join(map(str, keys))
-            where = self.lines.get(keys, self.name)
-            self.problems.append(f"{where} {dotted}: environment variable {name} is not set; export {name}=…")
-            return ""
-        if len(value) > 3:  # masking one or two characters would garble every message and hide nothing
-            _secrets.add(value)
-        return value
-
-    def _place(self, value: Any, keys: Keys) -> None:
-        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        for key, below in inner:
-            self.lines[(*keys, key)] = COMMAND_LINE
-            self._place(below, (*keys, key))
-
-    def _value(self, loader: yaml.SafeLoader, node: yaml.Node, keys: Keys) -> Any:
-        self.lines.setdefault(keys, f"{self.name}:{node.start_mark.line + 1}")
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(loader, node, keys)
-        if isinstance(node, yaml.SequenceNode):
-            return [self._value(loader, inner, (*keys, index)) for index, inner in enumerate(node.value)]
-        return loader.construct_object(node, deep=True)
-
-    def _mapping(self, loader: yaml.SafeLoader, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
-        loader.flatten_mapping(node)
-        mapping: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = str(loader.construct_object(key_node, deep=True))
-            here = (*keys, key)
-            where = f"{self.name}:{key_node.start_mark.line + 1}"
-            if key in mapping:
-                first = self.lines[here]
-                self.problems.append(f"{where} {'.'.join(map(str, here))}: stands twice, first at {first}; keep one")
-            self.lines[here] = where
-            mapping[key] = self._value(loader, value_node, here)
-        return mapping
+    return masked(tree) if isinstance(tree, str) else tree

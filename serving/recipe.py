@@ -3,12 +3,12 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationInfo, field_validator, model_validator
 
 from cluster.errors import UserError
-from cluster.settings import Strict
+from cluster.settings import Count, Strict
 
 EngineName = Literal[
     "torch-fp32", "torch-bf16", "torch-int8", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16"
@@ -45,13 +45,15 @@ Shares = Annotated[dict[Version, Share], BeforeValidator(_written_as_text), Afte
 class Replicas(Strict):
     """How many copies of the model answer; Ray Serve moves between the two numbers with the work that waits."""
 
-    min: int = Field(
+    example: ClassVar[str] = "{min: 1, max: 4}"
+
+    min: Count = Field(
         1,
         ge=0,
         description="Copies that are always there. With 0 the last one goes when nobody asks; the next request then "
         "waits until one has started.",
     )
-    max: int = Field(1, ge=1, description="Copies at the highest load.")
+    max: Count = Field(1, ge=1, description="Copies at the highest load.")
     target_wait_seconds: float = Field(
         0.5,
         gt=0,
@@ -92,11 +94,13 @@ class Rollback(Strict):
         description="How far the mix of its best labels may be from the other's: Jensen-Shannon divergence in bits, "
         "from 0, the same mix, to 1, no label in common.",
     )
-    least: int = Field(200, ge=1, description="Requests that a replica has seen answered before it judges.")
+    least: Count = Field(200, ge=1, description="Requests that a replica has seen answered before it judges.")
 
 
 class Tls(Strict):
     """What the address shows to whoever asks over HTTPS."""
+
+    example: ClassVar[str] = "{certificate: chain.pem, key: key.pem}"
 
     certificate: Path = Field(description="A PEM file: the certificate, then those it was signed with.")
     key: Path = Field(description="The PEM file of its private key, without a password.")
@@ -121,12 +125,13 @@ class Serve(Strict):
     memory: ByteSize | None = Field(
         None,
         ge=1,
+        le=2**63 - 1,
         description="What the weights of all models may take in one replica, as in 4GiB. Where that is less than they "
         "are, those that were not asked for longest leave and come back when they are asked. Left out, all stay.",
     )
-    max_items: int = Field(128, ge=1, description="Inputs that one request may carry.")
-    max_body_bytes: int = Field(2_000_000, ge=1024, description="The largest request body.")
-    max_queue: int = Field(2048, ge=1, description="Inputs waiting in one replica before it answers 429.")
+    max_items: Count = Field(128, ge=1, description="Inputs that one request may carry.")
+    max_body_bytes: int = Field(2_000_000, ge=1024, le=2**63 - 1, description="The largest request body.")
+    max_queue: Count = Field(2048, ge=1, description="Inputs waiting in one replica before it answers 429.")
     timeout_seconds: float = Field(30, gt=0, description="The longest that a request may wait for its answer.")
     traffic: Shares | None = Field(
         None,
@@ -146,6 +151,8 @@ class Serve(Strict):
 
 class Hosted(Strict):
     """One model of a ``serve.yaml``; a name alone stands for ``{name: NAME}``."""
+
+    example: ClassVar[str] = "{name: support-intent}"
 
     name: str = Field(description="NAME, NAME@ALIAS, NAME/3, or a bundle folder.")
     traffic: Shares | None = Field(None, description="As `serve.traffic`, for this model.")

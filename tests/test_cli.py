@@ -143,7 +143,7 @@ def test_a_missing_base_is_said_before_the_data_is_read(recipe: Path) -> None:
     (recipe.parent / "sentences.csv").unlink()
     done = call("check", recipe, "model.base=./nowhere")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "model.base: there is no folder ./nowhere\n"
+    assert done.stderr == "command line model.base: there is no folder ./nowhere\n"
 
 
 def test_a_wrong_recipe_is_not_sent_to_a_cluster(recipe: Path) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from cluster.complaints import complaints, unknown_key
 from cluster.errors import UserError
 from cluster.session import Resources, cluster_address, on_cluster, usable_cores
-from cluster.settings import Document, unknown_key
+from cluster.settings import Document
 from training.models.base import resolve_base
 from training.recipe import Elastic, NewBase, Recipe, Train
 from training.tasks.task import Task, parts_misfit, task_class
@@ -87,18 +88,10 @@ def _wrong_options(document: Document, task: type[Task], options: Any) -> list[s
     try:
         task.options_known.model_validate(options)
     except ValidationError as error:
-        return [_told(document, task.options_known, one) for one in error.errors()]
+        return complaints(
+            task.options_known, error, lambda keys, message: document.problem(("model", "options", *keys), message)
+        )
     return []
-
-
-def _told(document: Document, options: type[BaseModel], error: Any) -> str:
-    keys = ("model", "options", *error["loc"])
-    if error["type"] == "extra_forbidden":
-        return document.problem(keys, unknown_key(str(error["loc"][-1]), list(options.model_fields)))
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return document.problem(keys, message)
-    return document.problem(keys, f"{message[:1].lower()}{message[1:]}, not {error['input']!r}")
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:

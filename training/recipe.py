@@ -5,18 +5,36 @@ The descriptions are the reference documentation: ``docs/recipe.md`` is made fro
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from cluster.settings import Columns, Strict
+from cluster.secrets import shown
+from cluster.settings import Columns, Count, Seed, Strict
 from training.data.recipe import Data
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
+def _compiled(patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(
+                f"{shown(pattern)} is no regular expression ({error}); put a \\ before a sign that stands for itself"
+            ) from None
+    return patterns
+
+
+Patterns = Annotated[Columns, AfterValidator(_compiled)]
+"""One regular expression, or several."""
+
+
 class NewBase(Strict):
     """A model made from nothing, for data that no pre-trained one knows."""
+
+    example: ClassVar[str] = "{new: {type: bert, hidden_size: 128}}"
 
     new: dict[str, Any] = Field(
         description="`type`, a model type of transformers, and fields of its configuration, as in "
@@ -26,7 +44,7 @@ class NewBase(Strict):
         "train",
         description="train: one that learns the fused texts; or a base whose tokenizer is taken; null: it reads none.",
     )
-    vocabulary: int = Field(8000, ge=300, description="Tokens that a trained tokenizer knows at most.")
+    vocabulary: Count = Field(8000, ge=300, description="Tokens that a trained tokenizer knows at most.")
 
     @field_validator("new")
     @classmethod
@@ -39,10 +57,12 @@ class NewBase(Strict):
 class LoraOptions(Strict):
     """Small matrices beside those of the base, which alone learn."""
 
-    r: int = Field(8, ge=1, description="The rank of the matrices.")
+    example: ClassVar[str] = "{r: 8, targets: [query]}"
+
+    r: Count = Field(8, ge=1, description="The rank of the matrices.")
     alpha: float = Field(16, gt=0, description="What they add is scaled by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="The share of their inputs that is dropped while training.")
-    targets: Columns = Field(
+    targets: Patterns = Field(
         default_factory=list,
         description="Regular expressions for the names of the linear layers that get them; left out, all of the base.",
     )
@@ -59,13 +79,17 @@ class LoraOptions(Strict):
 class Lora(Strict):
     """Low-rank adaptation."""
 
+    example: ClassVar[str] = "{lora: {r: 8}}"
+
     lora: LoraOptions = Field(description="How large the matrices are, and where.")
 
 
 class Freeze(Strict):
     """All weights learn but some."""
 
-    freeze: Columns = Field(
+    example: ClassVar[str] = "{freeze: [layer.0]}"
+
+    freeze: Patterns = Field(
         min_length=1, description="Regular expressions for the names of the weights that stay, e.g. layer.[0-3]."
     )
 
@@ -97,7 +121,7 @@ class Model(Strict):
         description="What is kept of the model: whole, all of it, which transformers opens by itself; adapter, only "
         "what was learned beside the base (lora or head), which must then be there wherever the model is opened.",
     )
-    max_length: int | None = Field(
+    max_length: Count | None = Field(
         None, ge=8, description="Tokens kept of one input; longer ones are cut. Default: what the base can take."
     )
 
@@ -128,15 +152,19 @@ class Model(Strict):
 class EarlyStopping(Strict):
     """Stop when validation no longer improves; the best checkpoint is what is kept."""
 
+    example: ClassVar[str] = "{metric: accuracy, patience: 2}"
+
     metric: str | None = Field(None, description="A metric of the task, on validation. Default: the task's headline.")
-    patience: int = Field(2, ge=1, description="Epochs without a better value before the run stops.")
+    patience: Count = Field(2, ge=1, description="Epochs without a better value before the run stops.")
 
 
 class Elastic(Strict):
     """Workers that go and come with the nodes of a cluster: a lost one shrinks the group, a new one grows it."""
 
-    min: int = Field(1, ge=1, description="Fewer than these do not go on.")
-    max: int = Field(ge=1, description="More than these are not taken.")
+    example: ClassVar[str] = "{min: 1, max: 4}"
+
+    min: Count = Field(1, ge=1, description="Fewer than these do not go on.")
+    max: Count = Field(ge=1, description="More than these are not taken.")
 
     @model_validator(mode="after")
     def _in_order(self) -> "Elastic":
@@ -148,8 +176,8 @@ class Elastic(Strict):
 class Train(Strict):
     """How the model learns."""
 
-    epochs: int = Field(3, ge=1, description="Times that every row is seen.")
-    batch_size: int = Field(
+    epochs: Count = Field(3, ge=1, description="Times that every row is seen.")
+    batch_size: Count = Field(
         32, ge=1, description="Examples per optimizer step, over all workers: batches do not depend on `workers`."
     )
     learning_rate: float = Field(1e-4, gt=0, description="AdamW's peak step size for the pre-trained weights.")
@@ -163,7 +191,7 @@ class Train(Strict):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of weight matrices (not of biases and norms).")
     clip_norm: float = Field(1.0, gt=0, description="The gradient's largest norm.")
     early_stopping: EarlyStopping | None = Field(None, description="When to stop before the last epoch.")
-    workers: int | Literal["auto"] | Elastic = Field(
+    workers: Count | Literal["auto"] | Elastic = Field(
         "auto",
         description="Ray Train workers; auto: one per GPU, else one per core; {min: …, max: …}: as many as there are.",
     )
@@ -181,7 +209,7 @@ class Train(Strict):
         description="How the model lies on the workers: ddp, whole on each; fsdp, a part on each; auto: in parts where "
         "it would fill half of a GPU.",
     )
-    tokens_per_device: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+    tokens_per_device: Annotated[Count, Field(ge=1)] | Literal["auto"] | None = Field(
         None,
         description="Padded tokens that a worker computes at once; a larger share of a batch is taken in parts, whose "
         "gradients add up to the same step. auto: as many as its memory holds, which is tried out. Default: all.",
@@ -189,9 +217,9 @@ class Train(Strict):
     activation_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass instead of keeping them: slower, smaller."
     )
-    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints; one more at every epoch's end.")
-    max_failures: int = Field(3, ge=0, description="Lost workers that are replaced before the run gives up.")
-    seed: int = Field(7, ge=0, description="What shuffling, dropout and new weights are drawn from.")
+    checkpoint_every: Count = Field(200, ge=1, description="Steps between checkpoints; one more at every epoch's end.")
+    max_failures: Count = Field(3, ge=0, description="Lost workers that are replaced before the run gives up.")
+    seed: Seed = Field(7, description="What shuffling, dropout and new weights are drawn from.")
 
     @field_validator("workers", mode="before")
     @classmethod

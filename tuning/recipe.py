@@ -1,16 +1,18 @@
 """What a recipe says about the search for better hyper-parameters."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.settings import Strict
+from cluster.settings import Count, Seed, Strict
 
 KINDS = ("log_uniform", "uniform", "int_uniform", "choice")
 
 
 class Range(Strict):
     """What one field is searched over; exactly one of the four."""
+
+    example: ClassVar[str] = "{choice: [16, 32]}"
 
     log_uniform: tuple[float, float] | None = Field(None, description="[low, high], evenly over orders of magnitude.")
     uniform: tuple[float, float] | None = Field(None, description="[low, high], evenly.")
@@ -38,7 +40,7 @@ class Range(Strict):
 class Tune(Strict):
     """A sweep: which fields, how many trials, what counts as better."""
 
-    trials: int = Field(
+    trials: Count = Field(
         12, ge=1, description="How many combinations are tried. Raise it later and the sweep goes on from where it is."
     )
     metric: str | None = Field(None, description="A metric of the task, on validation. Default: the task's headline.")
@@ -49,7 +51,7 @@ class Tune(Strict):
     algorithm: Literal["optuna", "random", "grid"] = Field(
         "optuna", description="How combinations are chosen: learning from earlier trials, blindly, or all of them."
     )
-    seed: int = Field(7, ge=0, description="What the choices are drawn from.")
+    seed: Seed = Field(7, description="What the choices are drawn from.")
 
     @property
     def judge(self) -> str:
@@ -75,5 +77,7 @@ def _dotted_items(value: dict[Any, Any], prefix: str) -> list[tuple[str, Any]]:
     items: list[tuple[str, Any]] = []
     for key, inner in value.items():
         holds_fields = isinstance(inner, dict) and inner and all(isinstance(below, dict) for below in inner.values())
+        if isinstance(inner, dict) and not prefix and "." not in key:  # a section, whatever stands in it
+            holds_fields = not inner.keys() & set(KINDS)
         items += _dotted_items(inner, f"{prefix}{key}.") if holds_fields else [(f"{prefix}{key}", inner)]
     return items

@@ -1,6 +1,5 @@
 """What a sweep searches: recipe fields by their dotted names, checked against the recipe before anything runs."""
 
-import difflib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from cluster.complaints import nearest
 from cluster.errors import RecipeError
 from cluster.settings import Document
 from training.recipe import Recipe
@@ -262,9 +262,9 @@ def _refusal(name: str) -> str:
 def _no_field(name: str) -> str:
     names = [one for one in searchable() if _is_leaf(one)]
     short = [one for one in names if one.endswith(f".{name}")]
-    near = short or difflib.get_close_matches(name, names, n=1)
+    near = short[0] if short else nearest(name, names)
     if near:
-        return f"no field of the recipe, did you mean '{near[0]}'?"
+        return f"no field of the recipe, did you mean '{near}'?"
     return f"no field of the recipe; searched can be {', '.join(names)}"
 
 

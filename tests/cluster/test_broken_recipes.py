@@ -1,12 +1,15 @@
 """Broken recipes and the exact words a person reads for each."""
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import yaml
 
 from cluster.errors import RecipeError
-from cluster.settings import read
-from headrace import load_recipe
+from cluster.settings import Strict, read
+from headrace import load_recipe, recipe_model
+from serving.recipe import Hosting
 
 GOOD = """\
 name: support-intent
@@ -106,6 +109,107 @@ BROKEN = {
         "epochs: 3\n  strategy: fsdp\n  tokens_per_device: auto",
         "recipe.yaml:13 train.tokens_per_device: auto cannot try out a model that is parted (fsdp); give a number",
     ),
+    "a source that is only a file's name": (
+        "{read: data/tickets.jsonl}",
+        "data/tickets.jsonl",
+        "recipe.yaml:4 data.sources.tickets: a mapping of keys to values is needed, as in {read: data/tickets.jsonl}, "
+        "not 'data/tickets.jsonl'",
+    ),
+    "sources that are only a file's name": (
+        "\n    tickets: {read: data/tickets.jsonl}",
+        " data/tickets.jsonl",
+        "recipe.yaml:3 data.sources: a mapping of keys to values is needed, as in {NAME: {read: data/tickets.jsonl}}, "
+        "not 'data/tickets.jsonl'",
+    ),
+    "a range that is only a list": (
+        "epochs: 3",
+        "epochs: 3\ntune:\n  search: {train.batch_size: [16, 32]}",
+        "recipe.yaml:13 tune.search.train.batch_size: a mapping of keys to values is needed, as in "
+        "{choice: [16, 32]}, not [16, 32]",
+    ),
+    "the same, each part by itself": (
+        "epochs: 3",
+        "epochs: 3\ntune:\n  search:\n    train:\n      batch_size: [16, 32]",
+        "recipe.yaml:15 tune.search.train.batch_size: a mapping of keys to values is needed, as in "
+        "{choice: [16, 32]}, not [16, 32]",
+    ),
+    "a key of one member of a union": (
+        "target: intent",
+        "target: intent\n  adapt: {lora: {rank: 8}}",
+        "recipe.yaml:10 model.adapt.lora.rank: unknown key, did you mean 'r'? Write it as in {r: 8, targets: [query]}",
+    ),
+    "what one member of a union holds": (
+        "target: intent",
+        "target: intent\n  adapt: {lora: 8}",
+        "recipe.yaml:10 model.adapt.lora: a mapping of keys to values is needed, as in {r: 8, targets: [query]}, not 8",
+    ),
+    "a bound of one member of a union": (
+        "target: intent",
+        "target: intent\n  adapt: {lora: {r: 0}}",
+        "recipe.yaml:10 model.adapt.lora.r: input should be greater than or equal to 1, not 0",
+    ),
+    "one key is misspelt and therefore another missing": (
+        "epochs: 3",
+        "epochs: 3\n  workers: {mx: 1}",
+        "recipe.yaml:12 train.workers.mx: unknown key, did you mean 'max'? Write it as in {min: 1, max: 4}",
+    ),
+    "a key of a union's only mapping": (
+        "  base: sentence-transformers/all-MiniLM-L6-v2\n",
+        "  base: {new: {type: bert}, tokeniser: train}\n",
+        "recipe.yaml:7 model.base.tokeniser: unknown key, did you mean 'tokenizer'? Write it as in "
+        "{new: {type: bert, hidden_size: 128}}",
+    ),
+    "what no member of a union takes": (
+        "base: sentence-transformers/all-MiniLM-L6-v2",
+        "base: [a]",
+        "recipe.yaml:7 model.base: input should be a valid string, or a mapping, as in "
+        "{new: {type: bert, hidden_size: 128}}, not ['a']",
+    ),
+    "a number or a word": (
+        "epochs: 3",
+        "epochs: 3\n  tokens_per_device: many",
+        "recipe.yaml:12 train.tokens_per_device: input should be a valid integer, unable to parse string as an "
+        "integer, or 'auto', not 'many'",
+    ),
+    "a number of a union below its bound": (
+        "epochs: 3",
+        "epochs: 3\n  tokens_per_device: 0",
+        "recipe.yaml:12 train.tokens_per_device: input should be greater than or equal to 1, not 0",
+    ),
+    "a split from something else": (
+        "model:",
+        "  split: {test: {sorce: official}}\nmodel:",
+        "recipe.yaml:5 data.split.test.sorce: unknown key, did you mean 'source'? Write it as in {source: holdout}",
+    ),
+    "a word of two lists": (
+        "epochs: 3",
+        "epochs: 3\nserve:\n  engine: torch",
+        "recipe.yaml:13 serve.engine: input should be 'fast', or 'torch-fp32', 'torch-bf16', 'torch-int8', "
+        "'onnx-fp32', 'onnx-int8', 'openvino-fp32' or 'openvino-bf16', not 'torch'",
+    ),
+    "a number where a text belongs": (
+        "name: support-intent",
+        "name: 2024",
+        "recipe.yaml:1 name: input should be a valid string, not 2024; put it in quotes",
+    ),
+    "weights that stay, by what is no regular expression": (
+        "target: intent",
+        "target: intent\n  adapt: {freeze: [layer.0, '(']}",
+        "recipe.yaml:10 model.adapt.freeze: '(' is no regular expression (missing ), unterminated subpattern at "
+        "position 0); put a \\ before a sign that stands for itself",
+    ),
+    "layers by what is no regular expression": (
+        "target: intent",
+        "target: intent\n  adapt: {lora: {targets: '['}}",
+        "recipe.yaml:10 model.adapt.lora.targets: '[' is no regular expression (unterminated character set at "
+        "position 0); put a \\ before a sign that stands for itself",
+    ),
+    "a regular expression that repeats too often": (
+        "target: intent",
+        "target: intent\n  adapt: {freeze: 'a{99999999999}'}",
+        "recipe.yaml:10 model.adapt.freeze: 'a{99999999999}' is no regular expression (the repetition number is too "
+        "large); put a \\ before a sign that stands for itself",
+    ),
     "fewer replicas than the fewest": (
         "epochs: 3",
         "epochs: 3\nserve:\n  replicas: {min: 3, max: 1}",
@@ -138,6 +242,34 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         "recipe.yaml:12 train.batchsize: unknown key, did you mean 'batch_size'?",
         "recipe.yaml:13 train.workers: a whole number from 1 up, or auto, not 'none'",
     }
+
+
+def test_two_mistakes_in_one_member_of_a_union_are_two_lines(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GOOD.replace("epochs: 3", "workers: {mn: 1}"), encoding="utf-8")
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
+    assert raised.value.problems == [
+        "recipe.yaml:11 train.workers.max: missing; write it as in {min: 1, max: 4}",
+        "recipe.yaml:11 train.workers.mn: unknown key, did you mean 'min'? Write it as in {min: 1, max: 4}",
+    ]
+
+
+def test_an_example_is_one_that_its_section_takes() -> None:
+    waiting: list[Any] = [recipe_model(), Hosting]
+    seen = set()
+    while waiting:
+        section = waiting.pop()
+        waiting += [one for field in section.model_fields.values() for one in models_in(field.annotation)]
+        if section.example:
+            section.model_validate(yaml.safe_load(section.example))
+            seen.add(section.__name__)
+    assert {"Source", "Range", "Lora", "Freeze", "NewBase", "Elastic", "HeldOut"} <= seen
+
+
+def models_in(annotation: Any) -> list[Any]:
+    found = [annotation] if isinstance(annotation, type) and issubclass(annotation, Strict) else []
+    return found + [model for inner in get_args(annotation) for model in models_in(inner)]
 
 
 def test_the_recipe_that_they_break_is_whole(tmp_path: Path) -> None:

@@ -158,6 +158,9 @@ def test_a_password_in_the_command_is_refused_for_the_dashboard_shows_it(project
         assert str(error.value).startswith("data.sources.crm.database: a job's command is shown on the cluster's")
         assert "write '${env:NAME}' in its place" in str(error.value)
         assert SECRET not in str(error.value)
+    for address in (f"postgresql://me@host/db?password={SECRET}", f"postgresql://me:a/{SECRET}@host/db"):
+        with pytest.raises(UserError, match="this one holds a password"):
+            plan(["run", "recipe.yaml", f"data.sources.crm.database={address}"])
     sent = plan(["run", "recipe.yaml", URL.format("${env:CRM_PASSWORD}")])
     assert SECRET not in " ".join(sent.command)
     assert sent.private["CRM_PASSWORD"] == SECRET

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import RecipeError, UserError
 from cluster.progress import Progress, configure_logging, say
-from cluster.settings import Document, read, redact
+from cluster.secrets import redact
+from cluster.settings import Document, placed, read
 
 SECRET = "correct-horse-battery-staple"
 
@@ -137,3 +138,29 @@ def test_the_secret_appears_in_no_log_line_no_bar_and_no_traceback(
 def test_redact_leaves_what_is_no_secret_alone() -> None:
     text = "http://127.0.0.1:8265/ and s3://bucket/key and a@b.c"
     assert redact(text) == text
+
+
+def test_what_is_found_out_after_reading_still_gets_its_line(tmp_path: Path) -> None:
+    text = "model:\n  target: intnet\ndata:\n  sources:\n    rows: {read: a.csv}\n  split: {group: shop}\n"
+    write(tmp_path, text, ("train.workers=9",))
+    told = [
+        "model.target: there is no column 'intnet' in the fused table, did you mean 'intent'? It has text, intent",
+        "data.split.group: there is no column 'shop' in the fused table; it has text, intent",
+        "data.sources.rows.encoding: there is no encoding 'utf-9'",
+        "train.workers: 9 workers need as many cores, and there are 2; or say auto",
+        "train.seed: an override of a neighbour says nothing of its line",
+        "serve.traffic: which of several models is meant?",
+        "recipe.yaml:2 model.target: has its place already",
+        "command line train.epochs: has its place already",
+        "support-intent has no version 3",
+        "model: a sentence about it, and no key: none is moved",
+    ]
+    assert placed("\n".join(told)).splitlines() == [
+        f"recipe.yaml:2 {told[0]}",
+        f"recipe.yaml:6 {told[1]}",
+        f"recipe.yaml:5 {told[2]}",
+        f"command line {told[3]}",
+        f"command line {told[4]}",
+        *told[5:9],
+        f"recipe.yaml:1 {told[9]}",
+    ]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.complaints import nearest
 from cluster.errors import UserError
 from training.data.clean import Cleaned, clean, same_types
 from training.data.joined import Fusion
@@ -48,7 +49,7 @@ def assemble(recipe: Recipe, landed: dict[str, Landed], *, max_rejected: float) 
         done = clean(rows, recipe.data.clean, recipe.model)
         _stop_at_limit(source or "fuse", done.rejected_rows, len(rows), max_rejected, done.rejects)
         if not len(done.rows):
-            raise UserError(_nothing_left(source, len(rows), done))
+            raise UserError(_nothing_left(recipe.data.fuse, landed, source, len(rows), done))
         fused[source or MAIN], cleaned[source or MAIN] = rows, done
     main = cleaned[MAIN].rows.table
     others = {part: same_types(cleaned[source].rows.table, main) for part, source in held_out.items()}
@@ -120,12 +121,17 @@ def _check_columns(recipe: Recipe, rows: Rows, held_out: str | None) -> None:
     there = rows.table.column_names
     of = f"'{held_out}'" if held_out else "the fused table"
     problems = [
-        f"{key}: there is no column '{column}' in {of}; it has {', '.join(there)}"
+        f"{key}: there is no column '{column}' in {of}{_perhaps(column, there)} has {', '.join(there)}"
         for key, column in _named_columns(recipe, held_out is not None)
         if column not in there
     ]
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _perhaps(column: str, there: list[str]) -> str:
+    near = nearest(column, there)
+    return f", did you mean '{near}'? It" if near else "; it"
 
 
 def _named_columns(recipe: Recipe, held_out: bool) -> list[tuple[str, str]]:
@@ -145,9 +151,19 @@ def _named_columns(recipe: Recipe, held_out: bool) -> list[tuple[str, str]]:
     return named
 
 
-def _nothing_left(held_out: str | None, fused: int, cleaned: Cleaned) -> str:
+def _nothing_left(
+    statement: str | None, landed: dict[str, Landed], held_out: str | None, fused: int, cleaned: Cleaned
+) -> str:
     whose = f" of '{held_out}'" if held_out else ""
-    if not fused:
-        return f"data.fuse: there are no rows{whose}; look at the WHERE and at the keys of the joins"
-    steps = ", ".join(f"{step['step']} {step['removed']}" for step in cleaned.steps if step["removed"])
-    return f"data.clean: none of {fused} fused rows{whose} is left; removed by {steps}"
+    if fused:
+        steps = ", ".join(f"{step['step']} {step['removed']}" for step in cleaned.steps if step["removed"])
+        return f"data.clean: none of {fused} fused rows{whose} is left; removed by {steps}"
+    empty = [name for name, table in landed.items() if not table.rows]
+    if empty and (statement is None or held_out in empty):
+        return f"data.sources.{held_out or empty[0]}: the source has no rows"
+    cure = f"{_said_of(empty)} none" if empty else "look at the WHERE and at the keys of the joins"
+    return f"data.fuse: there are no rows{whose}; {cure}"
+
+
+def _said_of(sources: list[str]) -> str:
+    return f"the source {sources[0]} has" if len(sources) == 1 else f"the sources {' and '.join(sources)} have"

@@ -1,11 +1,11 @@
 """What a recipe says about data: where rows come from, what is mended or removed, how they are parted."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cluster.settings import Columns, Strict
+from cluster.settings import Columns, Seed, Strict
 
 TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FORMATS = ("csv", "json", "jsonl", "parquet")
@@ -14,6 +14,8 @@ FORMATS = ("csv", "json", "jsonl", "parquet")
 class Source(Strict):
     """One table of business data: a file (`read`), a database (`database` + `query`), a hub data set (`hub`) or the
     names of pictures or sounds (`files`)."""
+
+    example: ClassVar[str] = "{read: data/tickets.jsonl}"
 
     read: str | None = Field(None, description="A file, a glob or an s3:// address, relative to the recipe.")
     format: Literal["csv", "json", "jsonl", "parquet"] | None = Field(
@@ -63,6 +65,8 @@ class Source(Strict):
 class NearDuplicates(Strict):
     """Rows whose text differs only in a few characters."""
 
+    example: ClassVar[str] = "{columns: [text]}"
+
     columns: Columns = Field(description="The text columns that are compared.")
     similarity: float = Field(
         0.9, gt=0.5, le=1, description="Jaccard similarity of character 5-grams from which two rows are near copies."
@@ -91,6 +95,8 @@ class Clean(Strict):
 class HeldOut(Strict):
     """A split that is a source of its own."""
 
+    example: ClassVar[str] = "{source: holdout}"
+
     source: str = Field(
         description="The name of a source. The fuse statement runs again with it in the place of the first table of "
         "its outermost FROM, wherever that table is named."
@@ -116,7 +122,7 @@ class Split(Strict):
     stratify: str | None = Field(None, description="Keep this column's shares equal in every split.")
     group: str | None = Field(None, description="Rows with one value here stay in one split.")
     time: str | None = Field(None, description="The oldest rows train, the newest test.")
-    seed: int = Field(7, ge=0, description="What the random choice is drawn from.")
+    seed: Seed = Field(7, description="What the random choice is drawn from.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Split":

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from cluster.errors import UserError
 from cluster.progress import say
-from cluster.settings import Strict
+from cluster.settings import Count, Strict
 from training.inputs.text import Tokens, padded
 from training.models.language import LIKELIHOOD, likelihood, mean_loss
 from training.strategy import is_parted
@@ -37,7 +37,7 @@ STOPS = 8  # strings that one request may stop at
 class WritingOptions(Strict):
     """How a model writes."""
 
-    max_new_tokens: int | None = Field(
+    max_new_tokens: Count | None = Field(
         None,
         ge=1,
         description="Tokens of an answer at most, its end included. Default: those of the longest answer in the data, "

@@ -10,7 +10,7 @@ from pydantic import Field
 from transformers import AutoModel
 
 from cluster.errors import UserError
-from cluster.settings import Strict
+from cluster.settings import Count, Strict
 from training.families.predicting import Predicting
 from training.inputs import media
 from training.inputs.cells import Kind
@@ -40,9 +40,9 @@ class TableOptions(Strict):
         "on a cluster takes the folder along.",
     )
     bins: int = Field(32, ge=2, le=256, description="Bins of equally many rows that a number is read by.")
-    embedding: int = Field(16, ge=1, description="Numbers that each column becomes.")
-    hidden: int = Field(128, ge=8, description="Width of the network that fuses the columns.")
-    blocks: int = Field(2, ge=0, description="Residual blocks of it.")
+    embedding: Count = Field(16, ge=1, description="Numbers that each column becomes.")
+    hidden: Count = Field(128, ge=8, description="Width of the network that fuses the columns.")
+    blocks: Count = Field(2, ge=0, description="Residual blocks of it.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of its inner values that are left out while it learns.")
 
     def network(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from transformers import AutoModel
 
 from cluster.errors import UserError
-from cluster.settings import Strict
+from cluster.settings import Count, Strict
 from training.evaluation import retrieval
 from training.families.retrieval import Pairs, Relevance, pad_lists, pad_texts, read_texts
 from training.inputs.text import CELL, in_form
@@ -56,7 +56,7 @@ class Options(Strict):
     pooling: Pooling | None = Field(
         None, description="How tokens become one vector. Default: as the base does, or their mean."
     )
-    validation_passages: int | None = Field(
+    validation_passages: Count | None = Field(
         None,
         ge=1,
         description="Passages that validation ranks besides the relevant ones, drawn at random. Default: all.",

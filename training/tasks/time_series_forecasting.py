@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, field_validator
 
 from cluster.errors import UserError
-from cluster.settings import Strict
+from cluster.settings import Count, Strict
 from training.evaluation import metrics
 from training.inputs.cells import Kind, read_label, read_number
 from training.inputs.columns import Columns
@@ -36,14 +36,14 @@ Floats = npt.NDArray[np.float32]
 class Options(Strict):
     """How far to forecast, how far to look back, and how large the network is."""
 
-    horizon: int = Field(ge=1, description="Steps that are forecast at once.")
-    context: int | None = Field(
+    horizon: Count = Field(ge=1, description="Steps that are forecast at once.")
+    context: Count | None = Field(
         None, ge=1, description="Steps that are looked back on. Default: four horizons, and a season at least."
     )
-    season: int | None = Field(
+    season: Count | None = Field(
         None, ge=1, description="Steps until things repeat. Default: what suits the steps, as 24 hours or 12 months."
     )
-    stride: int | None = Field(
+    stride: Count | None = Field(
         None,
         ge=1,
         description="Steps from one forecast to the next, in every split. Default: an eighth of the horizon.",
@@ -52,8 +52,8 @@ class Options(Strict):
     kinds: dict[str, Kind] = Field(
         default_factory=dict, description="Column: number, category or date, where it is not what it looks like."
     )
-    hidden: int = Field(128, ge=8, description="Width of the network.")
-    blocks: int = Field(2, ge=0, description="Residual blocks of it.")
+    hidden: Count = Field(128, ge=8, description="Width of the network.")
+    blocks: Count = Field(2, ge=0, description="Residual blocks of it.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of its inner values that are left out while it learns.")
 
     @field_validator("quantiles")

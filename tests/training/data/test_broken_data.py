@@ -25,7 +25,7 @@ FILES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
         "rows.csv",
         b"id,text,label\n",
         {},
-        "data.fuse: there are no rows; look at the WHERE and at the keys of the joins",
+        "data.sources.rows: the source has no rows",
     ),
     "gb18030 read as utf-8": (
         "rows.csv",
@@ -166,12 +166,30 @@ RECIPES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a missing input": (
         {"text": "txt"},
-        "model.inputs.text: there is no column 'txt' in the fused table; it has id, text, label",
+        "model.inputs.text: there is no column 'txt' in the fused table, did you mean 'text'? It has id, text, label",
     ),
     "a missing target and a missing group": (
         {"target": "intent", "split": {"group": "customer"}},
         "model.target: there is no column 'intent' in the fused table; it has id, text, label\n"
         "data.split.group: there is no column 'customer' in the fused table; it has id, text, label",
+    ),
+    "a column in capitals": (
+        {"target": "LABEL"},
+        "model.target: there is no column 'LABEL' in the fused table, did you mean 'label'? It has id, text, label",
+    ),
+    "a held out source without rows": (
+        {
+            "sources": {"rows": {"read": "rows.csv"}, "later": {"read": "header.csv"}},
+            "split": {"test": {"source": "later"}},
+        },
+        "data.sources.later: the source has no rows",
+    ),
+    "a statement over a source without rows": (
+        {
+            "sources": {"rows": {"read": "rows.csv"}, "later": {"read": "header.csv"}},
+            "fuse": "SELECT r.text, r.label FROM rows r JOIN later l ON r.id = l.id",
+        },
+        "data.fuse: there are no rows; the source later has none",
     ),
     "a held out source without the label": (
         {
@@ -255,6 +273,7 @@ def test_a_recipe_that_does_not_fit_its_data_is_told_exactly(
     options, message = RECIPES[case]
     (tmp_path / "rows.csv").write_bytes(csv_bytes())
     (tmp_path / "unlabelled.csv").write_text("id,text\n1,hello\n")
+    (tmp_path / "header.csv").write_text("id,text,label\n")
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError) as raised:
         fuse(make_recipe(**{"sources": {"rows": {"read": "rows.csv"}}, **options}))

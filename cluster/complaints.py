@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from cluster.secrets import shown
+from cluster.masking import shown
 from cluster.yaml_lines import Keys
 
 NO_MAPPING = ("model_type", "dict_type")

@@ -17,7 +17,7 @@ from typing import Literal
 
 from cluster.environment import PACKAGES, code_root
 from cluster.errors import HeadraceError
-from cluster.secrets import redact
+from cluster.masking import redact
 from cluster.session import TOKEN_CURE, cluster_address, on_cluster, session, usable_cores
 from cluster.storage import HOME_VARIABLE, home
 

@@ -32,9 +32,9 @@ from typing import Any, Literal
 from cluster.environment import code_root, environment
 from cluster.errors import RunError, UserError
 from cluster.inside import FIND_PYTHON, MARK, PROBE
+from cluster.masking import redact
 from cluster.parcel import Parcel, pack, plan
 from cluster.progress import say
-from cluster.secrets import redact
 from cluster.session import TOKEN_CURE, use_token_if_there_is_one
 from cluster.storage import HOME_VARIABLE
 

@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from cluster.errors import UserError
-from cluster.secrets import redact
+from cluster.masking import redact
 
 VARIABLE = "HEADRACE_LOG"
 KNOWN = ("request_id", "model", "version", "status", "outcome", "seconds", "tokens")

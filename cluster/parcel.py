@@ -23,7 +23,7 @@ from typing import Any
 from cluster.environment import PACKAGES, code_root
 from cluster.errors import RecipeError, UserError
 from cluster.inside import JOB_SCRIPT, PRIVATE
-from cluster.secrets import ENVIRONMENT, holds_secret, redact
+from cluster.masking import ENVIRONMENT, holds_secret, redact
 from cluster.settings import Document, read
 from cluster.yaml_lines import Keys
 

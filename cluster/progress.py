@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from cluster.logs import START, Structured, as_json, json_line, require_known_form
-from cluster.secrets import redact
+from cluster.masking import redact
 
 OURS = ("headrace", "cluster", "training", "tuning", "serving")
 PLAIN_SECONDS = 5.0  # the least time between two plain lines…

@@ -4,7 +4,7 @@
     recipe = document.validate(Recipe)
 
 A ``${env:NAME}`` is filled in from the environment for the run only. What is stored anywhere (a bundle, a report,
-the registry) is ``document.public``, where it still reads ``${env:NAME}``; ``cluster/secrets.py`` masks such values
+the registry) is ``document.public``, where it still reads ``${env:NAME}``; ``cluster/masking.py`` masks such values
 in everything that is printed or logged.
 """
 
@@ -27,7 +27,7 @@ from pydantic import (
 
 from cluster.complaints import complaints
 from cluster.errors import RecipeError, UserError
-from cluster.secrets import masked, redact, shown
+from cluster.masking import masked, redact, shown
 from cluster.yaml_lines import COMMAND_LINE, Keys, Reader
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from cluster.errors import RecipeError
-from cluster.secrets import ENVIRONMENT, learn, shown
+from cluster.masking import ENVIRONMENT, learn, shown
 
 Keys = tuple[str | int, ...]
 Pair = tuple[yaml.Node, yaml.Node]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from cluster.secrets import shown
+from cluster.masking import shown
 from cluster.settings import Columns, Count, Seed, Strict
 from training.data.recipe import Data
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import RunError, UserError
-from cluster.secrets import redact
+from cluster.masking import redact
 from cluster.storage import building, home, only_one, read_json
 from training import store
 from training.recipe import NAME

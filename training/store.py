@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from cluster.errors import RunError
-from cluster.secrets import redact
+from cluster.masking import redact
 from cluster.storage import home, plain_disk_errors
 
 if TYPE_CHECKING:

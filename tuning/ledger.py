@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.secrets import redact
+from cluster.masking import redact
 from cluster.storage import read_json, write_json, write_text
 
 UNFINISHED, FINISHED, STOPPED, FAILED = "unfinished", "finished", "stopped", "failed"

@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import RecipeError, UserError
+from cluster.masking import redact
 from cluster.progress import Progress, configure_logging, say
-from cluster.secrets import redact
 from cluster.settings import Document, placed, read
 
 SECRET = "correct-horse-battery-staple"

@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from cluster.errors import RunError, UserError
-from cluster.secrets import redact
+from cluster.masking import redact
 from training.data.landing import PART_ROWS, Landed, Landing
 from training.data.recipe import Source
 

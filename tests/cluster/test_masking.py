@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import RecipeError
-from cluster.secrets import redact
+from cluster.masking import redact
 from cluster.settings import read
 
 LITERAL = {

@@ -92,15 +92,13 @@ def check(
     text lengths, what would run where, and the memory it will take. Takes seconds.
     """
     with working():
-        from training.data.fuse import inspect
         from training.data.summary import summary
-        from training.preflight import needs, plan
+        from tuning.preflight import foresee
 
         recipe, _ = load_recipe(recipe_file, overrides)
-        planned, seen = plan(recipe), inspect(recipe, rows)  # in this order: a base that is missing is said at once
-        planned |= needs(recipe, seen.tables, planned["workers"])
-    found = {"recipe": "valid", "data": seen.report, "plan": planned}
-    answer(found, [*summary(seen.report), "", *outline(planned)], as_json)
+        planned, report = foresee(recipe, recipe.tune, rows)
+    found = {"recipe": "valid", "data": report, "plan": planned}
+    answer(found, [*summary(report), "", *outline(planned)], as_json)
 
 
 @app.command(epilog="Example: headrace fuse recipe.yaml data.split.seed=8")

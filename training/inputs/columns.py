@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cluster.errors import UserError
+from cluster.errors import FewRowsError, UserError
 from training.inputs.cells import A_DATE, A_NUMBER, Kind, infer, read_label, read_number, read_seconds
 from training.inputs.text import READABLE, in_form
 
@@ -158,7 +158,7 @@ class Category(Column):
         counts = Counter(value for value in values if value is not None)
         often = [value for value, count in counts.items() if count >= LEAST_SEEN]
         if not often:
-            raise UserError(
+            raise FewRowsError(
                 f"model.inputs: '{name}' is another text in every row, which teaches nothing as a category; name it "
                 "under `text` if it is prose, or leave it out"
             )
@@ -360,7 +360,7 @@ def _read_all(name: str, column: pa.ChunkedArray, read: Any, wanted: str) -> lis
     except ValueError:
         raise UserError(f"model.inputs: '{name}' cannot be read: {wanted} in every row; see options.kinds") from None
     if all(value is None for value in values):
-        raise UserError(f"model.inputs: '{name}' is empty in every training row; leave it out")
+        raise FewRowsError(f"model.inputs: '{name}' is empty in every training row; leave it out")
     return values
 
 

@@ -311,13 +311,13 @@ def submit(
 ) -> None:
     """Run a command as a job on a Ray cluster.
 
-    The recipe, checked, and the files it names travel along; logs and the exit code come back.
+    The recipe or serve.yaml, checked, and the files it names travel along; logs and the exit code come back.
     """
     from cluster.jobs import submit as submit_job
     from cluster.parcel import recipe_of
 
     if recipe := recipe_of(command):  # not as work here: that would fill in the home, which the job must be told
-        load_recipe(*recipe)
+        served([str(recipe[0]), *recipe[1]]) if command[0] == "serve" else load_recipe(*recipe)
     raise typer.Exit(submit_job(address, command, wait=wait, dependencies=dependencies))
 
 

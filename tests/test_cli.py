@@ -155,6 +155,27 @@ def test_a_wrong_recipe_is_not_sent_to_a_cluster(recipe: Path) -> None:
     assert call("submit", *nobody, "--dependencies", "none", "train", recipe).returncode == 1
 
 
+def test_a_file_that_says_what_is_served_is_sent_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[list[str]] = []
+
+    def send(address: str | None, command: list[str], **options: Any) -> int:
+        sent.append(command)
+        return 0
+
+    monkeypatch.setattr("cluster.jobs.submit", send)
+    file = tmp_path / "serve.yaml"
+    file.write_text("models: [topics@production, other/3]\nserve: {engine: fast}\n", encoding="utf-8")
+    served = ("serve", str(file), "serve.max_items=64", "--port", "8001")
+    assert main_in_process(monkeypatch, "submit", *served) == 0
+    assert sent == [list(served)]
+    assert main_in_process(monkeypatch, "submit", "serve", str(file), "serve.max_itms=64") == 2
+    assert capfd.readouterr().err == "command line serve.max_itms: unknown key, did you mean 'max_items'?\n"
+    assert main_in_process(monkeypatch, "submit", "run", str(file)) == 2  # there is no recipe in it
+    assert sent == [list(served)]
+
+
 def test_a_wrong_recipe_exits_2_with_the_problem_alone(recipe: Path) -> None:
     done = call("train", recipe, "train.epohcs=1", "--json")
     assert (done.returncode, done.stdout) == (2, "")

@@ -31,7 +31,7 @@ from training.recipe import Recipe
 from tuning.ledger import Ledger, Trial, better
 from tuning.preflight import check_rows, judged
 from tuning.recipe import Tune
-from tuning.results import best_yaml, draw, overrides, table, text
+from tuning.results import best_yaml, draw, overrides, text
 from tuning.space import ENCODING_FIELDS, Space, apply
 
 RAY_TUNE_SETTINGS = {
@@ -82,12 +82,8 @@ class Sweep:
         """``best`` as the arguments that override a recipe: ``["train.learning_rate=0.0002", …]``."""
         return overrides(self.best)
 
-    def table(self) -> Any:
-        """The trials, the best first, as something rich prints."""
-        return table(self.records, self.metric, self.mode)
-
     def text(self) -> str:
-        """The same as plain lines."""
+        """The trials as lines, the best first."""
         return text(self.records, self.metric, self.mode)
 
     def as_json(self) -> dict[str, Any]:

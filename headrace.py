@@ -198,20 +198,20 @@ def predict(
 
     The answers are those of the endpoint, one line of JSON for each row.
     """
-    with working():
-        from cluster.storage import write_text
+    with working() as out:
+        from serving.answering import answer_into, answer_to
         from serving.predictor import Predictor
-        from training.data.table import read_table
+        from training.data.table import open_table
 
         bundle = open_model(model)
-        rows = read_table(file, bundle.info["signature"], encoding, delimiter).to_pylist()
-        answers = Predictor(bundle).predict(rows, {"top_k": top_k} if top_k else {})
-        lines = [json.dumps(one, ensure_ascii=False) for one in answers]
-        if output:
-            write_text(output, "".join(f"{line}\n" for line in lines))
-            lines = [f"{len(lines)} answers in {output}"]
-    whole = {"rows": len(answers), "output": str(output)} if output else {"rows": len(answers), "answers": answers}
-    answer(whole, lines, as_json)
+        with open_table(file, bundle.info["signature"], encoding, delimiter) as table:
+            chunks = (chunk.to_pylist() for chunk in table.chunks if chunk.num_rows)
+            asked = Predictor(bundle), chunks, {"top_k": top_k} if top_k else {}, table.rows
+            if not output:
+                answer_to(out, *asked, as_json=as_json)
+                return
+            rows = answer_into(output, *asked)
+    answer({"rows": rows, "output": str(output)}, [f"{rows} answers in {output}"], as_json)
 
 
 @app.command(epilog="Example: headrace models promote support-intent 3")

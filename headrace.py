@@ -92,15 +92,13 @@ def check(
     text lengths, what would run where, and the memory it will take. Takes seconds.
     """
     with working():
-        from training.data.fuse import inspect
         from training.data.summary import summary
-        from training.preflight import needs, plan
+        from tuning.preflight import foresee
 
         recipe, _ = load_recipe(recipe_file, overrides)
-        planned, seen = plan(recipe), inspect(recipe, rows)  # in this order: a base that is missing is said at once
-        planned |= needs(recipe, seen.tables, planned["workers"])
-    found = {"recipe": "valid", "data": seen.report, "plan": planned}
-    answer(found, [*summary(seen.report), "", *outline(planned)], as_json)
+        planned, report = foresee(recipe, recipe.tune, rows)
+    found = {"recipe": "valid", "data": report, "plan": planned}
+    answer(found, [*summary(report), "", *outline(planned)], as_json)
 
 
 @app.command(epilog="Example: headrace fuse recipe.yaml data.split.seed=8")
@@ -200,20 +198,20 @@ def predict(
 
     The answers are those of the endpoint, one line of JSON for each row.
     """
-    with working():
-        from cluster.storage import write_text
+    with working() as out:
+        from serving.answering import answer_into, answer_to
         from serving.predictor import Predictor
-        from training.data.table import read_table
+        from training.data.table import open_table
 
         bundle = open_model(model)
-        rows = read_table(file, bundle.info["signature"], encoding, delimiter).to_pylist()
-        answers = Predictor(bundle).predict(rows, {"top_k": top_k} if top_k else {})
-        lines = [json.dumps(one, ensure_ascii=False) for one in answers]
-        if output:
-            write_text(output, "".join(f"{line}\n" for line in lines))
-            lines = [f"{len(lines)} answers in {output}"]
-    whole = {"rows": len(answers), "output": str(output)} if output else {"rows": len(answers), "answers": answers}
-    answer(whole, lines, as_json)
+        with open_table(file, bundle.info["signature"], encoding, delimiter) as table:
+            chunks = (chunk.to_pylist() for chunk in table.chunks if chunk.num_rows)
+            asked = Predictor(bundle), chunks, {"top_k": top_k} if top_k else {}, table.rows
+            if not output:
+                answer_to(out, *asked, as_json=as_json)
+                return
+            rows = answer_into(output, *asked)
+    answer({"rows": rows, "output": str(output)}, [f"{rows} answers in {output}"], as_json)
 
 
 @app.command(epilog="Example: headrace models promote support-intent 3")
@@ -313,13 +311,13 @@ def submit(
 ) -> None:
     """Run a command as a job on a Ray cluster.
 
-    The recipe, checked, and the files it names travel along; logs and the exit code come back.
+    The recipe or serve.yaml, checked, and the files it names travel along; logs and the exit code come back.
     """
     from cluster.jobs import submit as submit_job
     from cluster.parcel import recipe_of
 
     if recipe := recipe_of(command):  # not as work here: that would fill in the home, which the job must be told
-        load_recipe(*recipe)
+        served([str(recipe[0]), *recipe[1]]) if command[0] == "serve" else load_recipe(*recipe)
     raise typer.Exit(submit_job(address, command, wait=wait, dependencies=dependencies))
 
 

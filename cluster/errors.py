@@ -2,7 +2,8 @@
 
     HeadraceError
     ├── UserError (ValueError)      the recipe, the data or the arguments are at fault: exit 2
-    │   └── RecipeError             every problem found in one recipe
+    │   ├── RecipeError             every problem found in one recipe
+    │   └── FewRowsError            the rows lack what further ones may have
     └── RunError (RuntimeError)     anything else with a plain cause (disk, store, cluster): exit 1
 
 An exception outside this tree is a defect of headrace and shows its traceback.
@@ -27,6 +28,10 @@ class RecipeError(UserError):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+class FewRowsError(UserError):
+    """The rows lack what others may have, a second label, say: of a sample this tells nothing of the whole."""
 
 
 class RunError(HeadraceError, RuntimeError):

@@ -5,8 +5,9 @@
     private.json         variables for the command alone (secrets among them)
     files/…              the user's files, in the layout they have here
 
-*Rule for data.* A file that a recipe or the command names by a relative path travels along, git-ignored or not. An
-absolute path and an address (``s3://…``) stay as written: the cluster reads them at the same place.
+*Rule for data.* A file that a recipe, a ``serve.yaml`` or the command names by a relative path travels along,
+git-ignored or not. An absolute path and an address (``s3://…``) stay as written: the cluster reads them at the same
+place.
 """
 
 import glob
@@ -71,7 +72,7 @@ def plan(command: Sequence[str]) -> Parcel:
     recipe = recipe_of(command)
     if recipe is not None:
         document = read(*recipe)
-        named |= {document.path, *_local_files(document, parcel)}
+        named |= {document.path, *_local_files(document, parcel, serving=command[0] == "serve")}
         parcel.private.update({name: os.environ[name] for name in _variables(document.public)})
         if recipe[0].is_absolute():  # the one word that must change, since the recipe itself travels
             parcel.command[command.index(str(recipe[0]))] = os.path.relpath(document.path, here)
@@ -85,7 +86,7 @@ def plan(command: Sequence[str]) -> Parcel:
 
 
 def recipe_of(command: Sequence[str]) -> tuple[Path, list[str]] | None:
-    """The recipe that a command names, with its overrides; None where it names none."""
+    """The recipe, or the file of what is served, that a command names, with its overrides; None where it names none."""
     words = [word for word in command if not word.startswith("-")]
     recipe = next((word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word), None)
     return None if recipe is None else (Path(recipe), [word for word in words if "=" in word])
@@ -123,10 +124,15 @@ def _too_large(parts: Sequence[tuple[Path, str]]) -> str:
     )
 
 
-def _local_files(document: Document, parcel: Parcel) -> Iterator[Path]:
-    """The files below relative paths of a recipe; adds to the parcel what it learns on the way."""
+def _local_files(document: Document, parcel: Parcel, *, serving: bool) -> Iterator[Path]:
+    """The files below relative paths of a recipe, or of a file of what is served; adds to the parcel what it learns on
+    the way.
+
+    Args:
+        serving: what only a server reads is meant, too.
+    """
     problems: list[str] = []
-    for keys, value in _places(document.values):
+    for keys, value in [*_places(document.values), *(_certificate(document.values) if serving else ())]:
         if keys[-1] == "database":
             parcel.requirements |= _driver(value)
             found = DATABASE_FILE.match(value)
@@ -145,6 +151,8 @@ def _local_files(document: Document, parcel: Parcel) -> Iterator[Path]:
         if not paths and not _is_hub_id(keys, value):
             problems.append(document.problem(keys, f"no file at '{value}' (below {document.path.parent})"))
         yield from paths
+    if serving:
+        yield from _bundles(document, parcel, problems)
     if problems:
         raise RecipeError(problems)
 
@@ -165,6 +173,31 @@ def _places(values: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
     options = model.get("options") if isinstance(model, dict) else None
     if isinstance(options, dict) and isinstance(options.get("folder"), str):
         yield ("model", "options", "folder"), options["folder"]
+
+
+def _certificate(values: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
+    """Where a certificate of the address is named, and its key."""
+    serve = values.get("serve")
+    tls = serve.get("tls") if isinstance(serve, dict) else None
+    for key in ("certificate", "key"):
+        if isinstance(tls, dict) and isinstance(tls.get(key), str):
+            yield ("serve", "tls", key), tls[key]
+
+
+def _bundles(document: Document, parcel: Parcel, problems: list[str]) -> Iterator[Path]:
+    """The folders among the models of a file of what is served; they start where the command does, as its words do."""
+    models = document.values.get("models")
+    here = Path.cwd().resolve()
+    for index, model in enumerate(models if isinstance(models, list) else ()):
+        name = model.get("name") if isinstance(model, dict) else model
+        if not isinstance(name, str):
+            continue
+        if Path(name).expanduser().is_absolute():
+            parcel.left.append(f"models is an absolute path: the cluster reads {name} itself")
+        elif (here / name / "bundle.json").is_file():
+            yield from _below(here, glob.escape(name))
+        elif name.startswith("."):  # any other may be in the registry
+            problems.append(document.problem(("models", index), f"no bundle at '{name}' (below {here})"))
 
 
 def _is_hub_id(keys: Keys, value: str) -> bool:

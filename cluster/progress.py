@@ -40,8 +40,8 @@ def relay(line: str) -> None:
         say(line)
 
 
-def configure_logging(verbose: bool = False, stream: TextIO | None = None) -> None:
-    """Our loggers speak at INFO (DEBUG when ``verbose``), everyone else's at WARNING, all to stderr and redacted.
+def configure_logging(stream: TextIO | None = None) -> None:
+    """Our loggers speak at INFO, everyone else's at WARNING, all to stderr and redacted.
 
     Args:
         stream: what takes the place of stderr.
@@ -51,7 +51,6 @@ def configure_logging(verbose: bool = False, stream: TextIO | None = None) -> No
     """
     require_known_form()
     handler = _Saying(stream)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s" if verbose else None))
     if as_json():
         handler = _Structuring(stream)
         handler.setFormatter(Structured())
@@ -59,7 +58,7 @@ def configure_logging(verbose: bool = False, stream: TextIO | None = None) -> No
     root.handlers = [*(other for other in root.handlers if not isinstance(other, _Saying)), handler]
     root.setLevel(logging.WARNING)
     for name in OURS:
-        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+        logging.getLogger(name).setLevel(logging.INFO)
     logging.captureWarnings(True)
 
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
@@ -63,12 +63,19 @@ def folder_digests(folder: Path) -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` so that a reader, or a crash, sees the old file or the new one, never half."""
+    with writing(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[TextIO]:
+    """Yields a file to write to that becomes ``path`` when the block ends well, and vanishes when it does not."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     with plain_disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with beside.open("w", encoding="utf-8") as file:
-                file.write(text)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)

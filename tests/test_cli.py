@@ -155,6 +155,27 @@ def test_a_wrong_recipe_is_not_sent_to_a_cluster(recipe: Path) -> None:
     assert call("submit", *nobody, "--dependencies", "none", "train", recipe).returncode == 1
 
 
+def test_a_file_that_says_what_is_served_is_sent_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[list[str]] = []
+
+    def send(address: str | None, command: list[str], **options: Any) -> int:
+        sent.append(command)
+        return 0
+
+    monkeypatch.setattr("cluster.jobs.submit", send)
+    file = tmp_path / "serve.yaml"
+    file.write_text("models: [topics@production, other/3]\nserve: {engine: fast}\n", encoding="utf-8")
+    served = ("serve", str(file), "serve.max_items=64", "--port", "8001")
+    assert main_in_process(monkeypatch, "submit", *served) == 0
+    assert sent == [list(served)]
+    assert main_in_process(monkeypatch, "submit", "serve", str(file), "serve.max_itms=64") == 2
+    assert capfd.readouterr().err == "command line serve.max_itms: unknown key, did you mean 'max_items'?\n"
+    assert main_in_process(monkeypatch, "submit", "run", str(file)) == 2  # there is no recipe in it
+    assert sent == [list(served)]
+
+
 def test_a_wrong_recipe_exits_2_with_the_problem_alone(recipe: Path) -> None:
     done = call("train", recipe, "train.epohcs=1", "--json")
     assert (done.returncode, done.stdout) == (2, "")
@@ -266,6 +287,58 @@ def test_what_the_task_does_not_know_is_said_before_anything_runs(
     with pytest.raises(RecipeError) as error:
         headrace.load_recipe(recipe, changes)
     assert str(error.value).startswith(message)
+
+
+CHOSEN = "train.early_stopping={{metric: {}}}"
+NONE_TO_WATCH = "data.split={validation: 0, test: 0.2}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            [CHOSEN.format("loss"), NONE_TO_WATCH],
+            "train.early_stopping: there are no validation rows to watch; set data.split.validation\n",
+        ),
+        (
+            [CHOSEN.format("rmse")],
+            "command line train.early_stopping.metric: text-classification has no metric 'rmse'; it has accuracy, ",
+        ),
+        (
+            ["tune={metric: rmse, search: {train.epochs: {choice: [1]}}}"],
+            "command line tune.metric: text-classification has no metric 'rmse'; it has accuracy, ",
+        ),
+        (["model.adapt={freeze: nosuch}"], "model.adapt.freeze: 'nosuch' is found in no weight of the model; they are"),
+        (["model.adapt={lora: {targets: nosuch}}"], "model.adapt.lora.targets: 'nosuch' is found in no linear layer"),
+        (
+            ["tune={search: {train.epochs: {choice: [1, 2]}}}", NONE_TO_WATCH],
+            "tune: trials are compared on validation rows and there are none; set data.split.validation\n",
+        ),
+        (["tune={search: {model.base: {choice: [./nowhere]}}}"], "model.base: there is no folder ./nowhere\n"),
+        (["model.target=constant", "data.split={}"], "model.target: 'constant' has 1 label; a classifier needs"),
+    ],
+)
+def test_check_refuses_what_training_or_the_sweep_would(
+    recipe: Path, changes: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fused = "data.fuse=SELECT *, 'one' AS constant FROM sentences"
+    assert main_in_process(monkeypatch, "check", str(recipe), fused, *changes) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(message)
+
+
+def test_what_a_sample_lacks_is_no_fault_of_the_recipe(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rows that are sorted by their label: the first of them have only one."""
+    head, *rows = (recipe.parent / "sentences.csv").read_text(encoding="utf-8").splitlines()
+    rows.sort(key=lambda row: row.rpartition(",")[2])
+    (recipe.parent / "sentences.csv").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    changes = ["data.split={}", "train.early_stopping={}", "tune={search: {train.epochs: {choice: [1, 2]}}}"]
+    assert main_in_process(monkeypatch, "check", str(recipe), *changes, "--rows", "20", "--json") == 0
+    plan = json.loads(capfd.readouterr().out)["plan"]
+    assert plan["memory of a worker"].startswith("not to be told beforehand: model.target: 'topic' has 1 label")
 
 
 def test_all_problems_at_once(recipe: Path) -> None:

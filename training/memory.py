@@ -7,11 +7,12 @@ and no content, so that no weight is read and no number computed. What lives of 
 import logging
 import resource
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from cluster.errors import UserError
+from cluster.errors import FewRowsError
 from training.batches import parts, share
 from training.encode import located_rows, readable
 from training.inputs.text import without_weights
@@ -30,8 +31,11 @@ from training.models.base import resolve_base
 from training.models.new_base import shape_base
 from training.optimizer import make_optimizer
 from training.precision import autocast, choose_precision
-from training.recipe import Adapt, NewBase, Recipe, Train
+from training.recipe import NewBase, Recipe, Train
 from training.tasks.task import Batch, Example, Task, task_class
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MIB = 1024**2
 
@@ -79,15 +83,33 @@ class Memory:
         return self.process + self.weights + self.optimizer + self.step
 
 
-def foretold(recipe: Recipe, tables: Mapping[str, pa.Table], workers: int) -> Memory:
-    """What training will need, told from a sample of fused rows whose longest are taken for the longest of all.
+class UntoldError(Exception):
+    """What training will need cannot be told beforehand, of which a recipe is no worse."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a task makes of fused rows before anything is encoded.
+
+    Attributes:
+        task: as it learned from them.
+        base: the folder of its base; of a new one, without weights.
+        questions: what is asked of each split.
+    """
+
+    task: Task
+    base: Path
+    questions: Mapping[str, pa.Table]
+
+
+@contextmanager
+def learned_from(recipe: Recipe, tables: Mapping[str, pa.Table]) -> Iterator[Learned]:
+    """Has the recipe's task learn from fused rows, as training will.
 
     Raises:
-        UserError: the base is not there, the sample is too small, its target cannot be learned, or shapes alone do not
-            tell what the model does.
+        FewRowsError: the rows lack what others may have.
+        UserError: the base is not there, or the rows cannot be learned from.
     """
-    if recipe.train.strategy == "fsdp":
-        raise UserError("train.strategy: fsdp parts the model over the workers")
     located = located_rows(recipe, tables)
     with TemporaryDirectory() as place:
         if isinstance(recipe.model.base, NewBase):
@@ -95,37 +117,48 @@ def foretold(recipe: Recipe, tables: Mapping[str, pa.Table], workers: int) -> Me
         else:
             base = resolve_base(recipe.model.base, recipe.folder)
         task = task_class(recipe.model.task).learn(recipe.model, base, located, unicode=recipe.data.clean.unicode)
-        rows = task.questions(located)["train"]
-        examples, _ = readable(task, (rows.slice(0, FILES) if task.file_roles else rows).to_pylist())
-        if not examples:
-            raise UserError("data: no row of it is one to train on")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            return worker_memory(
-                task, base, examples, options=recipe.train, adapt=recipe.model.adapt, workers=workers, device=device
-            )
-        except RuntimeError as error:  # a layer that looks at numbers, or that has no fake counterpart
-            raise UserError(f"shapes alone do not tell what the model does ({str(error).splitlines()[0]})") from None
+        yield Learned(task, base, task.questions(located))
+
+
+def foretold(recipe: Recipe, learned: Learned, workers: int) -> Memory:
+    """What training will need, told from a sample of fused rows whose longest are taken for the longest of all.
+
+    Raises:
+        FewRowsError: none of the rows is one to train on.
+        UserError: the model cannot be adapted as the recipe says.
+        UntoldError: shapes alone do not tell what the model does, or what a worker holds of it.
+    """
+    rows = learned.questions["train"]
+    examples, _ = readable(learned.task, (rows.slice(0, FILES) if learned.task.file_roles else rows).to_pylist())
+    if not examples:
+        raise FewRowsError("data: no row of it is one to train on")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with torch.device("meta"), without_weights():
+            model = learned.task.build(learned.base)
+            adapt_model(model, learned.task.head(model), recipe.model.adapt)
+        if recipe.train.strategy == "fsdp":
+            raise UntoldError("train.strategy: fsdp parts the model over the workers")
+        return worker_memory(learned.task, model, examples, options=recipe.train, workers=workers, device=device)
+    except RuntimeError as error:  # a layer that looks at numbers, or that has no fake counterpart
+        raise UntoldError(f"shapes alone do not tell what the model does ({str(error).splitlines()[0]})") from None
 
 
 def worker_memory(
     task: Task,
-    base: Path,
+    model: "PreTrainedModel",
     examples: Sequence[Example],
     *,
     options: Train,
-    adapt: Adapt,
     workers: int,
     device: torch.device,
 ) -> Memory:
     """The memory of one of ``workers`` that each hold the whole model.
 
     Args:
+        model: on ``meta``, adapted.
         examples: at least the longest ones of the training split, with their targets and ``length``.
     """
-    with torch.device("meta"), without_weights():
-        model = task.build(base)
-        adapt_model(model, task.head(model), adapt)
     if options.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     pretended = Pretended(model.train(), device)

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from cluster.complaints import complaints, unknown_key
-from cluster.errors import UserError
+from cluster.errors import FewRowsError, UserError
 from cluster.session import Resources, cluster_address, on_cluster, usable_cores
 from cluster.settings import Document
 from training.models.base import resolve_base
@@ -17,7 +18,8 @@ from training.tasks.task import Task, parts_misfit, task_class
 from training.workers import spread
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from training.data.fuse import Sample
+    from training.memory import Memory
 
 METRICS = (("train", "early_stopping", "metric"), ("tune", "metric"))
 """Where a recipe names a metric of its task."""
@@ -52,9 +54,11 @@ def task_problems(document: Document) -> list[str]:
     problems += _misfits(document, task)
     for keys in METRICS:
         metric = _look_up(document.values, keys)
-        if isinstance(metric, str) and metric not in task.metrics_known:
-            known = ", ".join(task.metrics_known)
-            problems.append(document.problem(keys, f"{task.name} has no metric '{metric}'; it has {known}"))
+        options = model.get("options")
+        known = task.metrics_with(options if isinstance(options, dict) else {})
+        if isinstance(metric, str) and metric not in known:
+            named = ", ".join(known)
+            problems.append(document.problem(keys, f"{task.name} has no metric '{metric}'; it has {named}"))
     return problems
 
 
@@ -116,18 +120,57 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def needs(recipe: Recipe, tables: "Mapping[str, pa.Table]", workers: Any) -> dict[str, Any]:
-    """How much memory each worker will take at most, in MiB, as the rows of a sample foretell it.
+@dataclass(frozen=True)
+class Rehearsal:
+    """What training would do before its first step.
+
+    Attributes:
+        task: as it learned from a sample; its class where the sample has too few rows for that.
+        validation_rows: those that there are to choose the model by.
+        needs: how much memory each worker will take at most, in MiB, or why that cannot be told.
+    """
+
+    task: Task | type[Task]
+    validation_rows: int
+    needs: dict[str, Any]
+
+
+def rehearse(recipe: Recipe, sample: "Sample", workers: Any) -> Rehearsal:
+    """Goes through what training does before its first step, with the rows of a sample and without weights.
 
     Args:
         workers: their number, or what is said of it where it is not known yet; one alone holds the most rows.
-    """
-    from training.memory import MIB, foretold  # torch, and a task's own libraries
 
+    Raises:
+        UserError: what training would end with. What a sample lacks may stand in the rows that it left out.
+    """
+    from training.memory import UntoldError, foretold, learned_from  # torch, and a task's own libraries
+
+    whole = not sample.report["sampled"]
+    task: Task | type[Task] = task_class(recipe.model.task)
+    rows = sample.tables["validation"].num_rows
     try:
-        memory = foretold(recipe, tables, workers if isinstance(workers, int) else 1)
-    except UserError as error:  # what a sample lacks may stand in the rows that it left out
-        return {"memory of a worker": f"not to be told beforehand: {error}"}
+        with learned_from(recipe, sample.tables) as learned:
+            task, rows = learned.task, learned.questions["validation"].num_rows if whole else rows
+            check_early_stopping(task, recipe.train, rows)
+            needs = _in_mib(foretold(recipe, learned, workers if isinstance(workers, int) else 1))
+    except UntoldError as error:
+        needs = _untold(error)
+    except FewRowsError as error:
+        if whole:
+            raise
+        check_early_stopping(task, recipe.train, rows)
+        needs = _untold(error)
+    return Rehearsal(task, rows, needs)
+
+
+def _untold(reason: Exception) -> dict[str, Any]:
+    return {"memory of a worker": f"not to be told beforehand: {reason}"}
+
+
+def _in_mib(memory: "Memory") -> dict[str, Any]:
+    from training.memory import MIB
+
     parts = {"program": memory.process, "weights": memory.weights, "optimizer": memory.optimizer, "step": memory.step}
     told = {name: round(size / MIB) for name, size in parts.items()}
     return {"memory of a worker (MiB)": {"at its fullest": round(memory.peak / MIB), **told}}
@@ -186,7 +229,7 @@ def _on_this_machine(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def check_early_stopping(task: Task, options: Train, validation_rows: int) -> None:
+def check_early_stopping(task: Task | type[Task], options: Train, validation_rows: int) -> None:
     """Raises a UserError where early stopping could not work."""
     stopping = options.early_stopping
     if stopping is None:

@@ -15,7 +15,6 @@ from tuning.space import Dimension, Space
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from rich.table import Table
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BEST, OTHER, WEAK, BROKEN = "#0b7a75", "#3d7ea6", "#b8c4ce", "#c0392b"
@@ -48,24 +47,8 @@ def best_yaml(best: Trial, metric: str) -> str:
     return f"{head}#   {typed(best.params)}\n{yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)}"
 
 
-def table(trials: Sequence[Trial], metric: str, mode: str) -> "Table":
-    """The trials, the best first and those that failed last, for a terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    head, rows = _cells(trials, metric, mode)
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    for name in head:
-        shown.add_column(name, justify="left" if name in ("status", *_params(trials), "error") else "right")
-    for index, (trial, cells) in enumerate(zip(_ordered(trials, mode), rows, strict=True)):
-        best = index == 0 and trial.status != FAILED
-        style = "bold green" if best else {FINISHED: "", FAILED: "red"}.get(trial.status, "dim")
-        shown.add_row(*(Text(cell) for cell in cells), style=style)
-    return shown
-
-
 def text(trials: Sequence[Trial], metric: str, mode: str) -> str:
-    """The same in plain lines, for a pipe."""
+    """The trials as lines, the best first and those that failed last."""
     head, rows = _cells(trials, metric, mode)
     widths = [max(len(line[column]) for line in [head, *rows]) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [head, *rows]]

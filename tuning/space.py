@@ -9,7 +9,6 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from cluster.complaints import nearest
-from cluster.errors import RecipeError
 from cluster.settings import Document
 from training.recipe import Recipe
 from tuning.recipe import Range, Tune
@@ -117,13 +116,6 @@ def check_search(tune: Tune, document: Document) -> list[str]:
     if tune.algorithm == "grid" and not problems:
         problems += _grid_problems(tune, document)
     return problems
-
-
-def require_search(tune: Tune, document: Document) -> None:
-    """Raises a RecipeError with every problem of ``tune.search``."""
-    problems = check_search(tune, document)
-    if problems:
-        raise RecipeError(problems)
 
 
 def apply(recipe: AnyRecipe, params: Mapping[str, Any]) -> AnyRecipe:

@@ -28,10 +28,10 @@ from training.fit import OPERATIONAL
 from training.job import Job
 from training.preflight import check_early_stopping
 from training.recipe import Recipe
-from training.tasks.task import Task
 from tuning.ledger import Ledger, Trial, better
+from tuning.preflight import check_rows, judged
 from tuning.recipe import Tune
-from tuning.results import best_yaml, draw, overrides, table, text
+from tuning.results import best_yaml, draw, overrides, text
 from tuning.space import ENCODING_FIELDS, Space, apply
 
 RAY_TUNE_SETTINGS = {
@@ -82,12 +82,8 @@ class Sweep:
         """``best`` as the arguments that override a recipe: ``["train.learning_rate=0.0002", …]``."""
         return overrides(self.best)
 
-    def table(self) -> Any:
-        """The trials, the best first, as something rich prints."""
-        return table(self.records, self.metric, self.mode)
-
     def text(self) -> str:
-        """The same as plain lines."""
+        """The trials as lines, the best first."""
         return text(self.records, self.metric, self.mode)
 
     def as_json(self) -> dict[str, Any]:
@@ -154,7 +150,9 @@ def sweep(recipe: Recipe, tune: Tune, public: dict[str, Any]) -> Sweep:
     fused = fuse(recipe)
     encoded = {encoding_key(params): encode(apply(recipe, params), fused) for params in space.encodings()}
     for one in encoded.values():
-        check_rows(recipe, one)
+        rows = len(one.split("validation"))
+        check_rows(rows)
+        check_early_stopping(one.task, recipe.train, rows)
     task = next(iter(encoded.values())).task
     tune = judged(tune, task)
     mode = task.metrics_known[tune.judge]
@@ -167,27 +165,6 @@ def sweep(recipe: Recipe, tune: Tune, public: dict[str, Any]) -> Sweep:
         if setup.remaining:
             run_trials(setup)
         return conclude(setup)
-
-
-def judged(tune: Tune, task: Task) -> Tune:
-    """The sweep's settings with its metric named.
-
-    Raises:
-        UserError: the task does not have it.
-    """
-    metric = tune.metric or task.headline
-    if metric not in task.metrics_known:
-        known = ", ".join(task.metrics_known)
-        raise UserError(f"tune.metric: {task.name} has no '{metric}'; it has {known}")
-    return tune.model_copy(update={"metric": metric})
-
-
-def check_rows(recipe: Recipe, encoded: Encoded) -> None:
-    """Raises a UserError where trials could not be compared."""
-    rows = len(encoded.split("validation"))
-    if not rows:
-        raise UserError("tune: trials are compared on validation rows and there are none; set data.split.validation")
-    check_early_stopping(encoded.task, recipe.train, rows)
 
 
 def sweep_key(recipe: Recipe, tune: Tune, encoded: list[Encoded]) -> str:

@@ -179,3 +179,65 @@ def test_pictures_travel_by_their_glob_or_by_their_folder(project: Path) -> None
         packed = plan(["run", "recipe.yaml"]).files.values()
         found[files] = sorted(Path(name).name for name in packed if "pictures" in name)
     assert list(found.values()) == [["1.png", "2.jpg"], ["1.png", "2.jpg", "3.png"]]
+
+
+HOSTING = """\
+models: [support-intent@production, help-search/3, ./bundles/own, {name: bundles/other, shadow: 4}, /mnt/bundles/far]
+serve:
+  engine: fast
+  tls: {certificate: tls/host.pem, key: "${env:KEY_FILE}"}
+"""
+
+
+@pytest.fixture
+def hosting(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that says what is served, in a folder of its own beside bundles and a certificate."""
+    for name in ("bundles/own", "bundles/other"):
+        (project / name).mkdir(parents=True)
+        (project / name / "bundle.json").write_text("{}")
+        (project / name / "model.safetensors").write_bytes(b"")
+    (project / "hosts" / "tls").mkdir(parents=True)
+    for name in ("host.pem", "host.key"):
+        (project / "hosts" / "tls" / name).write_text("")
+    monkeypatch.setenv("KEY_FILE", "tls/host.key")
+    (project / "hosts" / "serve.yaml").write_text(HOSTING)
+    return project / "hosts" / "serve.yaml"
+
+
+def test_what_is_served_travels_with_the_file_that_says_it(hosting: Path) -> None:
+    """Bundle folders start where the command does, the certificate where the file lies; names are in the registry."""
+    found = plan(["serve", "hosts/serve.yaml", "serve.max_items=64", "--port", "8001"])
+    assert set(found.files.values()) == {
+        f"files/{name}"
+        for name in (
+            "hosts/serve.yaml",
+            "hosts/tls/host.pem",
+            "hosts/tls/host.key",
+            "bundles/own/bundle.json",
+            "bundles/own/model.safetensors",
+            "bundles/other/bundle.json",
+            "bundles/other/model.safetensors",
+        )
+    }
+    assert found.folder == "files"
+    assert found.command == ["serve", "hosts/serve.yaml", "serve.max_items=64", "--port", "8001"]
+    assert found.private == {"KEY_FILE": "tls/host.key"}
+    assert found.left == ["models is an absolute path: the cluster reads /mnt/bundles/far itself"]
+    assert plan(["serve", str(hosting)]).command == ["serve", "hosts/serve.yaml"]
+
+
+def test_what_is_to_be_served_and_is_not_there_is_named_with_its_line(hosting: Path) -> None:
+    (hosting.parent / "tls" / "host.pem").unlink()
+    with pytest.raises(RecipeError) as raised:
+        plan(["serve", "hosts/serve.yaml", "models=[./nowhere, topics]"])
+    assert raised.value.problems == [
+        f"serve.yaml:4 serve.tls.certificate: no file at 'tls/host.pem' (below {hosting.parent})",
+        f"command line models.0: no bundle at './nowhere' (below {hosting.parents[1]})",
+    ]
+
+
+def test_a_certificate_stays_where_nothing_is_served(project: Path) -> None:
+    tls = "serve={tls: {certificate: none.pem, key: none.key}}"
+    assert "files/project/recipe.yaml" in plan(["run", "recipe.yaml", tls]).files.values()
+    with pytest.raises(RecipeError, match=r"serve\.tls\.certificate: no file at 'none\.pem'"):
+        plan(["serve", "recipe.yaml", tls])

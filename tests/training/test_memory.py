@@ -1,6 +1,7 @@
 """The memory that a worker will take, told from shapes, against what a real step takes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from cluster.errors import UserError
 from training.data.fuse import fuse, inspect
 from training.encode import encode
 from training.loop import make_trainee
-from training.memory import SCATTERED, Memory, foretold, most_held
-from training.preflight import needs, plan
+from training.memory import SCATTERED, Memory, foretold, learned_from, most_held
+from training.preflight import plan, rehearse
 from training.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -21,7 +23,8 @@ MakeRecipe = Callable[..., Recipe]
 
 
 def memory_of(recipe: Recipe, workers: int = 1) -> Memory:
-    return foretold(recipe, inspect(recipe, 10_000).tables, workers)
+    with learned_from(recipe, inspect(recipe, 10_000).tables) as learned:
+        return foretold(recipe, learned, workers)
 
 
 def test_it_is_what_a_real_step_takes(make_recipe: MakeRecipe) -> None:
@@ -61,11 +64,15 @@ def test_what_makes_it_more_and_less(make_recipe: MakeRecipe) -> None:
 
 def test_check_tells_it_or_why_it_cannot(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
-    tables = inspect(recipe, 100).tables
-    told = needs(recipe, tables, plan(recipe)["workers"])["memory of a worker (MiB)"]
+    sample = inspect(recipe, 100)
+    told = rehearse(recipe, sample, plan(recipe)["workers"]).needs["memory of a worker (MiB)"]
     assert told["at its fullest"] >= told["program"] > 0
-    one_label = {name: table.filter(pc.equal(table["topic"], "billing")) for name, table in tables.items()}
-    assert needs(recipe, one_label, 1)["memory of a worker"].startswith("not to be told beforehand: ")
+    one_label = {name: table.filter(pc.equal(table["topic"], "billing")) for name, table in sample.tables.items()}
+    lacking = replace(sample, tables=one_label)
+    assert sample.report["sampled"] == ["sentences"]
+    assert rehearse(recipe, lacking, 1).needs["memory of a worker"].startswith("not to be told beforehand: ")
+    with pytest.raises(UserError, match="has 1 label"):
+        rehearse(recipe, replace(lacking, report={**sample.report, "sampled": []}), 1)
 
 
 EXPERTS = {
@@ -88,7 +95,7 @@ EXPERTS = {
 )
 def test_what_shapes_do_not_tell_is_said(make_recipe: MakeRecipe, sections: Any, reason: str) -> None:
     recipe = make_recipe(**sections)
-    assert reason in needs(recipe, inspect(recipe, 100).tables, 1)["memory of a worker"]
+    assert reason in rehearse(recipe, inspect(recipe, 100), 1).needs["memory of a worker"]
 
 
 def test_a_new_base_needs_no_weights_to_be_told_of(make_recipe: MakeRecipe, home: Path) -> None:

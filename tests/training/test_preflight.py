@@ -4,14 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from cluster.errors import UserError
+from cluster.errors import FewRowsError, UserError
 from cluster.session import usable_cores
 from training.preflight import count_weights, plan
 from training.recipe import Recipe
+from training.tasks.task import task_class
+from training.tasks.text_classification import TextClassification
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -48,6 +51,43 @@ def test_workers_are_those_that_training_would_start(make_recipe: MakeRecipe, ti
 def test_more_workers_than_there_are_are_refused_before_training(make_recipe: MakeRecipe) -> None:
     with pytest.raises(UserError, match=r"^train\.workers: 4096 workers need as many"):
         plan(make_recipe(train={"workers": 4096}))
+
+
+@pytest.mark.parametrize(
+    ("options", "headline"),
+    [({}, "accuracy"), ({"problem": "regression"}, "rmse"), ({"problem": "multi-label"}, "micro_f1")],
+)
+def test_a_metric_is_one_of_the_problem(options: dict[str, str], headline: str) -> None:
+    for task in ("text-classification", "image-classification"):
+        known = task_class(task).metrics_with(options)
+        assert {name for name in ("accuracy", "rmse", "micro_f1") if name in known} == {headline}
+    wrong: dict[str, Any] = {"problem": ["regression"]}  # which is told as such, where options are checked
+    assert "rmse" in task_class("text-classification").metrics_with(wrong)
+
+
+STARS = {"problem": "ordinal", "order": ["poor", "fair", "good"]}
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "message", "few"),
+    [
+        (["poor", "poor"], {}, "has 1 label", True),
+        (["a,", "a"], {"problem": "multi-label"}, "has 1 label", True),
+        ([4.0, 4.0], {"problem": "regression"}, "is 4 in every training row", True),
+        (["poor", "fair"], STARS, "look at good", True),
+        (["poor", "great"], STARS, "look at fair, good, great", False),
+        (["poor", "fair"], {"problem": "ordinal"}, "the labels of 'c' are no numbers", False),
+        (["poor", None], STARS, "1 of 2 train rows have no 'c'", False),
+        (["a", "b"], {"problem": "regression"}, "is no column of numbers", False),
+    ],
+)
+def test_what_further_rows_may_mend_is_told_from_what_they_cannot(
+    make_recipe: MakeRecipe, cells: list[Any], options: dict[str, Any], message: str, few: bool
+) -> None:
+    model = make_recipe(model={"target": "c", "options": options}).model
+    with pytest.raises(UserError, match=message) as error:
+        TextClassification.learn_target(model, {"train": pa.table({"c": cells})}, "none")
+    assert isinstance(error.value, FewRowsError) == few
 
 
 def test_a_clusters_workers_are_not_told_from_this_machines_cores(

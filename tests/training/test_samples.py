@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from cluster.storage import folder_digests
 from training import samples
 from training.data.fuse import inspect
-from training.preflight import needs
+from training.preflight import rehearse
 from training.samples import text_classification
 from training.samples.phrases import ASKS, SETTLED
 
@@ -30,7 +30,7 @@ def test_the_recipe_is_valid_as_it_is_and_its_needs_can_be_told(tmp_path: Path, 
     samples.write_sample(tmp_path / "new", task)
     recipe, _ = headrace.load_recipe(tmp_path / "new" / "recipe.yaml")
     assert recipe.model.task == task
-    told = needs(recipe, inspect(recipe, 300).tables, 1)["memory of a worker (MiB)"]
+    told = rehearse(recipe, inspect(recipe, 300), 1).needs["memory of a worker (MiB)"]
     assert told["weights"] + told["optimizer"] + told["step"] > 0
 
 

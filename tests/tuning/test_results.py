@@ -1,17 +1,15 @@
 """How a sweep is shown, and that its best combination reads back as what it was."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import yaml
 from PIL import Image
-from rich.console import Console
 
 from cluster.settings import read
 from tuning.ledger import Trial
 from tuning.recipe import Tune
-from tuning.results import best_yaml, draw, overrides, table, text, typed
+from tuning.results import best_yaml, draw, overrides, text, typed
 
 BEST = {
     "train.learning_rate": 1e-05,
@@ -63,13 +61,6 @@ def test_the_table_has_the_best_first_and_failures_last() -> None:
     assert lines[3].endswith("1 min 10 s")
     assert lines[4].endswith("step 2: the loss is nan")
     assert "error" not in text(trials()[:2], "accuracy", "max")
-
-
-def test_the_table_on_a_terminal_has_the_same_rows() -> None:
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table(trials(), "accuracy", "max"))
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["2", "1", "4", "3"]
 
 
 def test_the_picture_is_drawn_for_one_field_and_for_many(tmp_path: Path) -> None:

@@ -26,10 +26,11 @@ from training.recipe import Recipe, Train
 from training.targets import OneLabel
 from training.tasks.text_classification import TextClassification
 from tuning.ledger import Ledger, Trial
+from tuning.preflight import judged
 from tuning.recipe import Tune
 from tuning.search import propose
 from tuning.space import Space, apply
-from tuning.sweep import Sweep, judged, plan_for, sweep
+from tuning.sweep import Sweep, plan_for, sweep
 from tuning.trials import Assignment, epochs
 
 WriteRecipe = Callable[..., Path]

@@ -2,7 +2,9 @@
 
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,39 @@ SOURCE = "file"
 RECIPE_KEY = re.compile(rf"data\.sources\.{SOURCE}\.(\w+)(:?)")
 
 
+CHUNK, FILES_CHUNK = 10_000, 128
+"""Rows that are held at once: enough for batches of equal lengths; fewer where each holds a picture or a sound."""
+
+
+@dataclass(frozen=True)
+class OpenTable:
+    """A file of rows that is read some at a time.
+
+    Attributes:
+        rows: how many it has.
+        chunks: one table after the other, once; where the file has no row, one without any.
+    """
+
+    rows: int
+    chunks: Iterator[pa.Table]
+
+
 def read_table(
     file: Path, signature: Mapping[str, Any], encoding: str | None = None, delimiter: str | None = None
 ) -> pa.Table:
+    """The rows of :func:`open_table`, all together."""
+    with open_table(file, signature, encoding, delimiter) as table:
+        return pa.concat_tables(table.chunks)
+
+
+@contextmanager
+def open_table(
+    file: Path,
+    signature: Mapping[str, Any],
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    chunk: int | None = None,
+) -> Iterator[OpenTable]:
     """The rows of a csv, json, jsonl or parquet file, in order; of a picture or a sound, the one row that it is.
 
     Where the model reads pictures or sounds, the files that rows name are read: relative ones beside ``file``. Whoever
@@ -37,6 +69,7 @@ def read_table(
             that they have in training.
         encoding: of a csv or json file; UTF-8 when left out.
         delimiter: of a csv file; a comma when left out, a tab in a ``.tsv``.
+        chunk: the most rows of a table.
 
     Raises:
         UserError: the file is missing, or a row of it cannot be read: each row must get its answer.
@@ -45,7 +78,8 @@ def read_table(
         raise UserError(f"{file}: no such file")
     held = media_columns(signature)
     if len(held) == 1 and not any(held.values()) and Path(file.name.removesuffix(".gz")).suffix.lower() not in ENDINGS:
-        return _with_files(pa.table({next(iter(held)): [file.name]}), held, file)
+        yield OpenTable(1, iter([_with_files(pa.table({next(iter(held)): [file.name]}), held, file)]))
+        return
     as_text = [name for name in input_columns(signature) if name not in held]
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         landed = _land(file, _source(file, encoding, delimiter), Path(folder), as_text)
@@ -54,28 +88,51 @@ def read_table(
             raise UserError(
                 f"{file}:{first.row}: {first.reason}; mend or remove the row ({landed.rejected_rows} in all)"
             )
-        table = pa.concat_tables([pq.read_table(path) for path in landed.paths])
-    for warning in landed.warnings:
-        say(_for_options(warning))
-    table = table.drop_columns([ROW]) if ROW in table.column_names else table
-    for name in as_text:
-        if name in table.column_names and not pa.types.is_string(table.schema.field(name).type):
-            table = table.set_column(table.column_names.index(name), name, _texts(table[name]))
-    return _with_files(table, held, file)
+        for warning in landed.warnings:
+            say(_for_options(warning))
+        tables = _chunks(landed.paths, chunk or (FILES_CHUNK if held else CHUNK))
+        yield OpenTable(landed.rows, _readable(tables, as_text, held, file))
 
 
-def _with_files(table: pa.Table, columns: Mapping[str, bool], beside: Path) -> pa.Table:
+def _chunks(paths: Sequence[str], most: int) -> Iterator[pa.Table]:
+    empty = True
+    for path in paths:
+        with pq.ParquetFile(path) as opened:
+            for batch in opened.iter_batches(batch_size=most):
+                if batch.num_rows:
+                    empty = False
+                    yield pa.Table.from_batches([batch])
+    if empty:
+        yield pq.read_schema(paths[0]).empty_table()
+
+
+def _readable(
+    tables: Iterable[pa.Table], as_text: Collection[str], held: Mapping[str, bool], file: Path
+) -> Iterator[pa.Table]:
+    """Tables whose columns are what the model reads."""
+    before = 0
+    for landed in tables:
+        table = landed.drop_columns([ROW]) if ROW in landed.column_names else landed
+        for name in as_text:
+            if name in table.column_names and not pa.types.is_string(table.schema.field(name).type):
+                table = table.set_column(table.column_names.index(name), name, _texts(table[name]))
+        yield _with_files(table, held, file, before)
+        before += table.num_rows
+
+
+def _with_files(table: pa.Table, columns: Mapping[str, bool], beside: Path, before: int = 0) -> pa.Table:
     """The rows with the bytes of the pictures or sounds that they hold or name.
 
     Args:
         columns: each such column, and whether its file may be missing.
+        before: the rows of the file that stand before these.
     """
     table = media.located(table, list(columns), beside.resolve().parent)
     for name in columns:
         if name not in table.column_names:
             continue
         read: list[bytes | None] = []
-        for number, cell in enumerate(table[name].to_pylist(), 1):
+        for number, cell in enumerate(table[name].to_pylist(), before + 1):
             if columns[name] and media.absent(cell):
                 read.append(None)
                 continue

@@ -10,6 +10,8 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
+from cluster.errors import FewRowsError, UserError
+from training.inputs.cells import read_label
 from training.recipe import Model
 from training.targets import KINDS, Kinds, Number, Target, TargetOptions, every_metric
 from training.tasks.task import Batch, Example, Outputs, Row, Task
@@ -49,12 +51,28 @@ class Predicting(Task):
         self.of_probabilities = target.of_probabilities
 
     @classmethod
+    def metrics_with(cls, options: Mapping[str, Any]) -> dict[str, str]:
+        problem = options.get("problem", next(iter(cls.targets)))
+        known = cls.targets.get(problem) if isinstance(problem, str) else None
+        return known.metrics_known if known else cls.metrics_known
+
+    @classmethod
     def learn_target(cls, model: Model, splits: Mapping[str, pa.Table], unicode: str) -> Target:
-        """The target that the options ask for, learned from the target column."""
+        """The target that the options ask for, learned from the target column.
+
+        Raises:
+            FewRowsError: it lacks what further rows may have.
+            UserError: it cannot be learned.
+        """
         options = cls.options_known.model_validate(model.options).model_dump()
         kind = cls.targets[options.get("problem", next(iter(cls.targets)))]
         cells = {split: table[model.named_target].to_pylist() for split, table in splits.items()}
-        return kind.learn(model.named_target, cells, options, unicode)
+        try:
+            return kind.learn(model.named_target, cells, options, unicode)
+        except UserError as error:
+            if _further_rows_may_do(cells, options):
+                raise FewRowsError(str(error)) from None
+            raise
 
     def encode_target(self, row: Row) -> Any:
         return self.target.encode(row[self.target.column])
@@ -125,3 +143,22 @@ class Predicting(Task):
     @property
     def report_sections(self) -> Sequence["Section"]:
         return self.target.report_sections
+
+
+def _further_rows_may_do(cells: Mapping[str, Sequence[Any]], options: Mapping[str, Any]) -> bool:
+    """Whether what a target misses could stand in rows that are not here: a second value, or a label of its order."""
+    several = options.get("problem") == "multi-label"
+    every = [cell for one in cells.values() for cell in one]
+    if None in every and not several:
+        return False
+    parts = [part for cell in cells["train"] for part in _parts(cell, options.get("separator", ",") if several else "")]
+    order = set(map(read_label, options.get("order") or ()))
+    return len(set(parts)) < 2 or bool(order and set(map(read_label, every)) < order)
+
+
+def _parts(cell: Any, separator: str) -> list[str]:
+    """The values in a cell; several only where something separates them."""
+    values = (
+        cell.split(separator) if separator and isinstance(cell, str) else cell if isinstance(cell, list) else [cell]
+    )
+    return [read_label(value).strip() for value in values if value is not None and value != ""]

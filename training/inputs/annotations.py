@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from cluster.errors import UserError
+from cluster.errors import FewRowsError, UserError
 from training.inputs import entities
 from training.inputs.entities import Entity, MisfitError, Places
 
@@ -96,7 +96,7 @@ class Annotations:
                 f"{'; '.join(misfits[:MISFITS_SHOWN])}. Mend them, or leave them out with a WHERE in data.fuse"
             )
         if not types:
-            raise UserError(f"model.target: there is no entity in '{self.target}'; nothing can be learned")
+            raise FewRowsError(f"model.target: there is no entity in '{self.target}'; nothing can be learned")
         return sorted(types)
 
 

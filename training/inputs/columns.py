@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cluster.errors import UserError
+from cluster.errors import FewRowsError, UserError
 from training.inputs.cells import A_DATE, A_NUMBER, Kind, infer, read_label, read_number, read_seconds
 from training.inputs.text import READABLE, in_form
 
@@ -139,7 +139,8 @@ class Category(Column):
 
     Attributes:
         values: the known ones, most frequent first.
-        written: the type that the training rows had; a value is brought to its text before it is looked up.
+        written: the type that the training rows had: ``integer``, ``number``, ``boolean`` or ``text``; a value is
+            brought to its text before it is looked up.
     """
 
     kind: ClassVar[Kind] = "category"
@@ -157,7 +158,7 @@ class Category(Column):
         counts = Counter(value for value in values if value is not None)
         often = [value for value, count in counts.items() if count >= LEAST_SEEN]
         if not often:
-            raise UserError(
+            raise FewRowsError(
                 f"model.inputs: '{name}' is another text in every row, which teaches nothing as a category; name it "
                 "under `text` if it is prose, or leave it out"
             )
@@ -176,11 +177,21 @@ class Category(Column):
     def read(self, cell: Any) -> str | None:
         if cell is not None and not isinstance(cell, READABLE):
             raise ValueError(self.wanted)
-        if isinstance(cell, Decimal) or (self.written == "number" and isinstance(cell, str)):
-            with contextlib.suppress(ValueError):
-                cell = float(cell)  # "3.0" and 3 are one category where the training rows held numbers
+        cell = self._as_in_training(cell)
         text = "" if cell is None else in_form(read_label(cell), self.unicode).strip()
         return (text.lower() if self.written == "boolean" else text) or None
+
+    def _as_in_training(self, cell: Any) -> Any:
+        """A number as the training rows held it, for ``"3.0"`` and ``3`` are one category there; another cell as it is.
+
+        Where they held whole numbers it keeps all its digits, of which a float has room for 15; where they held floats,
+        theirs were rounded, and so must be what is asked.
+        """
+        asked = isinstance(cell, str | int) and not isinstance(cell, bool) and self.written in ("integer", "number")
+        if asked or isinstance(cell, Decimal):
+            with contextlib.suppress(ValueError, OverflowError):
+                return _whole(cell) if self.written == "integer" else float(cell)
+        return cell
 
     def encode(self, values: Sequence[Any]) -> npt.NDArray[np.int64]:
         """Codes: of unknown, of missing, or of the value."""
@@ -349,11 +360,23 @@ def _read_all(name: str, column: pa.ChunkedArray, read: Any, wanted: str) -> lis
     except ValueError:
         raise UserError(f"model.inputs: '{name}' cannot be read: {wanted} in every row; see options.kinds") from None
     if all(value is None for value in values):
-        raise UserError(f"model.inputs: '{name}' is empty in every training row; leave it out")
+        raise FewRowsError(f"model.inputs: '{name}' is empty in every training row; leave it out")
     return values
 
 
 def _written(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        return _written(kind.value_type)
     if pa.types.is_boolean(kind):
         return "boolean"
-    return "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else "number"
+    if pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0):
+        return "integer"
+    return "number" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "text"
+
+
+def _whole(cell: str | int | Decimal) -> int | float:
+    """A number with all its digits where it is written as a whole one."""
+    if isinstance(cell, str):
+        with contextlib.suppress(ValueError):
+            return int(cell)
+    return float(cell) if isinstance(cell, str) or cell != int(cell) else int(cell)

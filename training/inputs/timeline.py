@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cluster.errors import UserError
+from cluster.errors import FewRowsError, UserError
 from training.inputs.cells import read_seconds
 from training.inputs.columns import CYCLES, cycles
 
@@ -146,6 +146,6 @@ def _commonest(lines: Sequence[npt.NDArray[np.int64]], column: str) -> int:
     """The commonest distance of two neighbours; the smallest of several equally common ones."""
     steps = np.concatenate([np.diff(one) for one in lines]) if lines else np.zeros(0, dtype=np.int64)
     if not len(steps):
-        raise UserError(f"model.inputs.time: '{column}' has no series of two different moments to learn from")
+        raise FewRowsError(f"model.inputs.time: '{column}' has no series of two different moments to learn from")
     found, counts = np.unique(steps, return_counts=True)
     return int(found[counts.argmax()])

@@ -150,6 +150,11 @@ class Task(ABC):
         """Whether examples have a ``target``: where the recipe names none, a task may make one of its inputs."""
         return self.target_needed
 
+    @classmethod
+    def metrics_with(cls, options: Mapping[str, Any]) -> dict[str, str]:
+        """``metrics_known`` of the task that learns with these ``model.options``, which are not checked yet."""
+        return cls.metrics_known
+
     # --- made from data, kept in a folder -----------------------------------------------------------------------
 
     @classmethod

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForSequenceClassification
 
-from cluster.errors import UserError
+from cluster.errors import FewRowsError, UserError
 from cluster.settings import Strict
 from training.evaluation import retrieval
 from training.evaluation.metrics import sigmoid
@@ -93,7 +93,7 @@ class TextRanking(Task):
         pairs = Pairs.learn(model, base, model.max_length, unicode)
         top = max(map(pairs.grade_of, splits["train"].to_pylist()), default=0.0)
         if top <= 0:
-            raise UserError(f"model.target: no training row has a '{model.target}' above 0; nothing is relevant")
+            raise FewRowsError(f"model.target: no training row has a '{model.target}' above 0; nothing is relevant")
         task = cls(pairs, Options.model_validate(model.options), top)
         task.base = base
         return task

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field, field_validator
 
-from cluster.errors import UserError
+from cluster.errors import FewRowsError, UserError
 from cluster.settings import Count, Strict
 from training.evaluation import metrics
 from training.inputs.cells import Kind, read_label, read_number
@@ -134,7 +134,7 @@ class TimeSeriesForecasting(Task):
         columns = Columns.learn(covariates, train, options.kinds, BINS, unicode)
         values = np.array(numbers(train[shape.target].to_pylist(), shape.target), dtype=np.float64)
         if np.isnan(values).all():
-            raise UserError(f"model.target: '{shape.target}' has no value in any training row")
+            raise FewRowsError(f"model.target: '{shape.target}' has no value in any training row")
         network = options.model_dump(include={"hidden", "blocks", "dropout"})
         network |= {"mean": float(np.nanmean(values)), "spread": float(np.nanstd(values)) or 1.0}
         network["floor"] = 0.0 if np.nanmin(values) >= 0 else None

@@ -2,8 +2,10 @@
 
 import csv
 import datetime as dt
+import json
 import random
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from cluster.errors import UserError
 from tests.training.recipes import recipe_of
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.data.fuse import fuse
+from training.data.landing import written
 from training.encode import Encoded, encode
 from training.evaluation import metrics
 from training.evaluation.baselines import measure
@@ -90,6 +93,71 @@ def test_rare_new_and_missing_categories_have_entries_of_their_own() -> None:
 def test_a_category_is_the_same_however_it_is_written(trained: list[Any], asked: list[Any]) -> None:
     category = learned(trained, Category)
     assert len({int(category.encode([category.read(cell)])[0]) for cell in [trained[0], *asked]}) == 1
+
+
+LONG = [123456789012345678, 123456789012345680, 9007199254740993, 7]
+"""Whole numbers of which a float cannot tell the first two apart, and has no room for the third."""
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (LONG, pa.int64()),
+        ([*LONG[:3], 2**64 - 1], pa.uint64()),
+        (list(map(Decimal, LONG)), pa.decimal128(38, 0)),
+        ([Decimal("1.50"), Decimal("2.00"), Decimal("7.00")], pa.decimal128(9, 2)),
+        ([1.2345678901234568e17, 1e16 / 3, 3.0, 0.1, 1e300], pa.float64()),
+        (["007", "7", "1e3", "1000", "1.0", " 1", "123456789012345678"], pa.string()),
+        (["007", "7", "1e3"], pa.dictionary(pa.int32(), pa.string())),
+        ([True, False], pa.bool_()),
+        ([dt.date(2026, 1, 5), dt.date(2026, 1, 6)], pa.date32()),
+    ],
+    ids=str,
+)
+def test_a_category_is_the_same_to_a_server_as_it_was_in_training(cells: list[Any], kind: pa.DataType) -> None:
+    """What was typed in training arrives as text where `predict` reads a file, and as JSON has it in a request."""
+    trained = Category.learn("c", pa.chunked_array([pa.array(cells * 2, kind)]), {"bins": 4, "unicode": "none"})
+    served = Columns.load(Columns([trained]).save())
+    learned_as = [one["categories"] for one in served.encode([{"c": cell} for cell in cells])]
+    texts = [{"c": written(cell)} for cell in cells]
+    requests = [{"c": json.loads(json.dumps(cell, default=str))} for cell in cells]
+    assert [one["categories"] for one in served.encode(texts)] == learned_as
+    assert [one["categories"] for one in served.encode(requests)] == learned_as
+    assert UNKNOWN not in [code for (code,) in learned_as]
+    assert len({code for (code,) in learned_as}) == len({written(cell).strip() for cell in cells})
+
+
+@pytest.mark.parametrize(
+    ("asked", "means"),
+    [
+        ("123456789012345678", 0),
+        (123456789012345678, 0),
+        ("123456789012345680", 1),
+        ("9007199254740993", 2),
+        ("9007199254740992", None),  # which is the same float
+        ("1.0", 3),
+        (1.0, 3),
+        (" 1 ", 3),
+        ("001", 3),
+        ("1e3", 4),
+        ("1000.00", 4),
+        ("1" * 400, None),
+        ("1" * 5000, None),  # more digits than Python reads
+        ("1e999", None),
+        ("seven", None),
+    ],
+)
+def test_a_whole_number_is_known_by_all_of_its_digits(asked: Any, means: int | None) -> None:
+    trained = [*LONG[:3], 1, 1000]
+    category = learned(trained * 2, Category)
+    wanted = UNKNOWN if means is None else int(category.encode([category.read(trained[means])])[0])
+    assert category.encode([category.read(asked)]).tolist() == [wanted]
+
+
+def test_a_number_that_training_had_as_a_float_is_known_by_its_digits_too() -> None:
+    """As pandas leaves the ids of a column in which one is missing."""
+    category = learned([float(LONG[0])] * 2, Category)
+    assert category.encode([category.read(one) for one in (LONG[0], str(LONG[0]), float(LONG[0]))]).tolist() == [2] * 3
 
 
 def test_a_date_has_a_place_in_time_and_in_each_cycle() -> None:

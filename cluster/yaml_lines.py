@@ -78,6 +78,8 @@ class Reader:
                 self.lines[keys[:depth]] = COMMAND_LINE
             inner = inner[key]
         self._overriding = True
+        for below in [known for known in self.lines if known[: len(keys)] == keys]:  # what is replaced stands nowhere
+            del self.lines[below]
         self.lines[keys] = COMMAND_LINE
         inner[keys[-1]] = self._overridden(text, keys)
 

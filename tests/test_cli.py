@@ -298,7 +298,7 @@ NONE_TO_WATCH = "data.split={validation: 0, test: 0.2}"
     [
         (
             [CHOSEN.format("loss"), NONE_TO_WATCH],
-            "train.early_stopping: there are no validation rows to watch; set data.split.validation\n",
+            "command line train.early_stopping: there are no validation rows to watch; set data.split.validation\n",
         ),
         (
             [CHOSEN.format("rmse")],
@@ -308,14 +308,26 @@ NONE_TO_WATCH = "data.split={validation: 0, test: 0.2}"
             ["tune={metric: rmse, search: {train.epochs: {choice: [1]}}}"],
             "command line tune.metric: text-classification has no metric 'rmse'; it has accuracy, ",
         ),
-        (["model.adapt={freeze: nosuch}"], "model.adapt.freeze: 'nosuch' is found in no weight of the model; they are"),
-        (["model.adapt={lora: {targets: nosuch}}"], "model.adapt.lora.targets: 'nosuch' is found in no linear layer"),
+        (
+            ["model.adapt={freeze: nosuch}"],
+            "command line model.adapt.freeze: 'nosuch' is found in no weight of the model; they are",
+        ),
+        (
+            ["model.adapt={lora: {targets: nosuch}}"],
+            "command line model.adapt.lora.targets: 'nosuch' is found in no linear layer",
+        ),
         (
             ["tune={search: {train.epochs: {choice: [1, 2]}}}", NONE_TO_WATCH],
-            "tune: trials are compared on validation rows and there are none; set data.split.validation\n",
+            "command line tune: trials are compared on validation rows and there are none; set data.split.validation\n",
         ),
-        (["tune={search: {model.base: {choice: [./nowhere]}}}"], "model.base: there is no folder ./nowhere\n"),
-        (["model.target=constant", "data.split={}"], "model.target: 'constant' has 1 label; a classifier needs"),
+        (
+            ["tune={search: {model.base: {choice: [./nowhere]}}}"],
+            "recipe.yaml:8 model.base: there is no folder ./nowhere\n",
+        ),
+        (
+            ["model.target=constant", "data.split={}"],
+            "command line model.target: 'constant' has 1 label; a classifier needs",
+        ),
     ],
 )
 def test_check_refuses_what_training_or_the_sweep_would(

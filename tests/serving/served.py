@@ -54,10 +54,10 @@ class Server:
         return [pid for pid in pids() if described(pid, "cmdline").startswith(title)]
 
     def proxies(self) -> list[int]:
-        """The process ids of what listens on its port."""
+        """The process ids of what answers on its port, which ``serve`` itself only holds."""
         address = f"0100007F:{self.port:04X}"
         public = {inode for inode, place in listening().items() if place == address}
-        return [pid for pid in pids() if sockets(pid) & public]
+        return [pid for pid in pids() if sockets(pid) & public and pid != self.process.pid]
 
     def controllers(self) -> list[int]:
         """The process id of Serve's controller, in this session and no other."""

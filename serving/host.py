@@ -26,6 +26,7 @@ from cluster.progress import say
 from cluster.session import Resources, on_cluster, resources, session, usable_cores
 from cluster.storage import fingerprint, home, only_one
 from serving import direct, keys, proxy, traces
+from serving.door import Door
 from serving.recipe import Hosted, Replicas, Serve, hosted
 from serving.scaling import Policy
 from serving.surroundings import environment, proxy_sockets, sent
@@ -73,15 +74,15 @@ def serve(
     port = port or proxy.free_port()
     address = f"{'https' if certificate else 'http'}://{_reachable(host)}:{port}"
     app = app_name(port)
-    with environment(host, port, certificate) as folder, _only_server(app, port), session(), _until_signal() as stop:
+    with environment(host, port, certificate) as around, _only_server(app, port), session(), _until_signal() as stop:
         require_room(options.replicas, resources())
         _refuse_second_app(app)
         wanted.write(home() / "serving" / f"{app}.json")
         answered = False
         try:
-            _deploy(app, wanted.path, options, port, known_keys, folder)
+            _deploy(app, wanted.path, options, port, known_keys, around.folder)
             trust, seconds = certificate.trust() if certificate else None, START_SECONDS * len(wanted.entries)
-            answered = _await_answer(app, address, folder, stop, trust, seconds)
+            answered = _await_answer(app, address, around.folder, stop, trust, seconds)
             if answered:
                 announce(address)
             while not stop.wait(FOLLOW_SECONDS):
@@ -89,7 +90,7 @@ def serve(
                 if certificate:
                     certificate.follow(proxy_sockets())
         finally:
-            _shut_down(app, wanted, answered)
+            _shut_down(app, wanted, answered, around.door)
 
 
 def app_name(port: int) -> str:
@@ -343,7 +344,7 @@ def _answers(address: str, trust: ssl.SSLContext | None) -> bool:
         return False
 
 
-def _shut_down(app: str, wanted: Wanted, answered: bool) -> None:
+def _shut_down(app: str, wanted: Wanted, answered: bool, door: Door | None) -> None:
     """Lets the replicas finish what they have. A local session ends with all of Serve; a cluster is left as it was."""
     from ray import serve as ray_serve
 
@@ -353,6 +354,8 @@ def _shut_down(app: str, wanted: Wanted, answered: bool) -> None:
     except TimeoutError:
         say("the replicas have not ended within a minute; Serve goes on ending them")
     finally:
+        if door:
+            door.close()  # until now each HAProxy that hears of a replica that has ended asks for the port
         if on_cluster() and not ray_serve.status().applications.keys() - {app}:  # nobody else's server came meanwhile
             ray_serve.shutdown()
         wanted.remove()

@@ -3,14 +3,14 @@
 Serve 2.60 writes HAProxy's configuration and offers no say in it, but lets the program itself be named
 (``RAY_SERVE_HAPROXY_BINARY_PATH``). We name a small script, which edits the configuration and becomes HAProxy:
 
-- the public port is bound to the address that was asked for, the statistics and metrics ports to this machine alone;
-  Serve binds those two to every interface;
+- the public port is the one that the serving process holds (``door.py``), so that it outlives a HAProxy; the statistics
+  and metrics ports are bound to this machine alone, where Serve binds them to every interface;
 - headers by which a client could switch off Serve's time limit or its watch for lost clients are dropped;
 - with a certificate, that port speaks TLS 1.2 or later and nothing else;
 - a client that never finishes its headers, or a small body, is cut off, and until then reaches no replica;
 - connections that wait may be so many that a few thousand slow clients keep nobody out;
 - when no replica can answer, the client gets 503 and JSON instead of a bare 500;
-- a proxy that has just started, and does not know the application yet, listens for nobody instead of answering 404.
+- a proxy that has just started, and does not know the application yet, lets nobody in instead of answering 404.
 
 The script starts HAProxy only when the ports that it binds are exactly those.
 """
@@ -20,9 +20,11 @@ import os
 import resource
 import shlex
 import socket
+import sys
 from pathlib import Path
 
 from cluster.errors import RunError
+from serving import door
 
 LOOPBACK = "127.0.0.1"
 DROPPED_HEADERS = (
@@ -45,23 +47,22 @@ if [ "$found" != "$(cat {binds})" ]; then
   echo "these ports are not bound as they should be: $found" | tee {complaint} >&2
   exit 1
 fi
-# It has just started and knows no replica. Whoever is refused connects again, and has sent nothing in vain.
+# It has just started and knows no replica: whoever comes waits for the one after it.
 if ! grep -qE '^[[:space:]]*use_backend[[:space:]]' "$config"; then
   grep -vxFf {public} "$config" > "$config.closed" && cat "$config.closed" > "$config" || exit 1
+  exec {haproxy} "$@"
 fi
-exec {haproxy} "$@"
+exec {python} -IS {opener} {door} {haproxy} "$@"
 """
 COMPLAINT = "complaint"
+DOOR = "door"
 
 
-def narrowed(
-    folder: Path, host: str, port: int, metrics_port: int, stats_port: int, certificate: Path | None = None
-) -> Path:
+def narrowed(folder: Path, port: int, metrics_port: int, stats_port: int, certificate: Path | None = None) -> Path:
     """Writes the script that starts HAProxy so, and what it needs, into ``folder``.
 
     Args:
-        folder: an existing private folder that outlives the proxy.
-        host: where the public port is bound.
+        folder: an existing private folder that outlives the proxy, and in which :func:`opened` opens the port.
         port: the public port.
         metrics_port: HAProxy's own metrics, bound to this machine.
         stats_port: HAProxy's statistics page, bound to this machine.
@@ -74,7 +75,7 @@ def narrowed(
         (folder / f"{status}.http").write_text(_error_file(), encoding="utf-8")
     secured = f" ssl crt {certificate} alpn http/1.1 ssl-min-ver TLSv1.2" if certificate else ""
     frontend = [
-        f"bind {host}:{port}{secured}",
+        f"bind fd@{door.DESCRIPTOR}{secured}",
         f"timeout http-request {HEADER_SECONDS}s",
         "option http-buffer-request",
         *(f"http-request del-header {header}" for header in DROPPED_HEADERS),
@@ -89,13 +90,14 @@ def narrowed(
         rf"/^ *bind [^ ]*:{port}$/c\{chr(10)}" + "\\\n".join(f"    {line}" for line in frontend),
     ]
     script = folder / "haproxy"
-    names = ("edits", "binds", "public", COMPLAINT)
+    names = ("edits", "binds", "public", COMPLAINT, DOOR)
     places = {name: folder / name for name in names}
     binds = [frontend[0], f"bind {LOOPBACK}:{metrics_port}", f"bind {LOOPBACK}:{stats_port}"]
     places["edits"].write_text("\n".join(edits) + "\n", encoding="utf-8")
     places["binds"].write_text("\n".join(sorted(binds)) + "\n", encoding="utf-8")
     places["public"].write_text(f"    {frontend[0]}\n", encoding="utf-8")
-    quoted = {name: shlex.quote(str(place)) for name, place in {**places, "haproxy": _program()}.items()}
+    programs = {"haproxy": _program(), "python": sys.executable, "opener": door.__file__}
+    quoted = {name: shlex.quote(str(place)) for name, place in {**places, **programs}.items()}
     script.write_text(SCRIPT.format(**quoted), encoding="utf-8")
     script.chmod(0o700)
     return script
@@ -116,22 +118,24 @@ def complaint(folder: Path) -> str:
     return f"the proxy was not started: {' '.join(told.split())}; this version of Ray is not known to headrace"
 
 
-def require_free(host: str, port: int) -> None:
-    """Makes sure that nobody listens on ``port``: HAProxy would silently share it with another HAProxy.
+def opened(folder: Path, host: str, port: int) -> door.Door:
+    """Takes the public port, which nobody listens on until there is a HAProxy, for those that ``folder`` starts.
 
     Raises:
         RunError: it is taken, or the address is none of this machine's.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except PermissionError:
-            raise RunError(f"port {port} may only be opened by root; choose one from 1024 up with --port") from None
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise RunError(f"cannot listen on {host}:{port} ({reason}); choose another with --port or --host") from None
+    public = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        public.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        public.bind((host, port))
+        return door.Door(public, folder / DOOR)
+    except PermissionError:
+        public.close()
+        raise RunError(f"port {port} may only be opened by root; choose one from 1024 up with --port") from None
+    except OSError as error:
+        public.close()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise RunError(f"cannot listen on {host}:{port} ({reason}); choose another with --port or --host") from None
 
 
 def free_port() -> int:

@@ -5,12 +5,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.errors import UserError
 from cluster.logs import VARIABLE as LOG_VARIABLE
 from cluster.session import on_cluster
 from serving import direct, proxy
+from serving.door import Door
 from serving.tls import Certificate
 
 LOCAL_NAMES = {"127.0.0.1", "localhost", "::1"}
@@ -18,9 +19,16 @@ LOCAL_NAMES = {"127.0.0.1", "localhost", "::1"}
 OURS_ALONE = ("RAY_SERVE_HAPROXY_BINARY_PATH", "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
 
 
+class Surroundings(NamedTuple):
+    """What lasts as long as Serve's processes find their environment: a private folder, and a local session's port."""
+
+    folder: Path
+    door: Door | None
+
+
 @contextmanager
-def environment(host: str, port: int, certificate: Certificate | None = None) -> Iterator[Path]:
-    """What Serve's processes must find in their environment. Yields a private folder that lasts as long.
+def environment(host: str, port: int, certificate: Certificate | None = None) -> Iterator[Surroundings]:
+    """What Serve's processes must find in their environment.
 
     Raises:
         UserError: a cluster's endpoint cannot be bound to one machine, nor have a certificate; or a variable would
@@ -29,12 +37,16 @@ def environment(host: str, port: int, certificate: Certificate | None = None) ->
     """
     with tempfile.TemporaryDirectory(prefix="headrace-edge-", ignore_cleanup_errors=True) as place:
         folder = Path(place)
-        variables = {**ALWAYS, **(_of_cluster if on_cluster() else _of_local_session)(folder, host, port, certificate)}
+        ours = (_of_cluster if on_cluster() else _of_local_session)(folder, host, port, certificate)
+        door = None if on_cluster() else proxy.opened(folder, host, port)
+        variables = {**ALWAYS, **ours}
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update({name: value for name, value in variables.items() if before[name] is None})
         try:
-            yield folder
+            yield Surroundings(folder, door)
         finally:
+            if door:
+                door.close()
             for name, value in before.items():
                 if value is None:
                     del os.environ[name]
@@ -57,7 +69,6 @@ def _of_cluster(folder: Path, host: str, port: int, certificate: Certificate | N
 
 def _of_local_session(folder: Path, host: str, port: int, certificate: Certificate | None) -> dict[str, str]:
     _refuse_variables()
-    proxy.require_free(host, port)
     metrics_port, stats_port = proxy.free_port(), proxy.free_port()
     pem = certificate.write(folder) if certificate else None
     return {
@@ -69,7 +80,7 @@ def _of_local_session(folder: Path, host: str, port: int, certificate: Certifica
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_HAPROXY_MAXCONN": str(proxy.connections()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(proxy.free_port()),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy.narrowed(folder, host, port, metrics_port, stats_port, pem)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy.narrowed(folder, port, metrics_port, stats_port, pem)),
         "HF_HUB_OFFLINE": "1",  # a replica reads its bundle and nothing else
     }
 

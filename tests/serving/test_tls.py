@@ -116,7 +116,8 @@ def proxy_with(folder: Path, pair: Pair) -> Iterator[Proxy]:
     certificate = Certificate(pair.tls)
     ports = {"port": proxy.free_port(), "metrics": proxy.free_port(), "stats": proxy.free_port()}
     pem = certificate.write(place)
-    script = proxy.narrowed(place, "127.0.0.1", ports["port"], ports["metrics"], ports["stats"], pem)
+    script = proxy.narrowed(place, ports["port"], ports["metrics"], ports["stats"], pem)
+    door = proxy.opened(place, "127.0.0.1", ports["port"])
     admin = place / "admin.sock"
     (place / "haproxy.cfg").write_text(CONFIGURATION.format(socket=admin, about=ABOUT, **ports))
     process = subprocess.Popen([script, "-db", "-f", place / "haproxy.cfg"], stderr=subprocess.PIPE, text=True)
@@ -129,6 +130,7 @@ def proxy_with(folder: Path, pair: Pair) -> Iterator[Proxy]:
     finally:
         process.terminate()
         process.communicate(timeout=30)
+        door.close()
 
 
 @pytest.fixture(scope="module")

@@ -77,12 +77,15 @@ def session(*, local_cpus: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def early_session() -> Iterator[None]:
+def early_session(*, unless: bool = False) -> Iterator[None]:
     """Has the block's first :func:`session`, where that is to be a local one, start while the block does other things.
 
     What goes wrong meanwhile is raised by that :func:`session`. One that nobody asked for ends with the block.
+
+    Args:
+        unless: the block will hardly ask for one: it starts when it is asked for.
     """
-    if on_cluster():
+    if unless or on_cluster():
         yield
         return
     previous = {name: os.environ.get(name) for name in environment()}

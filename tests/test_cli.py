@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,10 @@ def test_the_whole_way(recipe: Path, tmp_path: Path) -> None:
     assert result["data"].keys() == {"rows", "splits", "fingerprint", "baselines_learned_from"}
     assert Path(result["report"]).is_file()
 
-    again = call("run", recipe, "--json", "train.epochs=3")
+    with tempfile.TemporaryDirectory(dir="/tmp") as place, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", place)
+        again = call("run", recipe, "--json", "train.epochs=3")
+        assert not list(Path(place).glob("headrace-*")), "what is done needs no Ray"
     assert one_object(again.stdout) == result
     assert "nothing to do" in again.stderr
 

@@ -67,9 +67,9 @@ class Memory:
     Attributes:
         process: the program itself, where it shares the memory with the model.
         weights: of the whole model, in fp32.
-        optimizer: AdamW's two moments of each weight that learns; with several workers, the gradients on their way too.
-        step: gradients as far as they have come, what the backward pass still needs, and what is being computed with;
-            in main memory with the gaps between.
+        optimizer: AdamW's two moments of each weight that learns; with several workers, the gradients they exchange.
+        step: else the gradients as far as they have come, what the backward pass still needs, and what is being
+            computed with; in main memory with the gaps between.
     """
 
     process: int
@@ -163,22 +163,26 @@ def worker_memory(
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     pretended = Pretended(model.train(), device)
     weights = pretended.held.now
+    if workers > 1:
+        pretended.keep_gradients()
     optimizer = make_optimizer(model, task.head(model), options)
     for _ in range(2):  # the first step makes the moments
         for batch in _longest_parts(task, examples, options, workers):
             with autocast(device, choose_precision(options.precision, device)):
                 pretended.learn_from(task, batch)
         pretended.step(optimizer)
+    beside = 3 if workers > 1 else 2  # of a weight that learns: two moments, and the gradient where it is exchanged
     learning = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
-    step = pretended.held.most - weights - 2 * learning
+    step = pretended.held.most - weights - beside * learning
     large = [weight for weight in model.parameters() if weight.nbytes >= MAPPED]
-    mapped = pretended.held.mapped - sum(weight.nbytes * (3 if weight.requires_grad else 1) for weight in large)
+    lasting = sum(weight.nbytes * (1 + beside if weight.requires_grad else 1) for weight in large)
+    mapped = pretended.held.mapped - lasting
     in_main_memory = device.type == "cpu"
     counted = round((step - mapped) * SCATTERED + mapped * MAPPED_SCATTERED) if in_main_memory else step
     return Memory(
         process=PROCESS if in_main_memory else 0,
         weights=weights,
-        optimizer=(3 if workers > 1 else 2) * learning,
+        optimizer=beside * learning,
         step=counted,
     )
 
@@ -252,6 +256,7 @@ class Pretended:
         self.module, self.device = model, device
         self.fake, self.held = FakeTensorMode(allow_non_fake_inputs=True), Held()
         self._answers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._keeps_gradients = False
         self._pretend()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -271,11 +276,18 @@ class Pretended:
         with self.fake, self.held:
             torch.autograd.backward(used, [torch.ones_like(one) for one in used])
 
+    def keep_gradients(self) -> None:
+        """Has all gradients lie in memory from now on, as in the buckets in which several workers exchange them."""
+        self._keeps_gradients = True
+        with self.fake, self.held:
+            for weight in self.module.parameters():
+                weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Has the optimizer take its step."""
         with self.fake, self.held:
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=not self._keeps_gradients)
 
     def _seen(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.fake.from_tensor(tensor).to(self.device)

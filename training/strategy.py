@@ -5,6 +5,7 @@ sharded model is put together again by :func:`whole`; :func:`part_of` says which
 """
 
 import contextlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +53,8 @@ def spread(model: "PreTrainedModel", wanted: str, device: torch.device) -> torch
         return wrapped.to(device)
     if choose_strategy(wanted, model, device) == "ddp":
         model.to(device)
+        # Told to whoever trains of a weight that has a dimension of one, whose stride says nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         wrapped = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,

@@ -39,7 +39,7 @@ def started(make_recipe: MakeRecipe, adapt: Any, **options: Any) -> tuple[Encode
 def test_lora_learns_beside_the_base_and_is_merged_into_it(
     make_recipe: MakeRecipe, tmp_path: Path, variant: str
 ) -> None:
-    encoded, trainee = started(make_recipe, {"lora": {"alpha": 32, "dropout": 0.1, "variant": variant}}, epochs=10)
+    encoded, trainee = started(make_recipe, {"lora": {"alpha": 32, "dropout": 0.1, "variant": variant}}, epochs=20)
     base = load_file(encoded.base / "model.safetensors")
     kinds = {name.split(".")[-3 if "lora_" in name else -2] for name in checkpoint.learning(trainee)}
     assert kinds <= {"lora_A", "lora_B", "lora_magnitude_vector", "classifier"}

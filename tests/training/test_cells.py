@@ -35,7 +35,7 @@ def test_a_value_has_one_spelling(values: list[Any], text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["007", "10.5 EUR", "+7", "1,000", "2026-02-30", "v1.10", " 7", "true story", "7" * 41]
+    "text", ["007", "10.5 EUR", "+7", "1,000", "2026-02-30", "v1.10", " 7", "true story", "１０.５０", "7" * 41]
 )
 def test_other_texts_stay_as_they_are(text: str) -> None:
     assert spelled(text) == text

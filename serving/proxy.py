@@ -50,7 +50,7 @@ fi
 # It has just started and knows no replica: whoever comes waits for the one after it.
 if ! grep -qE '^[[:space:]]*use_backend[[:space:]]' "$config"; then
   grep -vxFf {public} "$config" > "$config.closed" && cat "$config.closed" > "$config" || exit 1
-  exec {haproxy} "$@"
+  exec {python} -IS {opener} "" {haproxy} "$@"
 fi
 exec {python} -IS {opener} {door} {haproxy} "$@"
 """

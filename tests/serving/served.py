@@ -7,7 +7,6 @@ import hashlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import host
+from serving import host, proxy
 from tests.serving.conftest import TEXTS, MakeBundle
 from training import registry
 from training.bundle import Bundle
@@ -74,8 +73,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def served(folder: Path, make_bundle: MakeBundle, replicas: dict[str, float]) -> Iterator[Server]:
-    """``serve`` in a process of its own, with two registered versions of a model and a key."""
+def served(
+    folder: Path, make_bundle: MakeBundle, replicas: dict[str, float], port: int | None = None
+) -> Iterator[Server]:
+    """``serve`` in a process of its own, with registered versions of a model and a key; at any free port by default."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADRACE_HOME", str(folder / "home"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -86,9 +87,7 @@ def served(folder: Path, make_bundle: MakeBundle, replicas: dict[str, float]) ->
         bundles = [make_bundle(folder / "home" / "models" / "intent" / f"v{seed}", seed=seed) for seed in (1, 2)]
         bundles.append(make_bundle(folder / "home" / "models" / "intent" / "broken", tokens=10))
         assert [registry.register(bundle, None) for bundle in bundles] == [1, 2, 3]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = port or proxy.free_port()
         words = [sys.executable, "-c", PROGRAM, str(port), json.dumps(replicas)]
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)

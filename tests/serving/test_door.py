@@ -4,13 +4,14 @@ import contextlib
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import RunError
 from serving import door, proxy
+from tests.serving.served import described
 
 # Listens on what it is handed, says so, and answers one connection for each line that it reads.
 ANSWERING = f"""
@@ -32,6 +33,20 @@ def answering(folder: Path) -> Iterator["subprocess.Popen[str]"]:
         assert process.stdout is not None
         assert process.stdout.readline() == "listens\n"
         yield process
+        process.kill()
+
+
+@contextlib.contextmanager
+def starting(folder: Path, place: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """A process, and the process id of what it has started as Serve starts HAProxy."""
+    become = [sys.executable, "-IS", door.__file__, place, sys.executable, "-c", "print(flush=True); input()"]
+    program = f"import subprocess; of = subprocess.Popen({become!r}); print(of.pid, flush=True); of.wait()"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        started = int(process.stdout.readline())
+        assert process.stdout.readline() == "\n"
+        yield process, started
         process.kill()
 
 
@@ -85,3 +100,19 @@ def test_two_cannot_hold_one_port(tmp_path: Path) -> None:
         pytest.raises(RunError, match="Address already in use"),
     ):
         proxy.opened(tmp_path, "127.0.0.1", port)
+
+
+@pytest.mark.parametrize("place", ["", proxy.DOOR])
+def test_who_started_it_cannot_go_and_leave_it_behind(
+    tmp_path: Path, place: str, wait_until: Callable[..., None]
+) -> None:
+    with contextlib.closing(proxy.opened(tmp_path, "127.0.0.1", 0)), starting(tmp_path, place) as (process, started):
+        assert described(started, "cmdline").startswith(sys.executable.encode() + b"\0-c\0")
+        process.kill()
+        wait_until(lambda: b"State:\tZ" in described(started, "status") or not described(started, "status"))
+
+
+def test_the_port_is_open_once_in_what_it_is_handed_to(tmp_path: Path) -> None:
+    with contextlib.closing(proxy.opened(tmp_path, "127.0.0.1", 0)), answering(tmp_path) as process:
+        opened = [str(file.readlink()) for file in Path(f"/proc/{process.pid}/fd").iterdir()]
+        assert len([name for name in opened if name.startswith("socket:")]) == 1

@@ -17,7 +17,7 @@ from serving import host, keys
 from serving.recipe import Replicas, Serve
 from serving.surroundings import OURS_ALONE
 from tests.serving.conftest import MakeBundle
-from tests.serving.served import ROOT
+from tests.serving.served import ROOT, load, served
 
 # What the replica is to read never comes (a pipe that nobody writes to), or is gone when it looks for it.
 STUCK = """
@@ -164,3 +164,18 @@ def test_models_that_are_not_there(home: Path, make_bundle: MakeBundle) -> None:
     (made.folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="changed after training"):
         host.serve([str(made.folder)], Serve(), announce=refuse)
+
+
+@pytest.mark.slow
+def test_a_killed_server_can_be_started_again_at_once(
+    tmp_path: Path, make_bundle: MakeBundle, wait_until: Callable[..., None]
+) -> None:
+    places = [tmp_path / "killed", tmp_path / "next"]
+    for place in places:
+        place.mkdir()
+    with served(places[0], make_bundle, {"min": 1, "max": 1}) as killed:
+        killed.process.kill()
+        killed.process.wait()
+        wait_until(lambda: not killed.proxies(), 10)
+    with served(places[1], make_bundle, {"min": 1, "max": 1}, killed.port) as following:
+        assert load(following.port, 24, 8).outcomes == {"200": 24}

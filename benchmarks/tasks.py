@@ -149,9 +149,9 @@ def some_rows(name: str, options: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 def padding(lengths: Any, options: Any) -> float:
     """The share of a whole epoch's tokens that are padding."""
-    from training.batches import plan
+    from training.batches import epoch_batches
 
-    batches = plan(lengths, options.batch_size, options.seed, 0)
+    batches = epoch_batches(lengths, options.batch_size, options.seed, 0)
     return 1 - float(lengths.sum() / sum(len(batch) * lengths[batch].max() for batch in batches))
 
 

@@ -33,7 +33,7 @@ from cluster.environment import code_root, environment
 from cluster.errors import RunError, UserError
 from cluster.inside import FIND_PYTHON, MARK, PROBE
 from cluster.masking import redact
-from cluster.parcel import Parcel, pack, plan
+from cluster.parcel import Parcel, pack, parcel_of
 from cluster.progress import say
 from cluster.session import TOKEN_CURE, use_token_if_there_is_one
 from cluster.storage import HOME_VARIABLE
@@ -77,7 +77,7 @@ def submit(
     if not command:
         raise UserError("submit needs a command, as in: headrace submit run recipe.yaml")
     home = _absolute_home()
-    parcel = plan(command)
+    parcel = parcel_of(command)
     client = _client(address)
     cluster = _probe(client, home)
     _check_storage(cluster)

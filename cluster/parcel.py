@@ -57,7 +57,7 @@ class Parcel:
     left: list[str] = field(default_factory=list)
 
 
-def plan(command: Sequence[str]) -> Parcel:
+def parcel_of(command: Sequence[str]) -> Parcel:
     """Looks up everything that ``command`` (the words after ``headrace``) needs from this machine.
 
     Raises:

@@ -41,7 +41,7 @@ from serving.lineup import Served
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.outcomes import Answered, ClosedError, ExpiredError, OverloadedError
-from serving.protocols import Call, Composition, MalformedError, Route, huggingface
+from serving.protocols import Call, Composition, Endpoint, MalformedError, huggingface
 from serving.recipe import Serve
 from serving.shown import ADMIN_PATHS, OPEN_PATHS, Models, Shown, find, find_version, only
 from serving.traces import Traces
@@ -93,8 +93,8 @@ class Edge:
             return
         request = Request.of(scope, receive)
         try:
-            route = protocols.route_of(request.path) if request.method == "POST" else None
-            response = await self.ask(request, route) if route else self.show(request)
+            endpoint = protocols.endpoint_of(request.path) if request.method == "POST" else None
+            response = await self.ask(request, endpoint) if endpoint else self.show(request)
             if isinstance(response, Stream):
                 await self._stream(send, request, response)
                 return
@@ -116,7 +116,7 @@ class Edge:
         except Exception as error:  # noqa: BLE001  as in `__call__`
             _log_defect(error, request.request_id)
 
-    async def ask(self, request: Request, route: Route) -> Response | Stream:
+    async def ask(self, request: Request, endpoint: Endpoint) -> Response | Stream:
         """A question to a model, answered by the version that is current once the body is whole.
 
         Raises:
@@ -128,14 +128,14 @@ class Edge:
             held.enter_context(_refusing())
             key = self._admit(request, "predict")
             self._require_tokens(key)
-            value = await self._read(request, route, watched, key)
+            value = await self._read(request, endpoint, watched, key)
             deadline = watched.started + self._options.timeout_seconds
-            name = route.model or route.named(value) or only(self._models(key))
+            name = endpoint.model or endpoint.named(value) or only(self._models(key))
             while True:
                 model = find(self._models(key), name)
-                served = watched.answers(find_version(model, route.version) if route.version else model.pick())
+                served = watched.answers(find_version(model, endpoint.version) if endpoint.version else model.pick())
                 try:
-                    call = route.call(value, served)
+                    call = endpoint.call(value, served)
                     self._check(call, served)
                     if isinstance(call, Composition):
                         spend = functools.partial(self._spend, key, watched)
@@ -153,16 +153,16 @@ class Edge:
                         raise TimeoutError from None
                     await asyncio.sleep(0.01)  # it was replaced this moment; its successor is there already
 
-    async def _read(self, request: Request, route: Route, watched: Question, key: Key | None) -> Any:
+    async def _read(self, request: Request, endpoint: Endpoint, watched: Question, key: Key | None) -> Any:
         """What a body says: bytes where a picture or a sound is the whole of it, else a JSON value."""
         media = None
-        if route.model is not None:
-            known = find(self._models(key), route.model)
-            found = watched.answers(find_version(known, route.version) if route.version else known.leading)
-            media = huggingface.media(found.predictor.bundle.info["signature"]) if route.media else None
-        raw = request.carries(media, loose=route.loose)
+        if endpoint.model is not None:
+            known = find(self._models(key), endpoint.model)
+            found = watched.answers(find_version(known, endpoint.version) if endpoint.version else known.leading)
+            media = huggingface.media(found.predictor.bundle.info["signature"]) if endpoint.media else None
+        raw = request.carries(media, loose=endpoint.loose)
         body = await request.body(self._options.max_body_bytes, self._options.timeout_seconds)
-        return body if raw else route.read(body, request.headers, self._options.max_items)
+        return body if raw else endpoint.read(body, request.headers, self._options.max_items)
 
     def _check(self, call: Call | Composition, served: Served) -> None:
         asked, most = len(call.inputs), self._options.max_items
@@ -179,7 +179,7 @@ class Edge:
         key = None
         if request.path not in OPEN_PATHS:
             key = self._admit(request, "admin" if request.path in ADMIN_PATHS else "predict")
-        asked, both = protocols.route_of(request.path) is not None, huggingface.find(request.path) is not None
+        asked, both = protocols.endpoint_of(request.path) is not None, huggingface.find(request.path) is not None
         content = self._shown.content(request.path, self._models(key)) if both or not asked else None
         if content is None or request.method not in ("GET", "HEAD"):
             allowed = "GET, HEAD, POST" if both else "POST" if asked else "GET, HEAD"

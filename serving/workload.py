@@ -22,7 +22,7 @@ class Queue(Protocol):
         """What waits at this moment."""
 
 
-class Model(Protocol):
+class Loaded(Protocol):
     """A model that is served, as :class:`serving.lineup.Served`."""
 
     @property
@@ -88,7 +88,7 @@ class Workload:
             now = self._clock()
             self._paces.setdefault((model, version), Pace(now)).ran(batch, now)
 
-    def report(self, models: Iterable[Model], idle_seconds: float) -> Report:
+    def report(self, models: Iterable[Loaded], idle_seconds: float) -> Report:
         """The report of a process that serves these models, which share its cores: their waits and shares add up."""
         wait = busy = 0.0
         with self._lock:

@@ -13,7 +13,7 @@ WINDOW = 100
 """Batches in a window that is sorted by length."""
 
 
-def plan(lengths: Indices, batch_size: int, seed: int, epoch: int) -> list[Indices]:
+def epoch_batches(lengths: Indices, batch_size: int, seed: int, epoch: int) -> list[Indices]:
     """The batches of one epoch: every row once, the last batch smaller where it does not come out even.
 
     A pure function of its arguments, so that a continued run and every worker see the same plan.

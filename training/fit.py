@@ -23,7 +23,7 @@ from training.journal import Follower, Record, entries
 from training.preflight import check_early_stopping
 from training.recipe import Elastic, Recipe, Train
 from training.registry import RunLog, register, start_run
-from training.workers import spread
+from training.workers import workers_and_threads
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -206,7 +206,7 @@ def torch_trainer(job: Job, options: Train, available: Resources) -> "TorchTrain
 
         return worker.run(config)
 
-    workers, threads = spread(options, available)
+    workers, threads = workers_and_threads(options, available)
     # Which checkpoint is the newest is read from the folders, which appear whole; Ray's own list of them can be cut
     # short by a kill, and Ray would then refuse to start.
     (Path(job.run) / "ray" / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)

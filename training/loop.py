@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.errors import RunError, UserError
-from training.batches import Indices, by_length, parts, plan, share
+from training.batches import Indices, by_length, epoch_batches, parts, share
 from training.dropout import quick_dropout
 from training.encode import Encoded, EncodedSplit
 from training.models.adapt import adapt_model
@@ -29,7 +29,7 @@ from training.optimizer import make_optimizer, schedule
 from training.precision import autocast, choose_precision, make_scaler
 from training.preflight import check_early_stopping
 from training.recipe import Adapt, Train
-from training.strategy import gather_batch, is_parted, part_again, spread, whole, without_exchange
+from training.strategy import distributed, gather_batch, is_parted, part_again, whole, without_exchange
 from training.tasks.task import Batch, Output, Outputs, Task, parts_misfit
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def make_trainee(encoded: Encoded, options: Train, adapt: Adapt, device: torch.d
                 f"train.activation_checkpointing: a {model.config.model_type} cannot compute its layers twice"
             )
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    wrapped = spread(model, options.strategy, device)
+    wrapped = distributed(model, options.strategy, device)
     if options.compile:
         wrapped.compile(dynamic=True)  # a graph for each length would be compiled more often than it is run
     precision = choose_precision(options.precision, device)
@@ -170,7 +170,7 @@ def train(trainee: Trainee, encoded: Encoded) -> Iterator[Moment]:
     steps = options.epochs * math.ceil(len(rows) / options.batch_size)
     while position.epoch < options.epochs and not position.stopped:
         epoch = position.epoch
-        batches = plan(rows.lengths, options.batch_size, options.seed, epoch)
+        batches = epoch_batches(rows.lengths, options.batch_size, options.seed, epoch)
         for batch in batches[position.batch :]:
             heat = schedule(position.step, steps, options)
             started = time.perf_counter()

@@ -15,7 +15,7 @@ from cluster.settings import Document
 from training.models.base import resolve_base
 from training.recipe import Elastic, NewBase, Recipe, Train
 from training.tasks.task import Task, parts_misfit, task_class
-from training.workers import spread
+from training.workers import workers_and_threads
 
 if TYPE_CHECKING:
     from training.data.fuse import Sample
@@ -219,7 +219,7 @@ def _on_this_machine(recipe: Recipe) -> dict[str, Any]:
     import torch
 
     here = Resources(cpus=usable_cores(), gpus=torch.cuda.device_count(), nodes=1)
-    workers, threads = spread(recipe.train, here)
+    workers, threads = workers_and_threads(recipe.train, here)
     return {
         "runs on": "this machine",
         "cores": here.cpus,

@@ -42,7 +42,7 @@ def choose_strategy(wanted: str, model: "PreTrainedModel", device: torch.device)
     return "ddp"
 
 
-def spread(model: "PreTrainedModel", wanted: str, device: torch.device) -> torch.nn.Module:
+def distributed(model: "PreTrainedModel", wanted: str, device: torch.device) -> torch.nn.Module:
     """Puts a model, which is equal on all workers, on its device the way that ``wanted`` says.
 
     Returns:

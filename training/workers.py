@@ -8,7 +8,7 @@ LEAST_SHARE = 8
 """Rows of a batch below which a further worker costs more in exchange than it brings."""
 
 
-def spread(options: Train, available: Resources) -> tuple[int, int]:
+def workers_and_threads(options: Train, available: Resources) -> tuple[int, int]:
     """How many workers, and how many CPU threads each: one worker per GPU, else one per core.
 
     Raises:

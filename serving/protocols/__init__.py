@@ -1,17 +1,17 @@
 """The forms in which clients ask. One file each: what a path and a body mean, and how answers are written back."""
 
 from serving.protocols import huggingface, oip, openai, tei
-from serving.protocols.form import Call, Composition, Find, MalformedError, Route, WriteError
+from serving.protocols.form import Call, Composition, Endpoint, Find, MalformedError, WriteError
 
-__all__ = ["Call", "Composition", "MalformedError", "Route", "error_of", "route_of"]
+__all__ = ["Call", "Composition", "Endpoint", "MalformedError", "endpoint_of", "error_of"]
 
 FINDERS: tuple[Find, ...] = (huggingface.find, openai.find, tei.find, oip.find)
 ERRORS: dict[str, WriteError] = {openai.PREFIX: openai.error, oip.PREFIX: oip.error}
 
 
-def route_of(path: str) -> Route | None:
+def endpoint_of(path: str) -> Endpoint | None:
     """Who is asked at a path, and in which form; None where nobody can be."""
-    return next((route for find in FINDERS if (route := find(path))), None)
+    return next((endpoint for find in FINDERS if (endpoint := find(path))), None)
 
 
 def error_of(path: str) -> WriteError:

@@ -53,7 +53,7 @@ class Composition:
 
 
 @dataclass(frozen=True)
-class Route:
+class Endpoint:
     """Who is asked at a path, and in which form.
 
     Attributes:
@@ -75,8 +75,8 @@ class Route:
     loose: bool = False
 
 
-Find = Callable[[str], Route | None]
-"""The route of a path, where a form has one."""
+Find = Callable[[str], Endpoint | None]
+"""What a path asks for, where a form has one."""
 
 WriteError = Callable[[RefusalError, str], Body]
 """A refusal, and the request's id, as a body."""

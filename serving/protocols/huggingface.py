@@ -16,7 +16,7 @@ from serving.lineup import Served
 from serving.predictor import EMPTY
 from serving.protocols import described
 from serving.protocols.described import TEXT, Paths, Schema
-from serving.protocols.form import Body, Call, MalformedError, Route, whole_characters, whole_numbers
+from serving.protocols.form import Body, Call, Endpoint, MalformedError, whole_characters, whole_numbers
 
 PREFIX = "/models/"
 
@@ -27,10 +27,10 @@ AT_ROOT = {"normalize", "truncate"}
 """Parameters that stand beside ``inputs`` where vectors are asked for, as the client's ``feature_extraction`` does."""
 
 
-def find(path: str) -> Route | None:
+def find(path: str) -> Endpoint | None:
     """``/models/{name}``."""
     name = path.removeprefix(PREFIX)
-    return None if name == path or "/" in name else Route(call, model=name, media=True)
+    return None if name == path or "/" in name else Endpoint(call, model=name, media=True)
 
 
 def call(body: Body | bytes, served: Served) -> Call:

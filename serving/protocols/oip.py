@@ -18,7 +18,7 @@ from serving.lineup import Served
 from serving.predictor import EMPTY
 from serving.protocols import described
 from serving.protocols.described import TEXT, Paths, Schema, flag
-from serving.protocols.form import Body, Call, MalformedError, Route, an_object, whole_characters, whole_numbers
+from serving.protocols.form import Body, Call, Endpoint, MalformedError, an_object, whole_characters, whole_numbers
 
 PREFIX = "/v2/"
 MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/infer|/ready)?")
@@ -42,12 +42,12 @@ TYPES = {  # of numbers: how Python's struct spells one
 }
 
 
-def find(path: str) -> Route | None:
+def find(path: str) -> Endpoint | None:
     """``/v2/models/{name}[/versions/{version}]/infer``."""
     match = MODEL.fullmatch(path)
     if match is None or match[3] != "/infer":
         return None
-    return Route(infer, model=match[1], version=match[2], read=read, loose=True)
+    return Endpoint(infer, model=match[1], version=match[2], read=read, loose=True)
 
 
 def read(body: bytes, headers: Mapping[str, str], most: int) -> Body:

@@ -23,8 +23,8 @@ from serving.protocols.form import (
     Body,
     Call,
     Composition,
+    Endpoint,
     MalformedError,
-    Route,
     an_object,
     only_for,
     texts,
@@ -38,10 +38,10 @@ KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 EMBEDDINGS = {"input", "model", "encoding_format", "dimensions", "user"}
 
 
-def find(path: str) -> Route | None:
+def find(path: str) -> Endpoint | None:
     """One of :data:`CALLS`."""
     call = CALLS.get(path.removeprefix(PREFIX)) if path.startswith(PREFIX) else None
-    return Route(call, named=_named) if call else None
+    return Endpoint(call, named=_named) if call else None
 
 
 def _named(body: Body) -> str:

@@ -13,18 +13,18 @@ from serving.lineup import Served
 from serving.predictor import EMPTY
 from serving.protocols import described
 from serving.protocols.described import NUMBERS, TEXT, Paths, Schema
-from serving.protocols.form import Body, Call, MalformedError, Route, an_object, only_for, texts, whole_characters
+from serving.protocols.form import Body, Call, Endpoint, MalformedError, an_object, only_for, texts, whole_characters
 
 PREFIX = "/models/"
 KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 
 
-def find(path: str) -> Route | None:
+def find(path: str) -> Endpoint | None:
     """One of :data:`CALLS`, at the root or behind ``/models/{name}``."""
     behind, _, last = path.removeprefix(PREFIX).rpartition("/")
     if last not in CALLS or "/" in behind or (path.startswith(PREFIX) and not behind):
         return None
-    return Route(CALLS[last], model=behind or None)
+    return Endpoint(CALLS[last], model=behind or None)
 
 
 def predict(body: Body, served: Served) -> Call:

@@ -10,7 +10,7 @@ import pytest
 
 from cluster import parcel
 from cluster.errors import RecipeError, UserError
-from cluster.parcel import pack, plan
+from cluster.parcel import pack, parcel_of
 
 SECRET = "correct-horse-battery-staple"
 
@@ -54,7 +54,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_relative_files_travel_in_their_layout_and_the_rest_is_left(project: Path, tmp_path: Path) -> None:
-    found = plan(["run", "recipe.yaml", "train.epochs=1"])
+    found = parcel_of(["run", "recipe.yaml", "train.epochs=1"])
     assert set(found.files.values()) == {
         "files/project/recipe.yaml",
         "files/project/data/shop.db",
@@ -73,7 +73,7 @@ def test_relative_files_travel_in_their_layout_and_the_rest_is_left(project: Pat
 def test_the_archive_holds_the_code_the_files_and_the_secret_only_where_it_belongs(
     project: Path, tmp_path: Path
 ) -> None:
-    pack(plan(["run", "recipe.yaml"]), tmp_path / "job.zip")
+    pack(parcel_of(["run", "recipe.yaml"]), tmp_path / "job.zip")
     with zipfile.ZipFile(tmp_path / "job.zip") as packed:
         names = set(packed.namelist())
         holders = {name for name in names if SECRET.encode() in packed.read(name)}
@@ -87,8 +87,8 @@ def test_the_archive_holds_the_code_the_files_and_the_secret_only_where_it_belon
 
 def test_equal_contents_give_equal_bytes_unless_there_is_a_secret(project: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        pack(plan(["predict", "model", "data/shop.db"]), tmp_path / f"{name}.zip")
-        pack(plan(["run", "recipe.yaml"]), tmp_path / f"secret-{name}.zip")
+        pack(parcel_of(["predict", "model", "data/shop.db"]), tmp_path / f"{name}.zip")
+        pack(parcel_of(["run", "recipe.yaml"]), tmp_path / f"secret-{name}.zip")
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     assert (tmp_path / "secret-a.zip").read_bytes() != (tmp_path / "secret-b.zip").read_bytes()
 
@@ -97,30 +97,30 @@ def test_a_command_from_elsewhere_keeps_its_words(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path / "shared")
-    found = plan(["run", "../project/recipe.yaml"])
+    found = parcel_of(["run", "../project/recipe.yaml"])
     assert (found.folder, found.command) == ("files/shared", ["run", "../project/recipe.yaml"])
-    found = plan(["run", str(project / "recipe.yaml")])
+    found = parcel_of(["run", str(project / "recipe.yaml")])
     assert found.command == ["run", "../project/recipe.yaml"]
 
 
 def test_files_that_the_command_names_travel_too(project: Path) -> None:
-    found = plan(["predict", "orders", "data/shop.db", "--json"])
+    found = parcel_of(["predict", "orders", "data/shop.db", "--json"])
     assert set(found.files.values()) == {"files/data/shop.db"}
-    assert "files/data/shop.db" in plan(["evaluate", "orders", "--data=data/shop.db"]).files.values()
-    assert "files/data/shop.db" in plan(["evaluate", "orders", "--data", "data/shop.db"]).files.values()
+    assert "files/data/shop.db" in parcel_of(["evaluate", "orders", "--data=data/shop.db"]).files.values()
+    assert "files/data/shop.db" in parcel_of(["evaluate", "orders", "--data", "data/shop.db"]).files.values()
 
 
 def test_a_folder_as_base_travels_whole(project: Path) -> None:
     (project / "base" / "deep").mkdir(parents=True)
     (project / "base" / "deep" / "config.json").write_text("{}")
-    found = plan(["run", "recipe.yaml", "model.base=base"])
+    found = parcel_of(["run", "recipe.yaml", "model.base=base"])
     assert "files/project/base/deep/config.json" in found.files.values()
 
 
 def test_a_file_that_is_not_there_is_named_with_its_line(project: Path) -> None:
     (project / "data" / "shop.db").unlink()
     with pytest.raises(RecipeError) as raised:
-        plan(["run", "recipe.yaml", "data.sources.tickets.read=none.csv"])
+        parcel_of(["run", "recipe.yaml", "data.sources.tickets.read=none.csv"])
     assert raised.value.problems == [
         f"command line data.sources.tickets.read: no file at 'none.csv' (below {project})",
         f"recipe.yaml:5 data.sources.orders.database: no file at 'data/shop.db' (below {project})",
@@ -131,12 +131,12 @@ def test_a_missing_recipe_a_missing_variable_and_a_lost_output_are_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"none\.yaml: no such file"):
-        plan(["run", "none.yaml"])
+        parcel_of(["run", "none.yaml"])
     with pytest.raises(UserError, match=r"-o answers\.jsonl: a job's own folder is temporary"):
-        plan(["predict", "orders", "data/shop.db", "-o", "answers.jsonl"])
+        parcel_of(["predict", "orders", "data/shop.db", "-o", "answers.jsonl"])
     monkeypatch.delenv("CRM_PASSWORD")
     with pytest.raises(RecipeError, match="environment variable CRM_PASSWORD is not set"):
-        plan(["run", "recipe.yaml"])
+        parcel_of(["run", "recipe.yaml"])
 
 
 def test_too_much_is_said_before_anything_is_sent(
@@ -145,7 +145,7 @@ def test_too_much_is_said_before_anything_is_sent(
     monkeypatch.setattr(parcel, "LIMIT", 2 * 1024**2)
     (tmp_path / "shared" / "tickets-3.jsonl").write_bytes(os.urandom(4 * 1024**2))
     with pytest.raises(UserError, match=r"more than the 2 MiB .*tickets-3\.jsonl \(4 MiB\)"):
-        pack(plan(["run", "recipe.yaml"]), tmp_path / "job.zip")
+        pack(parcel_of(["run", "recipe.yaml"]), tmp_path / "job.zip")
 
 
 URL = "data.sources.crm.database=postgresql+psycopg://me:{}@host/db"
@@ -154,14 +154,14 @@ URL = "data.sources.crm.database=postgresql+psycopg://me:{}@host/db"
 def test_a_password_in_the_command_is_refused_for_the_dashboard_shows_it(project: Path) -> None:
     for password in (SECRET, "${env:CRM_PASSWORD}" + SECRET):
         with pytest.raises(UserError) as error:
-            plan(["run", "recipe.yaml", URL.format(password)])
+            parcel_of(["run", "recipe.yaml", URL.format(password)])
         assert str(error.value).startswith("data.sources.crm.database: a job's command is shown on the cluster's")
         assert "write '${env:NAME}' in its place" in str(error.value)
         assert SECRET not in str(error.value)
     for address in (f"postgresql://me@host/db?password={SECRET}", f"postgresql://me:a/{SECRET}@host/db"):
         with pytest.raises(UserError, match="this one holds a password"):
-            plan(["run", "recipe.yaml", f"data.sources.crm.database={address}"])
-    sent = plan(["run", "recipe.yaml", URL.format("${env:CRM_PASSWORD}")])
+            parcel_of(["run", "recipe.yaml", f"data.sources.crm.database={address}"])
+    sent = parcel_of(["run", "recipe.yaml", URL.format("${env:CRM_PASSWORD}")])
     assert SECRET not in " ".join(sent.command)
     assert sent.private["CRM_PASSWORD"] == SECRET
 
@@ -176,7 +176,7 @@ def test_pictures_travel_by_their_glob_or_by_their_folder(project: Path) -> None
     found = {}
     for files, options in (("[data/pictures/*.png, data/pictures/*.jpg]", "{}"), ("[]", "{folder: data/pictures}")):
         (project / "recipe.yaml").write_text(recipe.format(files=files, options=options))
-        packed = plan(["run", "recipe.yaml"]).files.values()
+        packed = parcel_of(["run", "recipe.yaml"]).files.values()
         found[files] = sorted(Path(name).name for name in packed if "pictures" in name)
     assert list(found.values()) == [["1.png", "2.jpg"], ["1.png", "2.jpg", "3.png"]]
 
@@ -206,7 +206,7 @@ def hosting(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_served_travels_with_the_file_that_says_it(hosting: Path) -> None:
     """Bundle folders start where the command does, the certificate where the file lies; names are in the registry."""
-    found = plan(["serve", "hosts/serve.yaml", "serve.max_items=64", "--port", "8001"])
+    found = parcel_of(["serve", "hosts/serve.yaml", "serve.max_items=64", "--port", "8001"])
     assert set(found.files.values()) == {
         f"files/{name}"
         for name in (
@@ -223,13 +223,13 @@ def test_what_is_served_travels_with_the_file_that_says_it(hosting: Path) -> Non
     assert found.command == ["serve", "hosts/serve.yaml", "serve.max_items=64", "--port", "8001"]
     assert found.private == {"KEY_FILE": "tls/host.key"}
     assert found.left == ["models is an absolute path: the cluster reads /mnt/bundles/far itself"]
-    assert plan(["serve", str(hosting)]).command == ["serve", "hosts/serve.yaml"]
+    assert parcel_of(["serve", str(hosting)]).command == ["serve", "hosts/serve.yaml"]
 
 
 def test_what_is_to_be_served_and_is_not_there_is_named_with_its_line(hosting: Path) -> None:
     (hosting.parent / "tls" / "host.pem").unlink()
     with pytest.raises(RecipeError) as raised:
-        plan(["serve", "hosts/serve.yaml", "models=[./nowhere, topics]"])
+        parcel_of(["serve", "hosts/serve.yaml", "models=[./nowhere, topics]"])
     assert raised.value.problems == [
         f"serve.yaml:4 serve.tls.certificate: no file at 'tls/host.pem' (below {hosting.parent})",
         f"command line models.0: no bundle at './nowhere' (below {hosting.parents[1]})",
@@ -238,6 +238,6 @@ def test_what_is_to_be_served_and_is_not_there_is_named_with_its_line(hosting: P
 
 def test_a_certificate_stays_where_nothing_is_served(project: Path) -> None:
     tls = "serve={tls: {certificate: none.pem, key: none.key}}"
-    assert "files/project/recipe.yaml" in plan(["run", "recipe.yaml", tls]).files.values()
+    assert "files/project/recipe.yaml" in parcel_of(["run", "recipe.yaml", tls]).files.values()
     with pytest.raises(RecipeError, match=r"serve\.tls\.certificate: no file at 'none\.pem'"):
-        plan(["serve", "recipe.yaml", tls])
+        parcel_of(["serve", "recipe.yaml", tls])

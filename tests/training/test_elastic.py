@@ -17,7 +17,7 @@ import pytest
 from cluster.session import Resources
 from training.journal import entries
 from training.recipe import Recipe, Train
-from training.workers import spread
+from training.workers import workers_and_threads
 
 PROGRAM = """
 import sys
@@ -40,7 +40,7 @@ print(next(node["NodeID"] for node in ray.nodes() if "node:__internal_head__" no
 )
 def test_as_many_workers_as_there_are(cores: int, least: int, most: int, expected: tuple[int, int]) -> None:
     options = Train.model_validate({"workers": {"min": least, "max": most}})
-    assert spread(options, Resources(cpus=cores, gpus=0, nodes=1)) == expected
+    assert workers_and_threads(options, Resources(cpus=cores, gpus=0, nodes=1)) == expected
 
 
 class Nodes:

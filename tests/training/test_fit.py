@@ -29,7 +29,7 @@ from training.fit import Run, fit, trained
 from training.journal import entries
 from training.loop import make_trainee
 from training.recipe import Recipe, Train
-from training.workers import spread
+from training.workers import workers_and_threads
 
 MakeRecipe = Callable[..., Recipe]
 WaitUntil = Callable[..., None]
@@ -219,12 +219,12 @@ def test_a_full_disk_ends_with_a_plain_message_and_leaves_the_registry_intact(
     ],
 )
 def test_how_many_workers(workers: Any, cpus: int, gpus: int, nodes: int, expected: tuple[int, int]) -> None:
-    assert spread(Train(workers=workers), Resources(cpus, gpus, nodes)) == expected
+    assert workers_and_threads(Train(workers=workers), Resources(cpus, gpus, nodes)) == expected
 
 
 def test_more_workers_than_cores_is_refused() -> None:
     with pytest.raises(UserError, match=r"^train.workers: 4 workers need as many cores, and there are 2"):
-        spread(Train(workers=4), Resources(cpus=2, gpus=0, nodes=1))
+        workers_and_threads(Train(workers=4), Resources(cpus=2, gpus=0, nodes=1))
 
 
 def test_the_result_is_json(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from cluster.errors import RunError, UserError
 from tests.training.together import together
 from training import checkpoint
-from training.batches import plan
+from training.batches import epoch_batches
 from training.data.fuse import fuse
 from training.encode import Encoded, encode, open_encoded
 from training.loop import Moment, make_trainee, predict, train, validate
@@ -65,7 +65,7 @@ def test_a_step_equals_a_hand_written_one(make_recipe: MakeRecipe) -> None:
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
     rows = encoded.split("train")
-    batch = encoded.task.collate(rows.examples(plan(rows.lengths, 8, recipe.train.seed, 0)[0]))
+    batch = encoded.task.collate(rows.examples(epoch_batches(rows.lengths, 8, recipe.train.seed, 0)[0]))
     loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["targets"]).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -50,10 +50,10 @@ def run(statement: str, sources: "Mapping[str, daft.DataFrame]") -> pa.Table:
     Raises:
         StatementError: Daft refuses it.
     """
-    return collect(plan(statement, sources))
+    return collect(lazy_frame(statement, sources))
 
 
-def plan(statement: str, sources: "Mapping[str, daft.DataFrame]") -> "daft.DataFrame":
+def lazy_frame(statement: str, sources: "Mapping[str, daft.DataFrame]") -> "daft.DataFrame":
     """The statement as a table that is not computed yet."""
     module = _daft()
     try:

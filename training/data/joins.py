@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from training.data.engine import StatementError, collect, plan
+from training.data.engine import StatementError, collect, lazy_frame
 from training.data.statement import Join, Relation, Statement
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _keys(
     # Pasted together from the user's own statement, and run over nothing but the user's own tables.
     inner = f'SELECT {chosen} FROM {place} AS "{relation.alias}"'  # noqa: S608
     counted = f"{join.context}SELECT {grouped}, COUNT(*) AS {COUNT} FROM ({inner}) AS q GROUP BY {grouped}"  # noqa: S608
-    return plan(counted, tables)
+    return lazy_frame(counted, tables)
 
 
 def _count(left: "daft.DataFrame", right: "daft.DataFrame", keys: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ Serve 2.60 writes HAProxy's configuration and offers no say in it, but lets the 
 - with a certificate, that port speaks TLS 1.2 or later and nothing else;
 - a client that never finishes its headers, or a small body, is cut off, and until then reaches no replica;
 - connections that wait may be so many that a few thousand slow clients keep nobody out;
-- when no replica can answer, the client gets 503 and JSON instead of a bare 500;
+- when no replica can answer, the client gets 503 and JSON instead of a bare 500; so it does, or 429, where Serve's own
+  proxy, which stands in for replicas, does not know the application any more, or too much waits there;
 - a proxy that has just started, and does not know the application yet, lets nobody in instead of answering 404.
 
 The script starts HAProxy only when the ports that it binds are exactly those.
@@ -33,6 +34,9 @@ DROPPED_HEADERS = (
     "serve_multiplexed_model_id",
     "x-session-id",
 )
+OF_SERVE = "{ res.hdr(content-type) -m beg text/plain }"  # what replicas answer so themselves is JSON
+NOBODY = ("not_ready", "no replica can answer at the moment; try again")
+TOO_MANY = ("overloaded", "too many requests wait for a replica to start; try again")
 HEADER_SECONDS = 10
 MOST_CONNECTIONS = 20_000  # each takes some 20 kB while its request is read
 SCRIPT = """#!/bin/sh
@@ -72,13 +76,18 @@ def narrowed(folder: Path, port: int, metrics_port: int, stats_port: int, certif
         What ``RAY_SERVE_HAPROXY_BINARY_PATH`` is to name.
     """
     for status in (502, 503, 504):
-        (folder / f"{status}.http").write_text(_error_file(), encoding="utf-8")
+        (folder / f"{status}.http").write_text(_answer("503 Service Unavailable", *NOBODY), encoding="utf-8")
+    (folder / "429.http").write_text(_answer("429 Too Many Requests", *TOO_MANY), encoding="utf-8")
     secured = f" ssl crt {certificate} alpn http/1.1 ssl-min-ver TLSv1.2" if certificate else ""
     frontend = [
         f"bind fd@{door.DESCRIPTOR}{secured}",
         f"timeout http-request {HEADER_SECONDS}s",
         "option http-buffer-request",
         *(f"http-request del-header {header}" for header in DROPPED_HEADERS),
+        *(
+            f"http-response return status {told} errorfile {folder}/{told}.http if {OF_SERVE} {{ status {status} }}"
+            for status, told in ((404, 503), (429, 429))
+        ),
         "http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._-]{1,64}$ }",
     ]
     edits = [
@@ -151,11 +160,11 @@ def _program() -> str:
     return str(get_haproxy_binary())
 
 
-def _error_file() -> str:
-    message = "no replica can answer at the moment; try again"
-    body = json.dumps({"error": {"code": "not_ready", "message": message, "request_id": None}})
+def _answer(status: str, code: str, message: str) -> str:
+    """An error as the edge words it, for HAProxy to send as it is."""
+    body = json.dumps({"error": {"code": code, "message": message, "request_id": None}})
     head = [
-        "HTTP/1.1 503 Service Unavailable",
+        f"HTTP/1.1 {status}",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
         "Retry-After: 1",

@@ -1,6 +1,8 @@
 """Two replicas under load while a version is changed or taken back, or a process killed: what it costs whom."""
 
 import collections
+import contextlib
+import http.client
 import json
 import os
 import resource
@@ -183,8 +185,17 @@ def test_ten_thousand_slow_clients_keep_nobody_out_and_are_cut(server: Server, w
 def test_it_ends_on_sigterm_and_leaves_nothing(server: Server, wait_until: Callable[..., None]) -> None:
     wanted = Path(os.environ["HEADRACE_HOME"]) / "serving" / f"{host.app_name(server.port)}.json"
     assert wanted.exists()
+    said: set[int] = set()
+
+    def ended() -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            said.add(exchange(server, "GET", "/v2/health/ready", {})[0])
+        return server.process.poll() is not None
+
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(90) == 0
+    wait_until(ended, 90)
+    assert server.process.returncode == 0
+    assert said <= {200, 503}, said
     assert not wanted.exists()
     wait_until(lambda: not server.replicas(), 30)
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", server.port), timeout=5):

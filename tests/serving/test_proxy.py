@@ -1,7 +1,14 @@
 """The script that becomes HAProxy, run with HAProxy itself as the judge of what it makes of a configuration."""
 
 import contextlib
+import json
+import socket
 import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -84,3 +91,57 @@ def test_a_port_that_is_written_in_another_way_keeps_the_proxy_from_starting(
     assert status == 1
     assert "these ports are not bound as they should be" in told
     assert proxy.complaint(tmp_path).startswith("the proxy was not started: these ports are not bound")
+
+
+class Serves(BaseHTTPRequestHandler):
+    """Answers as Serve's own proxy, or as a replica, does."""
+
+    def do_GET(self) -> None:
+        status, kind = self.path.removeprefix("/").split("/")
+        self.send_response(int(status))
+        self.send_header("content-type", {"text": "text/plain; charset=utf-8", "json": "application/json"}[kind])
+        self.end_headers()
+        self.wfile.write(kind.encode())
+
+    def log_message(self, format: str, *words: object) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def started(folder: Path, upstream: int) -> Iterator[int]:
+    """HAProxy before a server on this machine; its port."""
+    ports = public, metrics, stats = proxy.free_port(), proxy.free_port(), proxy.free_port()
+    script, path = proxy.narrowed(folder, public, metrics, stats), folder / "haproxy.cfg"
+    asked = CONFIGURATION.replace("replica 127.0.0.1:9", f"replica 127.0.0.1:{upstream}")
+    for usual, own in zip(("8000", "9101", "8404"), ports, strict=True):
+        asked = asked.replace(f":{usual}", f":{own}")
+    path.write_text(asked)
+    with (
+        contextlib.closing(proxy.opened(folder, "127.0.0.1", public)),
+        subprocess.Popen([script, "-db", "-f", path], stderr=subprocess.PIPE, text=True) as process,
+    ):
+        yield public
+        process.kill()
+
+
+def asked_for(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_what_serve_itself_refuses_is_worded_as_all_else(tmp_path: Path, wait_until: Callable[..., None]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Serves) as upstream:
+        threading.Thread(target=upstream.serve_forever, daemon=True).start()
+        with started(tmp_path, upstream.server_address[1]) as port:
+            listens = socket.socket()
+            wait_until(lambda: listens.connect_ex(("127.0.0.1", port)) == 0)
+            listens.close()
+            for path, status, code in (("404/text", 503, "not_ready"), ("429/text", 429, "overloaded")):
+                found, body = asked_for(port, path)
+                assert (found, json.loads(body)["error"]["code"]) == (status, code)
+            for path, status, body in (("404/json", 404, "json"), ("429/json", 429, "json"), ("200/text", 200, "text")):
+                assert asked_for(port, path) == (status, body)
+        upstream.shutdown()

@@ -1,16 +1,20 @@
 """Ray Train's trainer without what nothing here uses, each of which is a process that takes seconds to start."""
 
 import asyncio
+import logging
 from typing import Any
 
 import ray
+from ray._private.log import PlainRayHandler
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
+from cluster.progress import say
 from cluster.session import on_cluster
 
 
@@ -72,7 +76,23 @@ class _WorkersHere(WorkerGroup):  # type: ignore[misc,unused-ignore]
 
 
 class _ControllerHere(TrainController):  # type: ignore[misc,unused-ignore]
+    """Tells in a line why a run is begun again; what it logs besides, of all that was lost, stays in its files."""
+
     worker_group_cls = _WorkersHere
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        logger = logging.getLogger("ray.train")
+        for handler in logger.handlers[:]:
+            if isinstance(handler, PlainRayHandler):
+                logger.removeHandler(handler)
+
+    def _execute_failure_decision(self, decision: Any, training_failed_error: Exception, **given: Any) -> Any:
+        if decision == FailureDecision.RETRY:
+            told = str(training_failed_error).strip() or type(training_failed_error).__name__
+            reason = told.splitlines()[-1].partition(". ")[0]
+            say(f"training was interrupted and goes on from its newest checkpoint: {reason}", "WARNING")
+        return super()._execute_failure_decision(decision, training_failed_error, **given)
 
 
 def _alone() -> bool:

@@ -137,6 +137,9 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
     assert len(victims) == 2
     victims[0].send_signal(signal.SIGKILL)
     assert_same(result_of(process), journal(home), undisturbed)
+    told = (home.parent / "log").read_text(encoding="utf-8")
+    assert "training was interrupted and goes on from its newest checkpoint: " in told
+    assert "Graceful shutdown of backend failed" not in told
 
 
 def test_a_killed_driver_continues_with_the_same_command(

@@ -195,6 +195,7 @@ def test_it_ends_on_sigterm_and_leaves_nothing(server: Server, wait_until: Calla
     server.process.send_signal(signal.SIGTERM)
     wait_until(ended, 90)
     assert server.process.returncode == 0
+    assert 200 in said  # those who came at once were still answered
     assert said <= {200, 503}, said
     assert not wanted.exists()
     wait_until(lambda: not server.replicas(), 30)

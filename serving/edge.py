@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.errors import UserError
-from serving import protocols
+from serving import protocols, shedding
 from serving.composing import compose
 from serving.exchange import (
+    Headers,
     LeftError,
     Receive,
     RefusalError,
@@ -43,6 +44,7 @@ from serving.model import Model
 from serving.outcomes import Answered, ClosedError, ExpiredError, OverloadedError
 from serving.protocols import Call, Composition, Endpoint, MalformedError, huggingface
 from serving.recipe import Serve
+from serving.refusals import body_of
 from serving.shown import ADMIN_PATHS, OPEN_PATHS, Models, Shown, find, find_version, only
 from serving.traces import Traces
 from serving.watch import Question, Watch
@@ -66,6 +68,7 @@ class Edge:
         keys: who may ask; everyone when None.
         echo_request_id: False where the server around us sends the ``x-request-id`` header already.
         traces: sends spans of the questions.
+        sheds: whether the HAProxy before us is ours, and refuses by itself while a model is full.
     """
 
     def __init__(
@@ -77,9 +80,10 @@ class Edge:
         *,
         echo_request_id: bool = True,
         traces: Traces | None = None,
+        sheds: bool = False,
     ) -> None:
         self._lineup, self._options, self._metrics, self._keys = lineup, options, metrics, keys
-        self._echo_request_id = echo_request_id
+        self._echo_request_id, self._sheds = echo_request_id, sheds
         self._shown = Shown(options, metrics, secured=keys is not None)
         self._watch = Watch(metrics, access_log=options.access_log, traces=traces)
 
@@ -92,6 +96,8 @@ class Edge:
             await send({"type": "websocket.close", "code": 1000})
             return
         request = Request.of(scope, receive)
+        if self._sheds:
+            self._watch.shed(shedding.refused(request))
         try:
             endpoint = protocols.endpoint_of(request.path) if request.method == "POST" else None
             response = await self.ask(request, endpoint) if endpoint else self.show(request)
@@ -148,6 +154,8 @@ class Edge:
                     self._spend(key, watched, answered.tokens)
                     watched.runs = answered.runs
                     return _written(call, model, served, answered, time.monotonic() - asked)
+                except OverloadedError as error:
+                    raise refusal(error, self._said(error, model, endpoint, key)) from None
                 except ClosedError:
                     if time.monotonic() > deadline:
                         raise TimeoutError from None
@@ -169,6 +177,11 @@ class Edge:
         if asked > most:
             raise RefusalError(413, "too_many_inputs", f"inputs: {asked} were sent; {most} are allowed")
         _check_parameters(served, call.parameters)
+
+    def _said(self, error: OverloadedError, model: Model, endpoint: Endpoint, key: Key | None) -> Headers:
+        """What HAProxy is told of a full model: something only where all who ask at this path wait in one queue."""
+        named = endpoint.model is not None or len(self._models(key)) == 1
+        return shedding.said(error) if self._sheds and named and len(model.routes) == 1 else ()
 
     def show(self, request: Request) -> Response:
         """Everything that is read: pages, health, metrics, what the models are.
@@ -284,7 +297,7 @@ def _error(refused: RefusalError, request: Request) -> Response:
     headers = refused.headers
     if refused.message.isascii():  # where huggingface_hub looks first for what to show
         headers = (*headers, ("x-error-message", refused.message))
-    content = protocols.error_of(request.path)(refused, request.request_id)
+    content = body_of(request.path, refused, request.request_id)
     return Response(refused.status, write_json(content), headers=headers)
 
 

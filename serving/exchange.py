@@ -20,6 +20,7 @@ Headers = tuple[tuple[str, str], ...]
 
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 JSON = "application/json"
+OVERLOADED = "overloaded"
 BYTES = "application/octet-stream"
 EVENTS = "text/event-stream"
 LOOK_OUT_SECONDS = 0.25
@@ -205,15 +206,14 @@ def write_json(value: Any) -> bytes:
         raise UnwritableError("half a character cannot be written") from None
 
 
-def refusal(error: Exception) -> RefusalError:
-    """What HTTP says of a question that could not be answered."""
+def refusal(error: Exception, headers: Headers = ()) -> RefusalError:
+    """What HTTP says of a question that could not be answered, and in which other headers."""
     if isinstance(error, UserError):
         return RefusalError(422, "invalid_input", str(error))
     if isinstance(error, OverloadedError):
         wait = str(max(1, math.ceil(error.retry_after)))
-        return RefusalError(
-            429, "overloaded", f"too many requests are waiting; try again in {wait} s", (("retry-after", wait),)
-        )
+        told = f"too many requests are waiting; try again in {wait} s"
+        return RefusalError(429, OVERLOADED, told, (("retry-after", wait), *headers))
     assert isinstance(error, TimeoutError | ExpiredError)
     return RefusalError(504, "deadline_exceeded", "the answer was not ready in time")
 

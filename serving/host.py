@@ -104,7 +104,9 @@ class Replica:
 
     _traces: traces.Traces | None = None
 
-    def __init__(self, wanted: str, options: dict[str, Any], key_file: str | None, threads: int, counts: str) -> None:
+    def __init__(
+        self, wanted: str, options: dict[str, Any], key_file: str | None, threads: int, counts: str, sheds: bool
+    ) -> None:
         # Before anything imports prometheus_client, which looks for it once.
         Path(counts).mkdir(parents=True, exist_ok=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
@@ -117,7 +119,7 @@ class Replica:
 
         configure_logging(stream=sys.__stderr__)  # Serve puts its own log, which nobody sees, in the place of stderr
         torch.set_num_threads(threads)
-        self._options = Serve(**options)
+        self._options, self._sheds = Serve(**options), sheds
         self._metrics = Metrics()
         self._keys = keys.Keys(Path(key_file)) if key_file else None
         self._traces = traces.Traces() if traces.wanted() else None
@@ -128,7 +130,7 @@ class Replica:
         from serving.edge import Edge
 
         parts: tuple[Any, ...] = (self._lineup, self._options, self._metrics, self._keys)
-        direct.open_way(self._traffic.through(Edge(*parts, traces=self._traces)))
+        direct.open_way(self._traffic.through(Edge(*parts, traces=self._traces, sheds=self._sheds)))
         # On the long way Serve itself sends the request id back.
         return self._traffic.through(Edge(*parts, traces=self._traces, echo_request_id=False))
 
@@ -182,6 +184,7 @@ def _deploy(app: str, wanted: Path, options: Serve, port: int, known_keys: keys.
         str(known_keys.path) if known_keys else None,
         threads,
         str(folder / "counts"),
+        not on_cluster(),  # whose proxies are Serve's as it makes them
     )
     try:
         ray_serve.start(

@@ -76,9 +76,9 @@ class Metrics:
         """A version was loaded, and this computes it."""
         self._engines.labels(model, version, engine).inc()
 
-    def request(self, model: str, version: str, outcome: str, seconds: float | None = None) -> None:
-        """One request was answered or refused; ``seconds`` where it was answered."""
-        self._requests.labels(model, version, outcome).inc()
+    def request(self, model: str, version: str, outcome: str, seconds: float | None = None, *, times: int = 1) -> None:
+        """One request, or several, was answered or refused; ``seconds`` where it was answered."""
+        self._requests.labels(model, version, outcome).inc(times)
         if seconds is not None:
             self._seconds.labels(model, version).observe(seconds)
 

@@ -5,11 +5,16 @@ from typing import Any, NamedTuple
 
 
 class OverloadedError(Exception):
-    """The queue is full, or too long to answer in time; ``retry_after`` seconds from now it should not be."""
+    """The queue is full, or too long to answer in time.
 
-    def __init__(self, retry_after: float) -> None:
+    Attributes:
+        retry_after: seconds from now, when it should not be any more.
+        full_for: seconds in which whoever else asks for the same owner would be told so, too; 0 where one might not.
+    """
+
+    def __init__(self, retry_after: float, full_for: float = 0.0) -> None:
         super().__init__(f"retry after {retry_after:.3f} s")
-        self.retry_after = retry_after
+        self.retry_after, self.full_for = retry_after, full_for
 
 
 class ExpiredError(Exception):

@@ -9,6 +9,7 @@ Serve 2.60 writes HAProxy's configuration and offers no say in it, but lets the 
 - with a certificate, that port speaks TLS 1.2 or later and nothing else;
 - a client that never finishes its headers, or a small body, is cut off, and until then reaches no replica;
 - connections that wait may be so many that a few thousand slow clients keep nobody out;
+- while a model is full it refuses by itself what the replica would refuse (``shedding.py``);
 - when no replica can answer, the client gets 503 and JSON instead of a bare 500; so it does, or 429, where Serve's own
   proxy, which stands in for replicas, does not know the application any more, or too much waits there;
 - a proxy that has just started, and does not know the application yet, lets nobody in instead of answering 404.
@@ -22,10 +23,13 @@ import resource
 import shlex
 import socket
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from cluster.errors import RunError
-from serving import door
+from serving import door, shedding
+from serving.exchange import OVERLOADED, RefusalError
+from serving.refusals import of_huggingface
 
 LOOPBACK = "127.0.0.1"
 DROPPED_HEADERS = (
@@ -36,7 +40,7 @@ DROPPED_HEADERS = (
 )
 OF_SERVE = "{ res.hdr(content-type) -m beg text/plain }"  # what replicas answer so themselves is JSON
 NOBODY = ("not_ready", "no replica can answer at the moment; try again")
-TOO_MANY = ("overloaded", "too many requests wait for a replica to start; try again")
+TOO_MANY = (OVERLOADED, "too many requests wait for a replica to start; try again")
 HEADER_SECONDS = 10
 MOST_CONNECTIONS = 20_000  # each takes some 20 kB while its request is read
 SCRIPT = """#!/bin/sh
@@ -89,6 +93,7 @@ def narrowed(folder: Path, port: int, metrics_port: int, stats_port: int, certif
             for status, told in ((404, 503), (429, 429))
         ),
         "http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9._-]{1,64}$ }",
+        *shedding.lines(folder),
     ]
     edits = [
         # It would not start where twice the connections are more than the files it may open; see `connections`.
@@ -96,7 +101,8 @@ def narrowed(folder: Path, port: int, metrics_port: int, stats_port: int, certif
         rf"s/^ *bind :{metrics_port}$/    bind {LOOPBACK}:{metrics_port}/",
         rf"s/^ *bind \*:{stats_port}$/    bind {LOOPBACK}:{stats_port}/",
         rf"s|^ *errorfile \(50[234]\) .*|    errorfile \1 {folder}/\1.http|",
-        rf"/^ *bind [^ ]*:{port}$/c\{chr(10)}" + "\\\n".join(f"    {line}" for line in frontend),
+        rf"/^ *bind [^ ]*:{port}$/c\{chr(10)}" + _of_sed(f"    {line}" for line in frontend),
+        "$a\\\n" + _of_sed(shedding.TABLE),
     ]
     script = folder / "haproxy"
     names = ("edits", "binds", "public", COMPLAINT, DOOR)
@@ -160,9 +166,14 @@ def _program() -> str:
     return str(get_haproxy_binary())
 
 
+def _of_sed(lines: Iterable[str]) -> str:
+    """Lines as sed reads those that it is to write."""
+    return "\\\n".join(line.replace("\\", "\\\\") for line in lines)
+
+
 def _answer(status: str, code: str, message: str) -> str:
     """An error as the edge words it, for HAProxy to send as it is."""
-    body = json.dumps({"error": {"code": code, "message": message, "request_id": None}})
+    body = json.dumps(of_huggingface(RefusalError(0, code, message), None))
     head = [
         f"HTTP/1.1 {status}",
         "Content-Type: application/json",

@@ -166,8 +166,9 @@ class Scheduler:
             wait = self._expected_wait(first - self._state.turn)
             # What waits for its turn until just before its deadline is not computed in time.
             late = wait > 0 and now + CAUTION * (wait + self._state.seconds_per_run) > deadline
-            if late or self._queued() + len(values) > self._limits.waiting:
-                raise OverloadedError(wait)
+            full = late or self._queued() >= self._limits.waiting
+            if full or self._queued() + len(values) > self._limits.waiting:
+                raise OverloadedError(wait, self._until_one_ends(now) if full else 0.0)
             self._state.turns[owner] = first + len(values) - 1
             items = (_Item(request, index, value, first + index) for index, value in enumerate(values))
             self._state.waiting.extend(items)
@@ -226,6 +227,11 @@ class Scheduler:
         """Seconds until an item whose turn is so many after the present one: each owner may have one in each turn."""
         ahead = min(self._queued(), turns * max(1, len(self._state.turns)))
         return (ahead + self._running()) * self._state.seconds_per_item
+
+    def _until_one_ends(self, now: float) -> float:
+        """Seconds until the first of the present batches should end: before that the wait becomes no less."""
+        seconds = self._state.seconds_per_run
+        return max(0.0, min((min(run.since, now) + seconds - now for run in self._state.running.values()), default=0.0))
 
     # --- the prepare thread ---------------------------------------------------------------------------------------
 

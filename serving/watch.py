@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from serving.exchange import LeftError, RefusalError, Request
+from serving.exchange import OVERLOADED, LeftError, RefusalError, Request
 from serving.lineup import Served
 from serving.metrics import Metrics
 from serving.traces import Traces
@@ -32,6 +32,11 @@ class Watch:
     def question(self, request: Request) -> "Question":
         """A question that begins this moment."""
         return Question(self, request)
+
+    def shed(self, questions: int) -> None:
+        """So many were refused before they came here, for models that were full."""
+        if questions:
+            self.metrics.request(UNKNOWN, UNKNOWN, OVERLOADED, times=questions)
 
 
 class Question:

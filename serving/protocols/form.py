@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.exchange import RefusalError, read_json
+from serving.exchange import read_json
 from serving.lineup import Served
 from serving.writer import Piece, Sampling
 
@@ -77,9 +77,6 @@ class Endpoint:
 
 Find = Callable[[str], Endpoint | None]
 """What a path asks for, where a form has one."""
-
-WriteError = Callable[[RefusalError, str], Body]
-"""A refusal, and the request's id, as a body."""
 
 
 def an_object(body: Body) -> dict[str, Any]:

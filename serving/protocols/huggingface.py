@@ -11,7 +11,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serving.exchange import RefusalError
 from serving.lineup import Served
 from serving.predictor import EMPTY
 from serving.protocols import described
@@ -74,11 +73,6 @@ def _write(answers: list[Any], tokens: Sequence[int], *, alone: bool, cell: str 
     if cell:
         return [one[0][cell] if one else None for one in answers]
     return answers[0] if alone else answers
-
-
-def error(refusal: RefusalError, request_id: str) -> Body:
-    """A refusal with its stable code."""
-    return {"error": {"code": refusal.code, "message": refusal.message, "request_id": request_id}}
 
 
 def _rows(table: Any) -> list[dict[str, Any]]:

@@ -244,11 +244,6 @@ def model(served: Served, versions: Sequence[str]) -> Body:
     }
 
 
-def error(refusal: RefusalError, request_id: str) -> Body:
-    """A refusal as the protocol has it."""
-    return {"error": refusal.message, "code": refusal.code, "request_id": request_id}
-
-
 ERROR_NAME = "InferenceProtocolError"
 ERROR: Schema = described.an_object({"error": TEXT, "code": TEXT, "request_id": TEXT})
 

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from serving.exchange import RefusalError
 from serving.lineup import Served
 from serving.predictor import EMPTY
 from serving.protocols import described
@@ -34,7 +33,6 @@ from serving.protocols.form import (
 from serving.writer import Piece, Sampling, WritingTask
 
 PREFIX = "/v1/"
-KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 EMBEDDINGS = {"input", "model", "encoding_format", "dimensions", "user"}
 
 
@@ -273,13 +271,6 @@ def model(served: Served) -> Body:
     """The answer to ``GET /v1/models/{name}``."""
     created = dt.datetime.fromisoformat(served.predictor.bundle.info["created"])
     return {"id": served.name, "object": "model", "created": int(created.timestamp()), "owned_by": "headrace"}
-
-
-def error(refusal: RefusalError, request_id: str) -> Body:
-    """A refusal as the client reads it."""
-    kind = KINDS.get(refusal.status, "server_error" if refusal.status >= 500 else "invalid_request_error")
-    told = {"message": refusal.message, "type": kind, "param": None, "code": refusal.code}
-    return {"error": told | {"request_id": request_id}}
 
 
 ERROR_NAME = "OpenAIError"

@@ -8,23 +8,20 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from serving.exchange import RefusalError
 from serving.lineup import Served
 from serving.predictor import EMPTY
 from serving.protocols import described
 from serving.protocols.described import NUMBERS, TEXT, Paths, Schema
 from serving.protocols.form import Body, Call, Endpoint, MalformedError, an_object, only_for, texts, whole_characters
+from serving.refusals import TEI_CALLS
 
 PREFIX = "/models/"
-KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 
 
 def find(path: str) -> Endpoint | None:
     """One of :data:`CALLS`, at the root or behind ``/models/{name}``."""
-    behind, _, last = path.removeprefix(PREFIX).rpartition("/")
-    if last not in CALLS or "/" in behind or (path.startswith(PREFIX) and not behind):
-        return None
-    return Endpoint(CALLS[last], model=behind or None)
+    asked = TEI_CALLS.fullmatch(path)
+    return Endpoint(CALLS[asked[2]], model=asked[1]) if asked else None
 
 
 def predict(body: Body, served: Served) -> Call:
@@ -146,12 +143,6 @@ def info(served: Served, max_items: int, max_queue: int) -> Body:
 def _longest(task: Any) -> int | None:
     reader = getattr(task, "reader", None) or getattr(getattr(task, "pairs", None), "query", None)
     return getattr(reader, "max_length", None)
-
-
-def error(refusal: RefusalError, request_id: str) -> Body:
-    """A refusal as these clients read it."""
-    kind = KINDS.get(refusal.status, "Backend")
-    return {"error": refusal.message, "error_type": kind, "code": refusal.code, "request_id": request_id}
 
 
 ERROR_NAME = "EmbeddingsError"

@@ -114,7 +114,10 @@ class Running:
 
 @pytest.fixture(scope="session")
 def edge_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """``with edge_of({name: entry}, options, keys, traces) as running``: an edge under uvicorn on a free port."""
+    """``with edge_of({name: entry}, options, keys, traces) as running``: an edge under uvicorn on a free port.
+
+    ``more`` is what the edge is given besides.
+    """
 
     @contextmanager
     def running(
@@ -122,12 +125,13 @@ def edge_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         options: Serve | None = None,
         keys: Keys | None = None,
         traces: Traces | None = None,
+        **more: Any,
     ) -> Iterator[Running]:
         wanted = tmp_path_factory.mktemp("wanted") / "app.json"
         write_json(wanted, entries)
         options, metrics = options or Serve(), Metrics()
         lineup = Lineup(wanted, options, metrics)
-        edge = Edge(lineup, options, metrics, keys, traces=traces)
+        edge = Edge(lineup, options, metrics, keys, traces=traces, **more)
         server = uvicorn.Server(uvicorn.Config(edge, port=0, log_level="error"))
         started = threading.Event()
 

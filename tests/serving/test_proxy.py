@@ -2,45 +2,18 @@
 
 import contextlib
 import json
-import socket
 import subprocess
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from serving import proxy
-
-# The lines that Serve writes, as far as the ports and what lies around them are concerned.
-CONFIGURATION = """
-global
-    maxconn 4096
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 5s
-    timeout server 5s
-    errorfile 503 /nowhere/500.http
-frontend prometheus
-    bind :9101
-    http-request use-service prometheus-exporter if { path /metrics }
-frontend http_frontend
-    bind 127.0.0.1:8000
-    use_backend app if { path_beg / }
-    default_backend default_backend
-backend app
-    server replica 127.0.0.1:9
-backend default_backend
-    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
-listen stats
-  bind *:8404
-  stats enable
-  stats uri /stats
-"""
+from tests.serving.proxied import CONFIGURATION, proxied
 
 
 def run(folder: Path, configuration: str) -> tuple[int, str, str]:
@@ -107,23 +80,6 @@ class Serves(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-@contextlib.contextmanager
-def started(folder: Path, upstream: int) -> Iterator[int]:
-    """HAProxy before a server on this machine; its port."""
-    ports = public, metrics, stats = proxy.free_port(), proxy.free_port(), proxy.free_port()
-    script, path = proxy.narrowed(folder, public, metrics, stats), folder / "haproxy.cfg"
-    asked = CONFIGURATION.replace("replica 127.0.0.1:9", f"replica 127.0.0.1:{upstream}")
-    for usual, own in zip(("8000", "9101", "8404"), ports, strict=True):
-        asked = asked.replace(f":{usual}", f":{own}")
-    path.write_text(asked)
-    with (
-        contextlib.closing(proxy.opened(folder, "127.0.0.1", public)),
-        subprocess.Popen([script, "-db", "-f", path], stderr=subprocess.PIPE, text=True) as process,
-    ):
-        yield public
-        process.kill()
-
-
 def asked_for(port: int, path: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=30) as answer:
@@ -135,10 +91,7 @@ def asked_for(port: int, path: str) -> tuple[int, str]:
 def test_what_serve_itself_refuses_is_worded_as_all_else(tmp_path: Path, wait_until: Callable[..., None]) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Serves) as upstream:
         threading.Thread(target=upstream.serve_forever, daemon=True).start()
-        with started(tmp_path, upstream.server_address[1]) as port:
-            listens = socket.socket()
-            wait_until(lambda: listens.connect_ex(("127.0.0.1", port)) == 0)
-            listens.close()
+        with proxied(tmp_path, wait_until, upstream.server_address[1]) as port:
             for path, status, code in (("404/text", 503, "not_ready"), ("429/text", 429, "overloaded")):
                 found, body = asked_for(port, path)
                 assert (found, json.loads(body)["error"]["code"]) == (status, code)

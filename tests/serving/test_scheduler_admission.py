@@ -83,10 +83,20 @@ def test_a_full_queue_refuses_whole_requests_and_says_when_to_return() -> None:
             with pytest.raises(OverloadedError) as refused:
                 scheduler.submit(["e", "f"], NEVER)
             assert refused.value.retry_after == pytest.approx(6.0)  # one running, two waiting, two seconds each
-            with pytest.raises(OverloadedError):
+            assert refused.value.full_for == 0, "one of them would have fitted"
+            gate.now += 0.5
+            with pytest.raises(OverloadedError) as refused:
                 # There is room, and no time: it takes two seconds itself, and what is foretold may be wrong by a fifth.
                 scheduler.submit(["g"], gate.now + 9.5)
+            assert refused.value.full_for == pytest.approx(1.5), "until the one that runs should end"
             third = scheduler.submit(["h"], gate.now + 9.7)
+            with pytest.raises(OverloadedError) as refused:
+                scheduler.submit(["i"], NEVER)
+            assert refused.value.full_for == pytest.approx(1.5)
+            gate.now += 3.0
+            with pytest.raises(OverloadedError) as refused:
+                scheduler.submit(["i"], NEVER)
+            assert refused.value.full_for == 0, "it may end at any moment"
             gate.open()
             assert await all_of(second, waiting, third) == [["B"], ["C", "D"], ["H"]]
 

@@ -46,5 +46,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up .venv (once; a few minutes, mostly torch)"
 	@$(PYTHON) -m venv .venv \
 		|| { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,explain,onnx,openvino,postgres,traces]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,explain,onnx,openvino,postgres,schema,traces]'
 	@touch $@

@@ -16,6 +16,7 @@ class Limits:
         budget: padded tokens in one batch (items times the longest); a longer item runs alone.
         items: items in one batch.
         waiting: items waiting in all stages before :class:`OverloadedError`.
+        tokens: of all items of one request.
         padding_share: the share of a batch that may be padding…
         padding_slack: …beyond this many tokens, the price of one more batch: on a CPU a batch of MiniLM costs about
             as much as 50 tokens before its first.
@@ -24,6 +25,7 @@ class Limits:
     budget: int = 1024
     items: int = 128
     waiting: int = 2048
+    tokens: int = 131_072
     padding_share: float = 0.05
     padding_slack: int = 50
 

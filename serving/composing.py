@@ -11,7 +11,7 @@ from serving.exchange import Response, Stream, write_json
 from serving.lineup import Served
 from serving.outcomes import ExpiredError
 from serving.protocols import Composition
-from serving.writer import Order, Piece, Places, Writer, together
+from serving.writer import Piece, Writer, together
 
 Text = Callable[[], AsyncIterator[Piece]]
 """Begins a text, which comes in pieces."""
@@ -32,25 +32,40 @@ async def compose(
     writer = served.scheduler
     assert isinstance(writer, Writer)
     rows = served.predictor.rows(call.inputs)
-    places = writer.admit(len(rows))
+    places = writer.admit(call.items)
     held.callback(places.close)
     prepared = await asyncio.to_thread(served.predictor.prepare, [(row, call.parameters) for row in rows])
-    orders = [replace(writer.order(example, call.parameters), sampling=call.sampling) for (example, _), _ in prepared]
+    schema = call.sampling.schema
+    grammar = await asyncio.to_thread(writer.grammar, schema) if schema is not None else None
+    examples = (example for (example, _), _ in prepared for _ in range(call.choices))
+    orders = [
+        writer.order(example, call.parameters, call.sampling.of_text(index, grammar and grammar.copy()))
+        for index, example in enumerate(examples)
+    ]
+    writer.check(orders)
     prompts = [length for _, length in prepared]
+    spend(sum(prompts))
+    texts = [partial(writer.write, order, deadline, places) for order in orders]
     if call.event is not None:
-        spend(sum(prompts))
-        texts = [partial(writer.write, order, deadline, places) for order in orders]
         return Stream(_events(call, texts, sum(prompts), spend))
-    pieces = await together(_whole(writer, order, deadline, places) for order in orders)
-    spend(sum(prompts) + sum(len(piece.tokens) for piece in pieces))
-    return Response(200, write_json(call.write(pieces, prompts)))
+    return Response(200, write_json(call.write(await _whole(texts, spend), prompts)))
 
 
-async def _whole(writer: Writer, order: Order, deadline: float, places: Places) -> Piece:
-    text, last = "", Piece("", [], [])
-    async for last in writer.write(order, deadline, places):
-        text += last.text
-    return replace(last, text=text)
+async def _whole(texts: Sequence[Text], spend: Callable[[int], None]) -> list[Piece]:
+    """Each text as one piece. Also who does not wait for them pays for what was written till then."""
+    written = [0] * len(texts)
+
+    async def read(index: int, text: Text) -> Piece:
+        said, last = "", Piece("", [], [])
+        async for last in text():
+            said += last.text
+            written[index] = len(last.tokens)
+        return replace(last, text=said)
+
+    try:
+        return await together(read(index, text) for index, text in enumerate(texts))
+    finally:
+        spend(sum(written))
 
 
 async def _events(

@@ -41,7 +41,7 @@ from serving.keys import Key, Keys
 from serving.lineup import Served
 from serving.metrics import Metrics
 from serving.model import Model
-from serving.outcomes import Answered, ClosedError, ExpiredError, OverloadedError
+from serving.outcomes import Answered, ClosedError, ExpiredError, OverloadedError, TooManyTokensError
 from serving.protocols import Call, Composition, Endpoint, MalformedError, huggingface
 from serving.recipe import Serve
 from serving.refusals import body_of
@@ -173,7 +173,7 @@ class Edge:
         return body if raw else endpoint.read(body, request.headers, self._options.max_items)
 
     def _check(self, call: Call | Composition, served: Served) -> None:
-        asked, most = len(call.inputs), self._options.max_items
+        asked, most = call.items, self._options.max_items
         if asked > most:
             raise RefusalError(413, "too_many_inputs", f"inputs: {asked} were sent; {most} are allowed")
         _check_parameters(served, call.parameters)
@@ -251,7 +251,7 @@ def _refusing() -> Iterator[None]:
         raise RefusalError(422, "invalid_request", told) from None
     except RecursionError:
         raise RefusalError(400, "malformed_json", "the body is nested too deeply") from None
-    except (UserError, OverloadedError, ExpiredError, TimeoutError) as error:
+    except (UserError, TooManyTokensError, OverloadedError, ExpiredError, TimeoutError) as error:
         raise refusal(error) from None
 
 

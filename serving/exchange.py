@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from cluster.errors import UserError
-from serving.outcomes import ExpiredError, OverloadedError
+from serving.outcomes import ExpiredError, OverloadedError, TooManyTokensError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -176,9 +176,11 @@ class Request:
                 return answer.result()
             raise LeftError if leaving and leaving.done() else TimeoutError
         finally:
-            answer.cancel()
             if leaving:
                 leaving.cancel()
+            if not answer.done():
+                answer.cancel()
+                await asyncio.wait([answer])  # it says what it has cost before whoever asked is done with it
 
 
 def read_json(body: bytes) -> Any:
@@ -210,6 +212,9 @@ def refusal(error: Exception, headers: Headers = ()) -> RefusalError:
     """What HTTP says of a question that could not be answered, and in which other headers."""
     if isinstance(error, UserError):
         return RefusalError(422, "invalid_input", str(error))
+    if isinstance(error, TooManyTokensError):
+        told = f"the inputs, and what may be written, are more than the {error.most} tokens that one request may have"
+        return RefusalError(413, "too_many_tokens", told)
     if isinstance(error, OverloadedError):
         wait = str(max(1, math.ceil(error.retry_after)))
         told = f"too many requests are waiting; try again in {wait} s"

@@ -302,8 +302,8 @@ class Lineup:
             record.batch(batch)
 
         if predictor.task.writes_on:
-            task, waiting = cast(WritingTask, predictor.task), self._options.max_queue
-            return Writer(task, predictor.model, predictor.prepare, waiting, observe)
+            task = cast(WritingTask, predictor.task)
+            return Writer(task, predictor.model, predictor.prepare, self._limits(predictor), observe)
         return self._queue(predictor, predictor, observe)
 
     def _together(self, family: Family) -> Scheduler:
@@ -313,12 +313,15 @@ class Lineup:
         return Scheduler(
             model.prepare,
             model.answer,
-            Limits(budget=like.budget, waiting=self._options.max_queue),
+            self._limits(like),
             observe,
             awake=lambda: self._memory.awake(model),
             lanes=like.lanes,
             share=like.share,
         )
+
+    def _limits(self, like: Predictor) -> Limits:
+        return Limits(budget=like.budget, waiting=self._options.max_queue, tokens=self._options.max_tokens)
 
 
 def _key(name: str, place: dict[str, Any]) -> Key:

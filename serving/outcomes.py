@@ -17,6 +17,14 @@ class OverloadedError(Exception):
         self.retry_after, self.full_for = retry_after, full_for
 
 
+class TooManyTokensError(Exception):
+    """A request wants more computed than one may; ``most`` is what it may."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"more than {most} tokens")
+        self.most = most
+
+
 class ExpiredError(Exception):
     """The deadline passed before the model was free."""
 

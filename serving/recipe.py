@@ -130,6 +130,12 @@ class Serve(Strict):
         "are, those that were not asked for longest leave and come back when they are asked. Left out, all stay.",
     )
     max_items: Count = Field(128, ge=1, description="Inputs that one request may carry.")
+    max_tokens: Count = Field(
+        131_072,
+        ge=1,
+        description="Tokens that one request may have computed: those of its inputs, as far as the model reads them, "
+        "and those that it may have written.",
+    )
     max_body_bytes: int = Field(2_000_000, ge=1024, le=2**63 - 1, description="The largest request body.")
     max_queue: Count = Field(2048, ge=1, description="Inputs waiting in one replica before it answers 429.")
     timeout_seconds: float = Field(30, gt=0, description="The longest that a request may wait for its answer.")

@@ -24,7 +24,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from serving.batching import WINDOW, Failed, Limits, choose, isolated, part
-from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError, Written
+from serving.outcomes import (
+    Answered,
+    Backlog,
+    Batch,
+    ClosedError,
+    ExpiredError,
+    OverloadedError,
+    TooManyTokensError,
+    Written,
+)
 from serving.returns import Returns
 
 PREPARE_AT_ONCE = 256
@@ -42,6 +51,7 @@ class _Request:
     submitted: float
     answered: Answered
     missing: int
+    tokens: int = 0  # of those of its items that are prepared
 
 
 @dataclass(eq=False, slots=True)
@@ -141,7 +151,8 @@ class Scheduler:
     def submit(self, values: Sequence[Any], deadline: float, owner: str | None = None) -> "asyncio.Future[Answered]":
         """Queues the values of one request; the future resolves to their answers.
 
-        Cancelling the future drops what has not been computed. An item that fails fails its request, and no other.
+        Cancelling the future drops what has not been computed. An item that fails fails its request, and no other;
+        more tokens than one may have fail it with :class:`TooManyTokensError`.
 
         Args:
             deadline: on the scheduler's clock; past it, the request is dropped and fails with :class:`ExpiredError`.
@@ -240,10 +251,10 @@ class Scheduler:
             results = isolated(self._prepare, [item.value for item in items])
             failed, ready = [], []
             for item, result in zip(items, results, strict=True):
-                if isinstance(result, Failed):
+                result = result if isinstance(result, Failed) else self._measured(item, *result)
+                if result:
                     failed.append((item, result))
                 else:
-                    item.value, item.length = result
                     ready.append(item)
             with self._prepared:
                 self._state.in_prepare = 0
@@ -252,6 +263,12 @@ class Scheduler:
                 self._state.ready.sort(key=lambda item: item.turn)  # stable: of one turn the one that came first
                 self._prepared.notify(min(len(ready), self._lanes))
             _deliver(failed)
+
+    def _measured(self, item: _Item, value: Any, length: int) -> Failed | None:
+        """Keeps what an item was made into; or why its request is too large."""
+        item.value, item.length = value, length
+        item.request.tokens += length
+        return Failed(TooManyTokensError(most)) if item.request.tokens > (most := self._limits.tokens) else None
 
     def _take_waiting(self) -> list[_Item]:
         with self._came:
@@ -284,7 +301,7 @@ class Scheduler:
             last = _Last(len(run.batch), ended, seconds)
             _deliver(list(zip(run.batch, results, strict=True)))
             if self._observe:
-                self._observe(_measured(run, seconds))
+                self._observe(_batch(run, seconds))
 
     def _begin(self, lane: int, run: _Run) -> _Run:
         self._share(run.share)
@@ -352,7 +369,7 @@ def _smoothed(before: float, newest: float) -> float:
     return newest if not before else before + SMOOTHING * (min(newest, STALL * before) - before)
 
 
-def _measured(run: _Run, seconds: float) -> Batch:
+def _batch(run: _Run, seconds: float) -> Batch:
     lengths = [item.length for item in run.batch]
     waited = run.since - min(item.request.submitted for item in run.batch)
     return Batch(len(lengths), sum(lengths), len(lengths) * max(lengths), seconds, waited, run.share)

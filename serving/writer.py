@@ -16,8 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import numpy as np
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from cluster.errors import RunError
-from serving.outcomes import Answered, Backlog, Batch, ClosedError, ExpiredError, OverloadedError, Written
+from cluster.errors import RunError, UserError
+from serving.batching import Limits
+from serving.drawing import UNFOLLOWED, Grammar, Grammars, processors
+from serving.outcomes import (
+    Answered,
+    Backlog,
+    Batch,
+    ClosedError,
+    ExpiredError,
+    OverloadedError,
+    TooManyTokensError,
+    Written,
+)
 from training.inputs.text import Tokens
 from training.tasks.task import Example, Outputs
 
@@ -29,30 +40,8 @@ AT_ONCE = 32  # texts that are written side by side
 PASS = 512  # tokens of prompts that one pass may read
 SMOOTHING = 0.2  # weight of the newest request in the average seconds per token
 
-LEAST_TEMPERATURE = 1e-3
-"""Below, the likeliest token is taken, which is what comes of it anyway: divided by much less, logits become infinite,
-and the engine ends for everybody."""
-
 HALF_A_CHARACTER = "\ufffd"
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn; by default always the likeliest.
-
-    Attributes:
-        temperature: 0 for the likeliest token, 1 for the model's own probabilities.
-        top_p: the likeliest tokens that together are this probable; the others are never drawn.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-    @property
-    def draws(self) -> bool:
-        """Whether any token but the likeliest can come."""
-        return self.temperature >= LEAST_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -64,13 +53,14 @@ class Order:
         parameters: of the answer, as the task takes them.
         most: tokens at most.
         stops: strings before which the text ends.
+        drawn: how its tokens are chosen, as :meth:`serving.drawing.Sampling.of_text` tells the engine.
     """
 
     example: Mapping[str, Any]
     parameters: Mapping[str, Any]
     most: int
     stops: Sequence[str] = ()
-    sampling: Sampling = field(default_factory=Sampling)
+    drawn: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,7 +128,7 @@ class Writer:
         task: of the model.
         model: in evaluation mode; nobody else computes with it meanwhile.
         prepare: rows with parameters to examples with parameters, and the length of each prompt.
-        waiting: requests that may wait or run before :class:`OverloadedError`.
+        limits: how many texts may wait or run before :class:`OverloadedError`, and the tokens of one request.
         observe: told of every text that was written, on the event loop.
     """
 
@@ -147,19 +137,18 @@ class Writer:
         task: WritingTask,
         model: "PreTrainedModel",
         prepare: Callable[[list[Any]], Sequence[tuple[Any, int]]],
-        waiting: int,
+        limits: Limits,
         observe: Callable[[Batch], None] | None = None,
     ) -> None:
         self._task, self._model, self._prepare = task, model, prepare
-        self._waiting, self._observe = waiting, observe
-        self._lock = threading.Lock()
-        self._managers: dict[bool, Any] = {}
+        self._limits, self._observe = limits, observe
         self._open: dict[str, float] = {}  # request to when something last came of it
         self._kept = 0  # places of texts that were taken, and have not begun
         self._room = threading.RLock()  # a replica's two ways in have an event loop each
         self._seconds_per_token = 0.0
         self._closed = False
-        self._manager(sampled=False)
+        self._grammars = Grammars(task.tokenizer, model.config.get_text_config().vocab_size, task.ends)
+        self._manager = self._started()
 
     # --- for the event loop ---------------------------------------------------------------------------------------
 
@@ -185,7 +174,7 @@ class Writer:
         with self._room:
             if self._closed:
                 raise ClosedError
-            if self._taken() + more > self._waiting:
+            if self._taken() + more > self._limits.waiting:
                 raise OverloadedError(self._seconds_per_token * self._task.max_new_tokens)
             return Places(more, self._keep)
 
@@ -199,14 +188,36 @@ class Writer:
     async def _answer(self, values: list[Any], deadline: float, places: Places) -> Answered:
         prepared = await asyncio.to_thread(self._prepare, values)
         orders = [self.order(example, parameters) for (example, parameters), _ in prepared]
+        self.check(orders)
         texts = await together(self._whole(order, deadline, places) for order in orders)
         lengths = [length for _, length in prepared]
         return Answered([text.answer for text in texts], lengths, [text.tokens for text in texts], [])
 
-    def order(self, example: Mapping[str, Any], parameters: Mapping[str, Any]) -> Order:
+    def order(
+        self, example: Mapping[str, Any], parameters: Mapping[str, Any], drawn: Mapping[str, Any] | None = None
+    ) -> Order:
         """What a request with these parameters wants."""
         most, stops = parameters.get("max_new_tokens", self._task.max_new_tokens), parameters.get("stop", ())
-        return Order(example, parameters, most, stops)
+        return Order(example, parameters, most, stops, drawn or {})
+
+    def check(self, orders: Sequence[Order]) -> None:
+        """Refuses a request whose texts, prompts and all, may have more tokens than one may.
+
+        Raises:
+            TooManyTokensError: it is one.
+        """
+        if sum(len(order.example["input_ids"]) + order.most for order in orders) > self._limits.tokens:
+            raise TooManyTokensError(self._limits.tokens)
+
+    def grammar(self, schema: str) -> Grammar:
+        """What a text of this model may go on with that keeps to a JSON schema. Takes a moment.
+
+        Raises:
+            UserError: none can be made.
+        """
+        if self._model.device.type != "cpu":  # where what may come next is asked for before it is known what came
+            raise UserError("response_format: a schema is kept to by models that compute on a CPU alone")
+        return self._grammars.of(schema)
 
     async def _whole(self, order: Order, deadline: float, places: Places) -> Written:
         tokens: Tokens = []
@@ -223,9 +234,10 @@ class Writer:
 
         Raises:
             ExpiredError: it was not written in time.
+            UserError: it could not be held to its schema.
             RunError: the engine failed.
         """
-        manager = self._manager(sampled=order.sampling.draws)
+        manager = self._manager
         name, came = uuid.uuid4().hex, asyncio.Queue[Any]()
         manager.register_result_handler(name, came.put_nowait)
         started = time.monotonic()
@@ -239,7 +251,7 @@ class Writer:
                 max_new_tokens=order.most,
                 streaming=True,
                 eos_token_id=self._task.ends,
-                **_drawn(order.sampling),
+                **order.drawn,
             )
             while not finished:
                 try:
@@ -247,8 +259,7 @@ class Writer:
                         told = await came.get()
                 except TimeoutError:
                     raise ExpiredError from None
-                if told.error:
-                    raise RunError("the text could not be written")
+                _refuse_failed(told, order)
                 finished = told.is_finished()
                 self._open[name] = time.monotonic()
                 text, end = self._so_far(told.generated_tokens, order, finished=finished)
@@ -302,7 +313,7 @@ class Writer:
 
     def alive(self) -> bool:
         """Whether the engine's threads run."""
-        return all(manager.is_running() for manager in self._managers.values())
+        return bool(self._manager.is_running())
 
     def close(self) -> None:
         """Takes no more requests; what was taken is written, then the threads end. Returns at once."""
@@ -312,31 +323,21 @@ class Writer:
     def join(self, seconds: float) -> bool:
         """Waits for the threads after :meth:`close`; False when they still run."""
         until = time.monotonic() + seconds
-        while any(manager.is_running() for manager in self._managers.values()) and time.monotonic() < until:
+        while self._manager.is_running() and time.monotonic() < until:
             time.sleep(0.01)
-        return not any(manager.is_running() for manager in self._managers.values())
+        return not self._manager.is_running()
 
     def _end(self) -> None:
         while self.busy():
             time.sleep(0.05)
-        for manager in self._managers.values():
-            manager.stop(block=True)
+        self._manager.stop(block=True)
 
-    def _manager(self, *, sampled: bool) -> Any:
-        """The engine that takes the likeliest token, or the one that draws, which is made when it is first asked."""
-        with self._lock:
-            if sampled not in self._managers:
-                self._managers[sampled] = self._started(sampled=sampled)
-            return self._managers[sampled]
-
-    def _started(self, *, sampled: bool) -> Any:
-        # what differs from transformers' own defaults is what requests may set
-        drawing = {"do_sample": True, "temperature": 0.5, "top_p": 0.5, "top_k": 0}
+    def _started(self) -> Any:
         settings = GenerationConfig(
             max_new_tokens=self._task.max_new_tokens,
             eos_token_id=self._task.ends,
             pad_token_id=self._task.tokenizer.pad_token_id,
-            **(drawing if sampled else {"do_sample": False}),
+            do_sample=False,  # what is drawn, `drawing` draws
         )
         model: Any = self._model
         manager = model.init_continuous_batching(
@@ -347,13 +348,20 @@ class Writer:
                 max_batch_tokens=max(PASS, AT_ONCE),
                 max_requests_per_batch=AT_ONCE,
                 return_logprobs=True,
-                per_request_processors=sampled,
                 use_async_batching=False if model.device.type == "cpu" else None,
                 use_cuda_graph=False if model.device.type == "cpu" else None,
             ),
         )
+        manager.logit_processor = processors()
         manager.start()
         return manager
+
+
+def _refuse_failed(told: Any, order: Order) -> None:
+    if told.error:
+        raise RunError("the text could not be written")
+    if (grammar := order.drawn.get("grammar")) and grammar.failed:
+        raise UserError(UNFOLLOWED)
 
 
 async def together(texts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -364,10 +372,6 @@ async def together(texts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _drawn(sampling: Sampling) -> dict[str, float]:
-    return {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.draws else {}
 
 
 def _begun(text: str, stop: str) -> int:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from serving.drawing import Sampling
 from serving.exchange import read_json
 from serving.lineup import Served
-from serving.writer import Piece, Sampling
+from serving.writer import Piece
 
 Body = Any
 """The JSON value of a request or an answer."""
@@ -30,6 +31,11 @@ class Call:
     parameters: Mapping[str, Any]
     write: Callable[[list[Any], Sequence[int]], Body]
 
+    @property
+    def items(self) -> int:
+        """How many answers are to be computed."""
+        return len(self.inputs)
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -39,7 +45,9 @@ class Composition:
         inputs: as :meth:`training.tasks.task.Task.rows` takes them.
         parameters: ``max_new_tokens`` and ``stop``, as the task takes them.
         sampling: how tokens are drawn.
-        write: the whole texts, each as one piece, and the tokens of each prompt, as a body.
+        choices: texts for each input.
+        write: the whole texts, each as one piece, all of one input before those of the next, and the tokens of each
+            prompt, as a body.
         event: a piece of the text with this index as the data of a server-sent event; None where nothing is streamed.
         last: the data of the events after the last piece, given the tokens of all prompts and of all texts.
     """
@@ -47,9 +55,15 @@ class Composition:
     inputs: list[Any]
     parameters: Mapping[str, Any]
     sampling: Sampling
+    choices: int
     write: Callable[[Sequence[Piece], Sequence[int]], Body]
     event: Callable[[int, Piece], Body] | None = None
     last: Callable[[int, int], Sequence[Body | str]] = lambda prompts, texts: ()
+
+    @property
+    def items(self) -> int:
+        """How many texts are to be written."""
+        return len(self.inputs) * self.choices
 
 
 @dataclass(frozen=True)

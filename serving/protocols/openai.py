@@ -7,6 +7,7 @@ A body names its model. What OpenAI takes and no model here can do is refused by
 import base64
 import datetime as dt
 import functools
+import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from serving.drawing import Sampling
 from serving.lineup import Served
 from serving.predictor import EMPTY
 from serving.protocols import described
@@ -30,7 +32,7 @@ from serving.protocols.form import (
     whole_characters,
     whole_numbers,
 )
-from serving.writer import Piece, Sampling, WritingTask
+from serving.writer import Piece, WritingTask
 
 PREFIX = "/v1/"
 EMBEDDINGS = {"input", "model", "encoding_format", "dimensions", "user"}
@@ -98,6 +100,7 @@ COMPLETION = {
     "stream_options",
     "logprobs",
     "n",
+    "seed",
     "user",
 }
 """What both of the paths take that write texts."""
@@ -110,12 +113,12 @@ def completions(body: Body, served: Served) -> Composition:
         MalformedError: a field is wrong, or the model writes nothing.
     """
     _only_writers(served, chat=False)
-    _check_fields(body, COMPLETION | {"prompt", "seed", "echo", "best_of", "suffix"})
+    _check_fields(body, COMPLETION | {"prompt", "echo", "best_of", "suffix"})
     prompts = texts(body.get("prompt"), "prompt")
     wanted = body.get("logprobs")
     if isinstance(wanted, bool) or wanted not in (None, 0):
         raise MalformedError("logprobs: 0 is to be had, the log-probability of each token that was written")
-    return _composition(body, served, list(prompts), _Texts("text_completion", served, told=wanted == 0))
+    return _composition(body, served, list(prompts), "text_completion", told=wanted == 0)
 
 
 def chat(body: Body, served: Served) -> Composition:
@@ -125,7 +128,7 @@ def chat(body: Body, served: Served) -> Composition:
         MalformedError: a field is wrong, or the model takes no conversations.
     """
     _only_writers(served, chat=True)
-    _check_fields(body, COMPLETION | {"messages", "max_completion_tokens", "top_logprobs", "seed", "response_format"})
+    _check_fields(body, COMPLETION | {"messages", "max_completion_tokens", "top_logprobs", "response_format"})
     if not isinstance(body.get("messages"), list):
         raise MalformedError("messages: a list of objects with role and content is needed")
     whole_characters(body["messages"], "messages")
@@ -134,7 +137,7 @@ def chat(body: Body, served: Served) -> Composition:
     told = body.get("logprobs")
     if not isinstance(told, bool | None):
         raise MalformedError("logprobs: true or false is needed")
-    return _composition(body, served, [body["messages"]], _Texts("chat.completion", served, told=bool(told)))
+    return _composition(body, served, [body["messages"]], "chat.completion", told=bool(told))
 
 
 def _only_writers(served: Served, *, chat: bool) -> None:
@@ -148,7 +151,7 @@ def _talks(served: Served) -> bool:
     return any(shape.get("type") == "array" for shape in shapes)
 
 
-NEVER = {"echo": False, "best_of": 1, "suffix": None, "n": 1, "seed": None, "response_format": {"type": "text"}}
+NEVER = {"echo": False, "best_of": 1, "suffix": None}
 """Fields that have one value that changes nothing, and are refused with another."""
 
 
@@ -162,17 +165,18 @@ def _check_fields(body: Body, known: set[str]) -> None:
         raise MalformedError("user: a string is needed")
 
 
-def _composition(body: Body, served: Served, inputs: list[Any], form: "_Texts") -> Composition:
-    counts = whole_numbers({name: body.get(name) for name in ("max_completion_tokens", "max_tokens")})
-    most = counts["max_completion_tokens"] if "max_completion_tokens" in body else counts["max_tokens"]
+def _composition(body: Body, served: Served, inputs: list[Any], kind: str, *, told: bool) -> Composition:
+    most = _whole(body, "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens", None, least=1)
     longest = served.predictor.bundle.info["signature"]["parameters"]["properties"]["max_new_tokens"]["maximum"]
-    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
-        raise MalformedError("max_tokens: a whole number from 1 up is needed")
     stop = [] if body.get("stop") is None else body["stop"]
     parameters = {"max_new_tokens": min(most or longest, longest), "stop": [stop] if isinstance(stop, str) else stop}
     sampling = Sampling(
-        temperature=_number(body, "temperature", 0.0, most=2.0), top_p=_number(body, "top_p", 1.0, most=1.0)
+        temperature=_number(body, "temperature", 0.0, most=2.0),
+        top_p=_number(body, "top_p", 1.0, most=1.0),
+        seed=_whole(body, "seed", None),
+        schema=_schema(body.get("response_format")),
     )
+    form = _Texts(kind, served, told=told)
     streamed, options = body.get("stream"), body.get("stream_options")
     if not isinstance(streamed, bool | None) or not isinstance(options, dict | None):
         raise MalformedError("stream, stream_options: true or false, and an object, are needed")
@@ -181,6 +185,7 @@ def _composition(body: Body, served: Served, inputs: list[Any], form: "_Texts") 
         inputs,
         parameters,
         sampling,
+        _whole(body, "n", 1, least=1),
         form.whole,
         form.event if streamed else None,
         functools.partial(form.last, counted=counted),
@@ -194,6 +199,33 @@ def _number(body: Body, name: str, default: float, *, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         raise MalformedError(f"{name}: a number from 0 to {most:g} is needed")
     return float(value)
+
+
+def _whole(body: Body, name: str, default: Any, *, least: int | None = None) -> Any:
+    value = whole_numbers({name: body.get(name)})[name]
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        raise MalformedError(f"{name}: a whole number{'' if least is None else f' from {least} up'} is needed")
+    return value
+
+
+def _schema(wanted: Any) -> str | None:
+    """The JSON schema that a text is to keep to, as JSON; None where it may be any text."""
+    kind = wanted.get("type") if isinstance(wanted, dict) else wanted
+    if kind in (None, "text"):
+        return None
+    if kind == "json_object":
+        return json.dumps({"type": "object"})
+    named = wanted.get("json_schema") if kind == "json_schema" else None
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if not isinstance(schema, dict):
+        raise MalformedError(
+            "response_format: an object with the type text, json_object or json_schema is needed, the last with a "
+            "json_schema that has a schema"
+        )
+    whole_characters(schema, "response_format")
+    return json.dumps(schema)
 
 
 class _Texts:
@@ -293,10 +325,11 @@ def paths(models: Mapping[str, Served], max_items: int) -> Paths:
     if talking := list(filter(_talks, writers)):
         said = {"role": TEXT, "content": {"type": ["string", "null"]}}
         told = {"type": "array", "items": {"type": "object", "properties": said, "required": ["role"]}}
-        body = _text_body(talking, {"messages": told}, {"logprobs": {"type": ["boolean", "null"]}})
+        more = {"logprobs": {"type": ["boolean", "null"]}, "response_format": FORMAT}
+        body = _text_body(talking, {"messages": told}, more, max_items)
         there[f"{PREFIX}chat/completions"] = {"post": _described("text-generation", body, "choices")}
     if writers:
-        body = _text_body(writers, {"prompt": many}, {"logprobs": {"enum": [None, 0]}})
+        body = _text_body(writers, {"prompt": many}, {"logprobs": {"enum": [None, 0]}}, max_items)
         there[f"{PREFIX}completions"] = {"post": _described("text-generation", body, "choices")}
     return there
 
@@ -305,6 +338,11 @@ SUMMARIES = {
     "sentence-similarity": "A vector of length 1 for each input, as OpenAI's embeddings.",
     "text-generation": "What a model writes, whole or as server-sent events, as OpenAI's completions.",
 }
+
+
+_one_kind = {"type": "object", "properties": {"type": {"enum": ["text", "json_object"]}}, "required": ["type"]}
+FORMAT: Schema = {"anyOf": [{"type": "null"}, {**_one_kind, "additionalProperties": False}]}
+"""What may be described of ``response_format``: which schemas a text can be held to is not to be said in one."""
 
 
 def _described(task: str, body: Schema, answered: str) -> Any:
@@ -324,7 +362,9 @@ def _embedding_body(makers: Sequence[Served], many: Schema) -> Schema:
     )
 
 
-def _text_body(writers: Sequence[Served], asked: Mapping[str, Schema], more: Mapping[str, Schema]) -> Schema:
+def _text_body(
+    writers: Sequence[Served], asked: Mapping[str, Schema], more: Mapping[str, Schema], max_items: int
+) -> Schema:
     stops = writers[0].predictor.bundle.info["signature"]["parameters"]["properties"]["stop"]
     return described.an_object(
         {"model": {"enum": [served.name for served in writers]}, **asked},
@@ -334,7 +374,8 @@ def _text_body(writers: Sequence[Served], asked: Mapping[str, Schema], more: Map
             "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},
             "top_p": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
             "stream": {"enum": [False, None]},
-            "n": {"enum": [1, None]},
+            "n": {"type": ["integer", "null"], "minimum": 1, "maximum": max_items},
+            "seed": {"type": ["integer", "null"]},
             "user": TEXT,
             **more,
         },

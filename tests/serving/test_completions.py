@@ -1,16 +1,19 @@
 """OpenAI's own client has models write; what it gets is what ``predict`` gives."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import jsonschema  # type: ignore[import-untyped]
 import openai
 import pyarrow as pa
 import pytest
+import requests
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -19,6 +22,7 @@ from serving.exchange import Stream
 from serving.outcomes import ExpiredError
 from serving.predictor import Predictor
 from serving.protocols.openai import completions
+from serving.recipe import Serve
 from serving.writer import Writer
 from tests.conftest import WORDS
 from tests.serving.conftest import Running, entry
@@ -30,6 +34,21 @@ from training.tasks.text_generation import TextGeneration
 SHAPE = {"type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 96}
 PROMPTS = ["where is my card", "", "the app page is slow and the parcel is late " * 3, "我的包裹还没有到", "cancel"]
 SECRET = "my-very-private-text"
+TALK: Any = [{"role": "user", "content": "where is my card"}]
+ORDER = {
+    "type": "object",
+    "properties": {
+        "late": {"type": "boolean"},
+        "days": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["late", "days"],
+    "additionalProperties": False,
+}
+
+
+def wanted(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema as the client sends it."""
+    return {"type": "json_schema", "json_schema": {"name": "order", "schema": schema, "strict": True}}
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +180,58 @@ def test_texts_can_be_drawn(client: openai.OpenAI, predictors: dict[str, Predict
     assert [sure.choices[0].text] == texts(predictors["prompt"], PROMPTS[:1])
 
 
+def test_a_seed_draws_the_same_again_beside_whatever_else_is_written(client: openai.OpenAI) -> None:
+    def drawn(seed: int | None) -> list[str]:
+        told = client.completions.create(model="prompt", prompt=PROMPTS[:2], temperature=1.5, seed=seed, n=2)
+        assert [choice.index for choice in told.choices] == [0, 1, 2, 3]
+        return [choice.text for choice in told.choices]
+
+    alone = drawn(7)
+    assert len(set(alone)) == 4, "each choice is a text of its own"
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(drawn, [None, 7, 8, None, 7, 9, None, 7]))[1::3] == [alone] * 3
+    assert drawn(8) != alone
+
+
+def test_a_prompt_with_many_choices_is_counted_once(client: openai.OpenAI) -> None:
+    one = client.completions.create(model="prompt", prompt=PROMPTS, max_tokens=3)
+    three = client.completions.create(model="prompt", prompt=PROMPTS, max_tokens=3, n=3)
+    assert one.usage and three.usage
+    assert three.usage.prompt_tokens == one.usage.prompt_tokens
+    assert three.usage.completion_tokens == 3 * one.usage.completion_tokens
+    assert [choice.text for choice in three.choices][::3] == [choice.text for choice in one.choices]
+    *_, last = client.completions.create(
+        model="prompt", prompt=PROMPTS, max_tokens=3, n=3, stream=True, stream_options={"include_usage": True}
+    )
+    assert last.usage == three.usage
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_text_keeps_to_its_schema(client: openai.OpenAI, temperature: float) -> None:
+    told = client.chat.completions.create(
+        model="chat", messages=TALK, temperature=temperature, seed=1, n=4, response_format=cast(Any, wanted(ORDER))
+    )
+    for choice in told.choices:
+        assert choice.finish_reason == "stop"
+        jsonschema.validate(json.loads(choice.message.content or ""), ORDER)
+
+
+def test_one_with_a_schema_is_written_beside_those_without(
+    client: openai.OpenAI, predictors: dict[str, Predictor]
+) -> None:
+    plain = texts(predictors["chat"], [TALK])[0]
+
+    def ask(number: int) -> str:
+        held: Any = {"response_format": wanted(ORDER)} if number % 2 else {}
+        return client.chat.completions.create(model="chat", messages=TALK, **held).choices[0].message.content or ""
+
+    with ThreadPoolExecutor(12) as pool:
+        said = list(pool.map(ask, range(24)))
+    assert set(said[::2]) == {plain}
+    (held,) = set(said[1::2])
+    jsonschema.validate(json.loads(held), ORDER)
+
+
 def test_many_at_once_each_get_their_own(client: openai.OpenAI, predictors: dict[str, Predictor]) -> None:
     asked = [f"{prompt} {number}" for number in range(20) for prompt in PROMPTS]
     with ThreadPoolExecutor(25) as pool:
@@ -169,8 +240,6 @@ def test_many_at_once_each_get_their_own(client: openai.OpenAI, predictors: dict
 
 
 def test_the_other_form_gets_the_same(edge: Running, predictors: dict[str, Predictor]) -> None:
-    import requests
-
     said = requests.post(f"{edge.address}/models/prompt", json={"inputs": PROMPTS}, timeout=60).json()
     assert [one["generated_text"] for one in said] == texts(predictors["prompt"], PROMPTS)
 
@@ -194,19 +263,40 @@ def test_whoever_goes_away_is_not_written_for(client: openai.OpenAI, edge: Runni
         (True, {"model": "prompt", "messages": [{"role": "user", "content": SECRET}]}, "ask it at /v1/completions"),
         (False, {"model": "prompt", "prompt": [SECRET, 7]}, "prompt: a string or a list"),
         (False, {"model": "prompt", "prompt": SECRET, "temperature": 3}, "temperature: a number from 0 to 2"),
-        (False, {"model": "prompt", "prompt": SECRET, "n": 2}, "n: this model does not do that"),
+        (False, {"model": "prompt", "prompt": SECRET, "n": 0}, "n: a whole number from 1 up"),
+        (False, {"model": "prompt", "prompt": SECRET, "n": 10**12}, "inputs: 10{12} were sent"),
+        (False, {"model": "prompt", "prompt": SECRET, "seed": "x"}, "seed: a whole number"),
+        (False, {"model": "prompt", "prompt": SECRET, "best_of": 2}, "best_of: this model does not do that"),
         (False, {"model": "prompt", "prompt": SECRET, "max_tokens": 0}, "max_tokens"),
         (False, {"model": "prompt", "prompt": SECRET, "stop": [""]}, "parameters.stop"),
         (True, {"model": "chat", "messages": [{"role": 7, "content": SECRET}]}, "message 0 needs a 'role'"),
-        (True, {"model": "chat", "messages": [], "response_format": {"type": "json_object"}}, "response_format"),
+        (True, {"model": "chat", "messages": TALK, "response_format": {"type": "xml"}}, "response_format: an object"),
+        (True, {"model": "chat", "messages": TALK, "response_format": wanted({"type": SECRET})}, "none that a text"),
+        (True, {"model": "chat", "messages": TALK, "response_format": wanted({"$ref": "#"})}, "takes more than is"),
+        (True, {"model": "chat", "messages": TALK, "response_format": wanted({"pattern": f"({SECRET}"})}, "none that"),
     ],
 )
 def test_what_is_refused(client: openai.OpenAI, chat: bool, fields: Any, message: str) -> None:
     create: Any = client.chat.completions.create if chat else client.completions.create
     with pytest.raises(openai.APIStatusError, match=message) as refused:
         create(**fields)
-    assert refused.value.status_code in (404, 422)
+    assert refused.value.status_code in (404, 413, 422)
     assert SECRET not in str(refused.value)
+
+
+def test_more_tokens_than_a_request_may_have_are_refused(
+    bundles: dict[str, Bundle], edge_of: Callable[..., Any]
+) -> None:
+    with edge_of({"prompt": entry(bundles["prompt"])}, Serve(max_tokens=60)) as running:
+        one = openai.OpenAI(base_url=f"{running.address}/v1", api_key="none", max_retries=0)
+        few: Any = {"model": "prompt", "prompt": "a", "max_tokens": 10}
+        assert one.completions.create(**few, n=3).choices[2].text is not None
+        for stream in (False, True):
+            with pytest.raises(openai.APIStatusError, match="the 60 tokens") as refused:
+                one.completions.create(**few, n=7, stream=stream)
+            assert refused.value.status_code == 413
+        said = requests.post(f"{running.address}/models/prompt", json={"inputs": ["a"] * 9}, timeout=60)
+        assert (said.status_code, said.json()["error"]["code"]) == (413, "too_many_tokens")
 
 
 def test_what_is_not_written_in_time_is_said(edge: Running) -> None:

@@ -301,6 +301,14 @@ def test_a_full_queue_is_429_with_the_time_to_return(edge_of: Callable[..., Any]
         assert ask(running, {"inputs": ["a", "b"]})[0] == 200
 
 
+def test_a_request_of_too_many_tokens_is_413(edge_of: Callable[..., Any], bundle: Bundle) -> None:
+    with edge_of({"intent": entry(bundle)}, Serve(max_tokens=20)) as running:
+        status, value, _ = ask(running, {"inputs": ["a b c d e f g h", "a b c d e f g h", "a b c d e f g h"]})
+        assert (status, value["error"]["code"]) == (413, "too_many_tokens")
+        assert "the 20 tokens" in value["error"]["message"]
+        assert ask(running, {"inputs": ["a b c", "d"]})[0] == 200
+
+
 def test_a_request_without_time_is_504(edge_of: Callable[..., Any], bundle: Bundle) -> None:
     with edge_of({"intent": entry(bundle)}, Serve(timeout_seconds=1e-6)) as running:
         status, value, _ = ask(running, {"inputs": "a"})

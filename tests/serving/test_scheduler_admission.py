@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from serving.batching import Limits
-from serving.outcomes import Backlog, Batch, ClosedError, ExpiredError, OverloadedError
+from serving.outcomes import Backlog, Batch, ClosedError, ExpiredError, OverloadedError, TooManyTokensError
 from tests.serving.gate import NEVER, Gate, all_are_ready, all_of, play, scheduler_of
 
 
@@ -99,6 +99,21 @@ def test_a_full_queue_refuses_whole_requests_and_says_when_to_return() -> None:
             assert refused.value.full_for == 0, "it may end at any moment"
             gate.open()
             assert await all_of(second, waiting, third) == [["B"], ["C", "D"], ["H"]]
+
+    play(scenario)
+
+
+def test_a_request_of_too_many_tokens_fails_alone() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate, limits=Limits(tokens=10)) as scheduler:
+            large, small = scheduler.submit(["seven77", "four"], NEVER), scheduler.submit(["ten tokens"], NEVER)
+            with pytest.raises(TooManyTokensError) as refused:
+                await large
+            assert refused.value.most == 10
+            gate.open()
+            assert (await small).answers == ["TEN TOKENS"]
 
     play(scenario)
 

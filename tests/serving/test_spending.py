@@ -1,10 +1,15 @@
 """What a question costs: the tokens that were read and those that were written, by whichever form it is asked."""
 
+import asyncio
 import hashlib
+import json
 import logging
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pytest
@@ -14,6 +19,7 @@ from transformers import AutoModelForSeq2SeqLM
 from serving.keys import Keys
 from serving.predictor import Predictor
 from serving.recipe import Serve
+from serving.writer import Piece, Writer
 from tests.conftest import WORDS
 from tests.serving.conftest import entry
 from tests.serving.test_completions import PROMPTS, writers
@@ -100,3 +106,36 @@ def test_a_key_pays_for_what_was_written(
         status, told, _ = ask(edge, {"inputs": asked}, f"/models/{name}", headers=HEADERS)
         assert status == 429
         assert code_of(told) == "rate_limited"
+
+
+def test_who_does_not_wait_pays_for_what_was_written(
+    edge_of: Callable[..., Any],
+    writer: Bundle,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_until: Callable[..., None],
+) -> None:
+    begun, write = threading.Event(), Writer.write
+    written: list[int] = []
+
+    async def stops_soon(self: Writer, *asked: Any) -> AsyncIterator[Piece]:
+        async for piece in write(self, *asked):
+            yield piece
+            written.append(len(piece.tokens))
+            if written[-1] >= 3:
+                begun.set()
+                await asyncio.Event().wait()  # which nobody sets: the client is the one that ends it
+
+    monkeypatch.setattr(Writer, "write", stops_soon)
+    body = json.dumps({"model": "prompt", "prompt": "", "max_tokens": 20}).encode()
+    with caplog.at_level(logging.INFO, "serving"), edge_of({"prompt": entry(writer)}, Serve(access_log=True)) as edge:
+        with socket.create_connection(("127.0.0.1", urlsplit(edge.address).port or 0)) as client:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert begun.wait(30)
+        wait_until(lambda: records(caplog))
+    (told,) = records(caplog)
+    assert told["outcome"] == "client_gone"
+    predictor = Predictor(writer, device="cpu")
+    ((_, read),) = predictor.prepare([(row, {}) for row in predictor.rows([""])])
+    assert told["tokens"] == read + written[-1]

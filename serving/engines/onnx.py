@@ -8,10 +8,8 @@ import numpy as np
 import torch
 
 from cluster.storage import building
-from serving.engines import pytorch
 from serving.engines.engine import Forward, Subject, UnavailableError
-from serving.engines.graph import exported, fits, quiet
-from training.tasks.task import Batch
+from serving.engines.graph import Tensors, exported, quiet, standing_in
 
 EXACT, QUANTISED = "fp32", "int8"
 """Folders of graphs; each appears whole, so that a start that was killed leaves none that is cut short."""
@@ -74,16 +72,13 @@ def _session(file: Path, subject: Subject) -> Forward:
     """Computes with as many cores as the calling thread may, for each number of which there is a session."""
     sessions = {threads: _opened(file, threads) for threads in thread_counts(subject)}
     sizes = {one.name: _sizes(one.shape) for one in sessions[max(sessions)].get_inputs()}
-    otherwise = pytorch.fp32(subject)
 
-    def forward(batch: Batch) -> torch.Tensor:
-        if not fits(batch, sizes):
-            return otherwise(batch)
+    def compute(tensors: Tensors) -> torch.Tensor:
         session = sessions.get(torch.get_num_threads()) or sessions[min(sessions)]
-        said = session.run([OUTPUTS], {name: batch[name].numpy() for name in sizes})
+        said = session.run([OUTPUTS], {name: tensors[name].numpy() for name in sizes})
         return torch.from_numpy(np.asarray(said[0], dtype=np.float32))
 
-    return forward
+    return standing_in(subject, sizes, compute)
 
 
 def thread_counts(subject: Subject) -> set[int]:

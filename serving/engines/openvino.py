@@ -14,8 +14,7 @@ import torch
 from cluster.storage import building
 from serving.engines import pytorch
 from serving.engines.engine import Forward, Subject, UnavailableError
-from serving.engines.graph import exported, fits, quiet
-from training.tasks.task import Batch
+from serving.engines.graph import Tensors, exported, quiet, standing_in
 
 FOLDER, MODEL = "openvino", "model.xml"
 
@@ -47,19 +46,17 @@ def _forward(subject: Subject, precision: str) -> Forward:
     sizes = {one.get_any_name(): _sizes(one.get_partial_shape()) for one in graph.inputs}
     cores = torch.get_num_threads()
     compiled = {streams: _compiled(library, graph, precision, cores, streams) for streams in stream_counts(subject)}
-    otherwise, here = pytorch.fp32(subject), threading.local()
+    here = threading.local()
 
-    def forward(batch: Batch) -> torch.Tensor:
-        if not fits(batch, sizes):
-            return otherwise(batch)
+    def compute(tensors: Tensors) -> torch.Tensor:
         streams = 1 if torch.get_num_threads() == cores else max(compiled)
         own = here.__dict__.setdefault("requests", {})  # no two threads may infer through the same one
         if streams not in own:
             own[streams] = compiled[streams].create_infer_request()
-        said = own[streams].infer({name: batch[name].numpy() for name in sizes}, share_inputs=True)
+        said = own[streams].infer({name: tensors[name].contiguous().numpy() for name in sizes}, share_inputs=True)
         return torch.from_numpy(said[0]).float()
 
-    return forward
+    return standing_in(subject, sizes, compute)
 
 
 def stream_counts(subject: Subject) -> set[int]:

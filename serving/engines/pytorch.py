@@ -3,20 +3,17 @@
 import copy
 import warnings
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from serving.engines.engine import Forward, Subject, UnavailableError
 from training.tasks.task import Batch, Task
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 def fp32(subject: Subject) -> Forward:
     """The model as it was trained."""
-    return _forward(subject.task, subject.model, subject.device)
+    return of_task(subject.task, subject.model, subject.device)
 
 
 def bf16(subject: Subject) -> Forward:
@@ -26,7 +23,7 @@ def bf16(subject: Subject) -> Forward:
         UnavailableError: it does not, and would compute in a slow emulation.
     """
     require_bf16(subject.device)
-    return _forward(subject.task, copy.deepcopy(subject.model).bfloat16(), subject.device, torch.bfloat16)
+    return of_task(subject.task, copy.deepcopy(subject.model).bfloat16(), subject.device, torch.bfloat16)
 
 
 def require_bf16(device: torch.device) -> None:
@@ -53,12 +50,12 @@ def int8(subject: Subject) -> Forward:
         from torch.ao.quantization import quantize_dynamic
 
         quantised = quantize_dynamic(copy.deepcopy(subject.model), {torch.nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
-    return _forward(subject.task, quantised, subject.device)
+    return of_task(subject.task, quantised, subject.device)
 
 
-def _forward(
-    task: Task, model: "PreTrainedModel", device: torch.device, precision: torch.dtype | None = None
-) -> Forward:
+def of_task(task: Task, model: Any, device: torch.device, precision: torch.dtype | None = None) -> Forward:
+    """What a task infers with a model, or with what stands in its place."""
+
     @torch.inference_mode()
     def forward(batch: Batch) -> torch.Tensor:
         on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import requests
 import torch
@@ -24,6 +25,8 @@ from serving.recipe import Serve
 from tests.conftest import WORDS
 from tests.serving.conftest import LABELS, TEXTS, entry
 from training.bundle import HELD_OUT, MOST_BYTES, MOST_HELD_OUT, Bundle, open_bundle, write_bundle
+from training.recipe import Model
+from training.tasks.task import task_class
 
 ASKED = [f"{word} {' '.join(WORDS.split()[: place % 23])}" for place, word in enumerate(WORDS.split() * 3)]
 
@@ -79,6 +82,41 @@ def test_an_engine_says_what_pytorch_says(judged: Bundle, made: Path, engine: An
         assert ours.dtype == torch.float32
         spread = float(theirs.std()) if theirs.numel() > 1 else 1.0
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=tolerance * max(1.0, spread))
+
+
+def with_texts_inside(kind: str, base: Path, folder: Path) -> tuple[Subject, list[Any]]:
+    """A model whose task picks the texts of a batch before it asks the model, and what it may be asked."""
+    rows: Any = {
+        "token-classification": {"text": ["my card"], "entities": [[{"start": 3, "end": 7, "label": "thing"}]]},
+        "sentence-similarity": {"query": ["where is my card"], "passage": ["card lost"]},
+        "text-ranking": {"query": ["where is my card"], "passage": ["card lost"]},
+    }
+    roles, target = [name for name in rows[kind] if name != "entities"], "entities" if "text" in rows[kind] else None
+    told = Model(task=kind, base=str(base), inputs={name: [name] for name in roles}, target=target)
+    task = task_class(kind).learn(told, base, {"train": pa.table(rows[kind])})
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = task.build(base).eval()
+    pairs = [{"query": text, "texts": ASKED[place : place + 1 + place % 3]} for place, text in enumerate(ASKED[:40])]
+    asked: list[Any] = pairs if kind == "text-ranking" else ASKED[:40]
+    return Subject(task, model, torch.device("cpu"), task.encode(task.rows(asked)), folder), asked
+
+
+@pytest.mark.parametrize("kind", ["token-classification", "sentence-similarity", "text-ranking"])
+@pytest.mark.parametrize("engine", ["onnx-fp32", "openvino-fp32"])
+def test_what_a_task_does_around_its_model_stays_with_the_task(
+    tiny_base: Path, tmp_path: Path, kind: str, engine: Any
+) -> None:
+    subject, asked = with_texts_inside(kind, tiny_base, tmp_path)
+    task, reference, calls = subject.task, pytorch.fp32(subject), []
+    forward = ENGINES[engine](subject)
+    subject.model.register_forward_hook(lambda *said: calls.append(said))
+    for part in (asked[:1], asked[5:8], asked[20:37], asked[:2] * 9):
+        batch = task.collate(task.encode(task.rows(part)))
+        ours = forward(batch)
+        assert not calls, "the graph computes, and not the model"
+        np.testing.assert_allclose(ours.numpy(), reference(batch).numpy(), atol=1e-4)
+        calls.clear()
 
 
 @pytest.mark.parametrize("engine", ["onnx-fp32", "openvino-fp32"])

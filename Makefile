@@ -18,8 +18,9 @@ help:
 demo: $(READY)
 	@$(BIN)/python examples/demo.py
 
+# A file's tests share what is costly to make, so they stay in one process. Much of a test is waiting for others to start.
 test: $(READY)
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 slow: $(READY)
 	@$(BIN)/python -m pytest -m slow $(TESTS)

@@ -290,7 +290,7 @@ def overload(bundle: Path, options: argparse.Namespace, sleeps: tuple[float, flo
         "answered_in_time_over_capacity": len(answered) / options.seconds / capacity,
         "statuses": {str(status): count for status, count in sorted(Counter(one.status for one in asked).items())},
         "answered": percentiles([1000 * (one.done - one.due) for one in answered]),
-        "refused": percentiles(refused),
+        "refused": {**percentiles(refused), "within_5_ms": float(np.mean(np.array(refused) < 5)) if refused else 0.0},
         "left_late_p99_ms": float(np.percentile([1000 * (one.sent - one.due) for one in asked], 99)),
         "resident_mb_before": before / 2**20,
         "resident_mb_after": after / 2**20,

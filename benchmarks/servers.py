@@ -133,7 +133,8 @@ def medians(rounds: Sequence[Any]) -> Any:
     """The median over the rounds of every figure, wherever it stands; what is no number is that of the first round."""
     first = rounds[0]
     if isinstance(first, dict):
-        return {key: medians([one[key] for one in rounds]) for key in first}
+        every = {key: one[key] for one in rounds for key in one}
+        return {key: medians([one.get(key, 0) for one in rounds]) for key in every}  # 0 of a status that did not come
     return statistics.median(rounds) if isinstance(first, int | float) and not isinstance(first, bool) else first
 
 

@@ -9,7 +9,7 @@ class OverloadedError(Exception):
 
     Attributes:
         retry_after: seconds from now, when it should not be any more.
-        full_for: seconds in which whoever else asks for the same owner would be told so, too; 0 where one might not.
+        full_for: seconds in which whoever else asks for the same owner need not try; 0 where one might find room.
     """
 
     def __init__(self, retry_after: float, full_for: float = 0.0) -> None:

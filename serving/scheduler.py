@@ -34,12 +34,10 @@ from serving.outcomes import (
     TooManyTokensError,
     Written,
 )
+from serving.pace import Pace
 from serving.returns import Returns
 
 PREPARE_AT_ONCE = 256
-SMOOTHING = 0.2  # weight of the newest batch in what batches take on average
-STALL = 4.0  # times the average: what took longer was held up, which says little of the batches to come
-CAUTION = 1.2  # times the wait that the last batches foretell: those to come may be slower, and lateness serves nobody
 
 
 @dataclass(eq=False, slots=True)
@@ -74,8 +72,7 @@ class _State:
     closed: bool = False
     turn: int = 0  # of the item that ran last; see `Scheduler._turns`
     turns: dict[str | None, int] = field(default_factory=dict)
-    seconds_per_item: float = 0.0
-    seconds_per_run: float = 0.0
+    pace: Pace = field(default_factory=Pace)
 
 
 class _Run(NamedTuple):
@@ -175,11 +172,9 @@ class Scheduler:
                 raise ClosedError
             first = self._next_turn(owner)
             wait = self._expected_wait(first - self._state.turn)
-            # What waits for its turn until just before its deadline is not computed in time.
-            late = wait > 0 and now + CAUTION * (wait + self._state.seconds_per_run) > deadline
-            full = late or self._queued() >= self._limits.waiting
+            full = self._state.pace.late(wait, deadline - now) or self._queued() >= self._limits.waiting
             if full or self._queued() + len(values) > self._limits.waiting:
-                raise OverloadedError(wait, self._until_one_ends(now) if full else 0.0)
+                raise OverloadedError(wait, self._state.pace.ebb(wait, self._running_for(now)) if full else 0.0)
             self._state.turns[owner] = first + len(values) - 1
             items = (_Item(request, index, value, first + index) for index, value in enumerate(values))
             self._state.waiting.extend(items)
@@ -202,14 +197,13 @@ class Scheduler:
     def backlog(self) -> Backlog:
         """What waits at this moment, without what runs."""
         with self._came:
-            known = sum(item.length for item in self._state.ready)
-            return Backlog(known, len(self._state.waiting) + self._state.in_prepare)
+            unmeasured = len(self._state.waiting) + self._state.in_prepare
+            return Backlog(sum(item.length for item in self._state.ready), unmeasured)
 
     def running_for(self) -> float:
         """Seconds that the oldest of the present batches has been running; 0 when the model is free."""
         with self._came:
-            now = self._clock()
-            return max(0.0, 0.0, *(now - run.since for run in self._state.running.values()))
+            return self._running_for(self._clock())
 
     def alive(self) -> bool:
         """Whether all threads run."""
@@ -228,6 +222,9 @@ class Scheduler:
             thread.join(seconds)
         return not any(thread.is_alive() for thread in self._threads)
 
+    def _running_for(self, now: float) -> float:
+        return max(0.0, 0.0, *(now - run.since for run in self._state.running.values()))
+
     def _queued(self) -> int:
         return len(self._state.waiting) + self._state.in_prepare + len(self._state.ready)
 
@@ -237,12 +234,7 @@ class Scheduler:
     def _expected_wait(self, turns: int) -> float:
         """Seconds until an item whose turn is so many after the present one: each owner may have one in each turn."""
         ahead = min(self._queued(), turns * max(1, len(self._state.turns)))
-        return (ahead + self._running()) * self._state.seconds_per_item
-
-    def _until_one_ends(self, now: float) -> float:
-        """Seconds until the first of the present batches should end: before that the wait becomes no less."""
-        seconds = self._state.seconds_per_run
-        return max(0.0, min((min(run.since, now) + seconds - now for run in self._state.running.values()), default=0.0))
+        return (ahead + self._running()) * self._state.pace.seconds_per_item
 
     # --- the prepare thread ---------------------------------------------------------------------------------------
 
@@ -274,9 +266,8 @@ class Scheduler:
         with self._came:
             while not self._state.waiting and not self._state.closed:
                 self._came.wait()
-            count = min(PREPARE_AT_ONCE, len(self._state.waiting))
-            items = [self._state.waiting.popleft() for _ in range(count)]
-            self._state.in_prepare = count
+            items = [self._state.waiting.popleft() for _ in range(min(PREPARE_AT_ONCE, len(self._state.waiting)))]
+            self._state.in_prepare = len(items)
             if not items:
                 self._prepared.notify_all()  # closed, and the lanes may be waiting for the last of ours
             return items
@@ -295,7 +286,8 @@ class Scheduler:
                 request.answered.runs.append((run.since, run.since + seconds))
             with self._came:
                 del self._state.running[lane]
-                self._remember_pace(run, seconds)
+                # An item takes its part of the batch, and of what passes between two batches of a lane that has work.
+                self._state.pace.learn(len(run.batch), run.gap + seconds, run.share)
                 if last.items:
                     self._returns.learn(*last, ended)
             last = _Last(len(run.batch), ended, seconds)
@@ -357,16 +349,6 @@ class Scheduler:
             else:
                 alive.append(item)
         return alive, expired
-
-    def _remember_pace(self, run: _Run, seconds: float) -> None:
-        """An item takes its part of the batch, and of what passes between two batches of a lane that has work."""
-        state = self._state
-        state.seconds_per_item = _smoothed(state.seconds_per_item, (run.gap + seconds) / len(run.batch) / run.share)
-        state.seconds_per_run = _smoothed(state.seconds_per_run, run.gap + seconds)
-
-
-def _smoothed(before: float, newest: float) -> float:
-    return newest if not before else before + SMOOTHING * (min(newest, STALL * before) - before)
 
 
 def _batch(run: _Run, seconds: float) -> Batch:

@@ -1,10 +1,12 @@
 """While a model is full, HAProxy refuses by itself what the replica would refuse, at a small part of the price.
 
-What waits for a model becomes less when a batch ends, and not before. A replica that refuses a request therefore knows
-for how long it will refuse all others like it, and says so in a header. Until then HAProxy answers in its place: no
-request that cannot be answered costs the cores on which others are computed, and none is refused that would be taken.
-Like it are those with the same path and the same key; `Edge` says so only where the path tells which model is asked,
-and `LINES` heed it only where a single replica answers.
+A replica that refuses a request says in a header for how long all others like it need not try, which is until a part of
+what waits has been answered (`Scheduler`). Until then HAProxy answers in its place: what cannot be answered costs
+nothing of the cores on which the rest is computed. Were the queue filled up again as soon as there is room for one,
+the replica would refuse every few milliseconds, and each time some more on their way to it.
+
+Like a request are those with the same path and the same key; `Edge` says so only where the path tells which model is
+asked, and `LINES` heed it only where a single replica answers.
 """
 
 import json

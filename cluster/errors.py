@@ -36,3 +36,9 @@ class FewRowsError(UserError):
 
 class RunError(HeadraceError, RuntimeError):
     """The machine, the store or the cluster would not do what was asked."""
+
+
+def reason(told: Exception | str) -> str:
+    """The last line of what Ray tells of an error, which says why; above it stands where."""
+    lines = [line.strip() for line in str(told).splitlines() if line.strip()]
+    return lines[-1] if lines else type(told).__name__ if isinstance(told, Exception) else "it does not say why"

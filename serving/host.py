@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import RunError, UserError
+from cluster.errors import RunError, UserError, reason
 from cluster.progress import say
 from cluster.session import Resources, on_cluster, resources, session, usable_cores
 from cluster.storage import fingerprint, home, only_one
@@ -199,7 +199,7 @@ def _deploy(app: str, wanted: Path, options: Serve, port: int, known_keys: keys.
             wait_for_applications_running=False,
         )
     except (RuntimeError, TimeoutError) as error:
-        raise RunError(proxy.complaint(folder) or f"Serve did not start: {_last_line(str(error))}") from error
+        raise RunError(proxy.complaint(folder) or f"Serve did not start: {reason(error)}") from error
 
 
 def require_room(replicas: Replicas, there: Resources) -> None:
@@ -335,7 +335,7 @@ def _state(app: str) -> tuple[bool, str]:
         return False, ""
     told = " ".join(deployment.message for deployment in found.deployments.values()) or found.message
     if found.status == "DEPLOY_FAILED":
-        raise RunError(f"the replicas did not start: {_last_line(told)}")
+        raise RunError(f"the replicas did not start: {reason(told)}")
     return found.status == "RUNNING", " ".join(told.split())
 
 
@@ -388,8 +388,3 @@ def _until_signal() -> Iterator[threading.Event]:
 
 def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "Serve does not say why"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import RunError, UserError
+from cluster.errors import RunError, UserError, reason
 from cluster.progress import progress, say
 from cluster.session import Resources, resources, session
 from cluster.storage import fingerprint, home, only_one, plain_disk_errors, read_json, write_json
@@ -243,12 +243,10 @@ def run_id_of(folder: Path) -> str | None:
 
 def plain_cause(error: Exception, max_failures: int) -> str:
     """One sentence for what made Ray Train give up."""
-    told = str(error).strip()
-    last = told.splitlines()[-1] if told else type(error).__name__
-    if "No space left" in told or "Disk quota" in told:
+    if "No space left" in str(error) or "Disk quota" in str(error):
         return f"training stopped because {home()} is full; free some space and run the command again: it continues"
     return (
-        f"training failed {max_failures + 1} times, the last time with: {last}. The checkpoints are kept: "
+        f"training failed {max_failures + 1} times, the last time with: {reason(error)}. The checkpoints are kept: "
         "the same command continues from the newest."
     )
 

@@ -14,6 +14,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
+from cluster.errors import reason
 from cluster.progress import say
 from cluster.session import on_cluster
 
@@ -89,9 +90,8 @@ class _ControllerHere(TrainController):  # type: ignore[misc,unused-ignore]
 
     def _execute_failure_decision(self, decision: Any, training_failed_error: Exception, **given: Any) -> Any:
         if decision == FailureDecision.RETRY:
-            told = str(training_failed_error).strip() or type(training_failed_error).__name__
-            reason = told.splitlines()[-1].partition(". ")[0]
-            say(f"training was interrupted and goes on from its newest checkpoint: {reason}", "WARNING")
+            why = reason(training_failed_error).partition(". ")[0]
+            say(f"training was interrupted and goes on from its newest checkpoint: {why}", "WARNING")
         return super()._execute_failure_decision(decision, training_failed_error, **given)
 
 

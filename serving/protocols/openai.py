@@ -151,6 +151,7 @@ def _talks(served: Served) -> bool:
     return any(shape.get("type") == "array" for shape in shapes)
 
 
+SCHEMA = {"name", "description", "schema", "strict"}
 NEVER = {"echo": False, "best_of": 1, "suffix": None}
 """Fields that have one value that changes nothing, and are refused with another."""
 
@@ -212,17 +213,16 @@ def _whole(body: Body, name: str, default: Any, *, least: int | None = None) -> 
 
 def _schema(wanted: Any) -> str | None:
     """The JSON schema that a text is to keep to, as JSON; None where it may be any text."""
-    kind = wanted.get("type") if isinstance(wanted, dict) else wanted
-    if kind in (None, "text"):
+    if wanted is None or wanted == {"type": "text"}:
         return None
-    if kind == "json_object":
+    if wanted == {"type": "json_object"}:
         return json.dumps({"type": "object"})
-    named = wanted.get("json_schema") if kind == "json_schema" else None
-    schema = named.get("schema") if isinstance(named, dict) else None
-    if not isinstance(schema, dict):
+    named = wanted.get("json_schema") if isinstance(wanted, dict) else None
+    schema = named.get("schema") if isinstance(named, dict) and named.keys() <= SCHEMA else None
+    if not isinstance(schema, dict) or wanted != {"type": "json_schema", "json_schema": named}:
         raise MalformedError(
             "response_format: an object with the type text, json_object or json_schema is needed, the last with a "
-            "json_schema that has a schema"
+            f"json_schema that has a schema, and may have {', '.join(sorted(SCHEMA - {'schema'}))}"
         )
     whole_characters(schema, "response_format")
     return json.dumps(schema)

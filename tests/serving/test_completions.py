@@ -271,6 +271,16 @@ def test_whoever_goes_away_is_not_written_for(client: openai.OpenAI, edge: Runni
         (False, {"model": "prompt", "prompt": SECRET, "stop": [""]}, "parameters.stop"),
         (True, {"model": "chat", "messages": [{"role": 7, "content": SECRET}]}, "message 0 needs a 'role'"),
         (True, {"model": "chat", "messages": TALK, "response_format": {"type": "xml"}}, "response_format: an object"),
+        (
+            True,
+            {"model": "chat", "messages": TALK, "response_format": {"type": "text", "more": 1}},
+            "response_format: an",
+        ),
+        (
+            True,
+            {"model": "chat", "messages": TALK, "response_format": wanted(ORDER) | {"more": 1}},
+            "response_format: an",
+        ),
         (True, {"model": "chat", "messages": TALK, "response_format": wanted({"type": SECRET})}, "none that a text"),
         (True, {"model": "chat", "messages": TALK, "response_format": wanted({"$ref": "#"})}, "takes more than is"),
         (True, {"model": "chat", "messages": TALK, "response_format": wanted({"pattern": f"({SECRET}"})}, "none that"),

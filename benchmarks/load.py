@@ -5,11 +5,11 @@
 lengths: texts of 8 to 256 tokens by 64 connections, beside texts that all have their mean length; the server's own
 metrics say how many tokens it computed and how much padding. pace: an executor that sleeps 14 ms and 0.05 ms for each
 input, asked 500 times a second at random moments, through the scheduler alone and through HTTP. overload: capacity in a
-closed loop, then three times that at random moments, each request with 2 s to be answered. elsewhere: the same with an
-executor that sleeps 40 ms and 2.5 ms for each input, as where a device computes and not the cores that refuse. soak:
-half of capacity for some minutes, and how memory and open files move meanwhile. Where nothing else is said it is MiniLM
-in fp32 on all cores of this machine, of which the client takes its share. A wait counts from the moment when a request
-was due. Writes benchmarks/results/load-PART.json. Needs `wrk` on the path.
+closed loop, then three times that at random moments, each request with 2 s to be answered, then capacity again.
+elsewhere: the same with an executor that sleeps 40 ms and 2.5 ms for each input, as where a device computes and not the
+cores that refuse. soak: half of capacity for some minutes, and how memory and open files move meanwhile. Where nothing
+else is said it is MiniLM in fp32 on all cores of this machine, of which the client takes its share. A wait counts from
+the moment when a request was due. Writes benchmarks/results/load-PART.json. Needs `wrk` on the path.
 """
 
 import argparse
@@ -275,16 +275,18 @@ def percentiles(times: Sequence[float]) -> dict[str, float]:
 def overload(bundle: Path, options: argparse.Namespace, sleeps: tuple[float, float] | None = None) -> dict[str, Any]:
     """What is answered in time of three times what can be, how quickly the rest is refused, and what it costs."""
     with served(bundle, sleeps, timeout_seconds=DEADLINE_SECONDS) as server:
-        capacity = capacity_of(server.address, options.seconds / 4)
+        early = capacity_of(server.address, options.seconds / 4)
         before = server.replica.memory_info().rss
-        due = moments(3 * capacity, options.seconds)
-        asked = ask(server.address, BODIES, due)
+        asked = ask(server.address, BODIES, moments(3 * early, options.seconds))
         after = server.replica.memory_info().rss
+        late = capacity_of(server.address, options.seconds / 4)
+    capacity = (early + late) / 2  # what the machine can do moves by a tenth within minutes
     done = [one for one in asked if one.done is not None]
     answered = [one for one in done if one.status == 200 and one.done - one.due <= DEADLINE_SECONDS]
     refused = [1000 * (one.done - one.sent) for one in done if one.status == 429]
     return {
         "capacity_per_second": capacity,
+        "capacity_before_and_after": {"before": early, "after": late},
         "asked_per_second": len(asked) / options.seconds,
         "answered_in_time_per_second": len(answered) / options.seconds,
         "answered_in_time_over_capacity": len(answered) / options.seconds / capacity,

@@ -2,10 +2,10 @@
 
 import os
 import site
-import socket
 import sys
 from pathlib import Path
 
+from cluster.ports import free_port
 from cluster.storage import HOME_VARIABLE, home
 
 PACKAGES = ("cluster", "training", "tuning", "serving")
@@ -69,8 +69,8 @@ def local_environment(folder: Path) -> dict[str, str]:
         # The process that watches for nodes about to be taken away: here there is one, and it goes when we go.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # Serve's defaults are fixed ports and one folder in /tmp for everyone on the machine.
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
@@ -94,9 +94,3 @@ def is_installed_copy() -> bool:
     """Whether the code lies in ``site-packages``, where each interpreter of this environment finds it anyway."""
     folders = {Path(folder).resolve() for folder in (*site.getsitepackages(), site.getusersitepackages())}
     return code_root() in folders
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import RunError, UserError, reason
+from cluster.ports import free_port
 from cluster.progress import say
 from cluster.session import Resources, on_cluster, resources, session, usable_cores
 from cluster.storage import fingerprint, home, only_one
@@ -71,7 +72,7 @@ def serve(
     certificate = Certificate(options.tls) if options.tls else None
     known_keys = keys.of_address(host, port, without_keys=without_keys, encrypted=certificate is not None)
     traces.wanted()  # said here what a replica would say in its log
-    port = port or proxy.free_port()
+    port = port or free_port()
     address = f"{'https' if certificate else 'http'}://{_reachable(host)}:{port}"
     app = app_name(port)
     with environment(host, port, certificate) as around, _only_server(app, port), session(), _until_signal() as stop:

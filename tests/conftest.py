@@ -1,12 +1,13 @@
 """What every room's tests share: a home of their own, a tiny real model, free ports, waiting on conditions."""
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from cluster import ports
 
 # Models and data in the tests are local: a test that reached for a hub would hang where there is none.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -62,10 +63,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def free_port() -> int:
     """A TCP port on this machine that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    return ports.free_port()
 
 
 @pytest.fixture

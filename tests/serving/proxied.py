@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cluster.ports import free_port
 from serving import proxy
 
 # The lines that Serve writes, as far as the ports and what lies around them are concerned.
@@ -39,7 +40,7 @@ listen stats
 @contextlib.contextmanager
 def proxied(folder: Path, wait_until: Callable[..., None], *upstreams: int) -> Iterator[int]:
     """HAProxy before servers on this machine; its port, when it listens."""
-    ports = public, metrics, stats = proxy.free_port(), proxy.free_port(), proxy.free_port()
+    ports = public, metrics, stats = free_port(), free_port(), free_port()
     script, path = proxy.narrowed(folder, public, metrics, stats), folder / "haproxy.cfg"
     servers = (f"server replica{number} 127.0.0.1:{upstream}" for number, upstream in enumerate(upstreams))
     asked = CONFIGURATION.replace("server replica 127.0.0.1:9", "\n    ".join(servers))

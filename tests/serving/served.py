@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import host, proxy
+from cluster.ports import free_port
+from serving import host
 from tests.serving.conftest import TEXTS, MakeBundle
 from training import registry
 from training.bundle import Bundle
@@ -87,7 +88,7 @@ def served(
         bundles = [make_bundle(folder / "home" / "models" / "intent" / f"v{seed}", seed=seed) for seed in (1, 2)]
         bundles.append(make_bundle(folder / "home" / "models" / "intent" / "broken", tokens=10))
         assert [registry.register(bundle, None) for bundle in bundles] == [1, 2, 3]
-        port = port or proxy.free_port()
+        port = port or free_port()
         words = [sys.executable, "-c", PROGRAM, str(port), json.dumps(replicas)]
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)

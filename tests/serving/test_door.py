@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import RunError
+from cluster.ports import free_port
 from serving import door, proxy
 from tests.serving.served import described
 
@@ -57,7 +58,7 @@ def answer(process: "subprocess.Popen[str]") -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])
 def test_whoever_comes_while_nobody_answers_waits_for_the_next(tmp_path: Path, host: str) -> None:
-    port = proxy.free_port()
+    port = free_port()
     reached = ("::1" if host == "::1" else "127.0.0.1", port)
     with contextlib.closing(proxy.opened(tmp_path, host, port)):
         with pytest.raises(ConnectionRefusedError):
@@ -79,7 +80,7 @@ def test_whoever_comes_while_nobody_answers_waits_for_the_next(tmp_path: Path, h
 
 
 def test_a_closed_door_leaves_the_port_to_who_has_it_and_hands_it_to_nobody(tmp_path: Path) -> None:
-    port = proxy.free_port()
+    port = free_port()
     opened = proxy.opened(tmp_path, "127.0.0.1", port)
     with answering(tmp_path) as process:
         opened.close()
@@ -93,7 +94,7 @@ def test_a_closed_door_leaves_the_port_to_who_has_it_and_hands_it_to_nobody(tmp_
 
 
 def test_two_cannot_hold_one_port(tmp_path: Path) -> None:
-    port = proxy.free_port()
+    port = free_port()
     with (
         contextlib.closing(proxy.opened(tmp_path, "127.0.0.1", port)),
         answering(tmp_path),

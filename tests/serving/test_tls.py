@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 import headrace
 from cluster.errors import RunError, UserError
+from cluster.ports import free_port
 from serving import client, host, proxy
 from serving.bench import bench
 from serving.recipe import Hosting, Serve, Tls
@@ -114,7 +115,7 @@ def proxy_with(folder: Path, pair: Pair) -> Iterator[Proxy]:
     """HAProxy started by the very script that Serve is given."""
     (place := folder / "private").mkdir(mode=0o700)
     certificate = Certificate(pair.tls)
-    ports = {"port": proxy.free_port(), "metrics": proxy.free_port(), "stats": proxy.free_port()}
+    ports = {"port": free_port(), "metrics": free_port(), "stats": free_port()}
     pem = certificate.write(place)
     script = proxy.narrowed(place, ports["port"], ports["metrics"], ports["stats"], pem)
     door = proxy.opened(place, "127.0.0.1", ports["port"])

@@ -25,8 +25,8 @@ from serving.engines.size import own_bytes
 from serving.recipe import EngineName, Wanted
 from training.tasks.task import Batch, Outputs
 
-FORMAT = 2
-"""Raised whenever the same model on the same machine would be measured in another way."""
+FORMAT = 3
+"""Raised whenever the same model on the same machine would be measured, or written as a graph, in another way."""
 
 ENGINES: Mapping[EngineName, Make] = {
     "torch-fp32": pytorch.fp32,
@@ -86,7 +86,7 @@ def choose(wanted: Wanted, subject: Subject, batches: Sequence[Sequence[int]], i
     if wanted == REFERENCE or (wanted == "fast" and not subject.examples):
         return _made(REFERENCE, subject)  # where no row was held back there is nothing to judge another one by
     if wanted != "fast":
-        folder = subject.folder / fingerprint(*identity)
+        folder = subject.folder / fingerprint(FORMAT, *identity)
         with only_one(folder, wait=True):
             return _made(wanted, _kept_in(folder, subject))
     libraries = [_version(name) for name in LIBRARIES]

@@ -9,7 +9,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,11 +36,8 @@ class Graph(NamedTuple):
     sizes: Sizes
 
 
-def exported(subject: Subject, precision: torch.dtype | None = None) -> Graph:
+def exported(subject: Subject) -> Graph:
     """What a task asks of a model that lies in the processor's memory.
-
-    Args:
-        precision: in which it computes; the model's own where None.
 
     Raises:
         UnavailableError: the model cannot be written as one graph.
@@ -59,7 +56,7 @@ def exported(subject: Subject, precision: torch.dtype | None = None) -> Graph:
     )
     asked = _Asked(subject.model, list(sizes), field_read(subject))
     try:
-        with quiet(), torch.no_grad(), torch.autocast("cpu", precision) if precision else nullcontext():
+        with quiet(), torch.no_grad():
             program = torch.export.export(asked, tuple(one.values()), dynamic_shapes=(varying,))
     except Exception as error:  # noqa: BLE001  the exporter raises whatever a model makes it stumble over
         raise UnavailableError(f"PyTorch cannot write it as one graph ({type(error).__name__})") from None

@@ -23,10 +23,11 @@ def environment() -> dict[str, str]:
         # Serve behind HAProxy answers several times as many requests as behind its Python proxy, and our edge counts
         # on the way it limits queues. Serve reads this when it is imported.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        # A thread that waits for the others of a matrix product spins for microseconds, then sleeps. Where something
-        # else runs on these cores, spinning for milliseconds, as OpenMP has it, takes from it the very time that the
-        # product waits for; where nothing does, sleeping at once makes each of a small model's many products late.
-        "GOMP_SPINCOUNT": "1000",
+        # A thread that waits for the others of a matrix product spins for less than a millisecond, then sleeps. Where
+        # something else runs on these cores, spinning for several, as OpenMP has it, takes from it the very time that
+        # the product waits for; where nothing does, sleeping between any two of a small model's many products makes
+        # each of them late.
+        "GOMP_SPINCOUNT": "30000",
         # No usage report leaves the company's machines: Ray, Hugging Face, Daft and MLflow each send one unasked.
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -35,6 +35,14 @@ def beside_main_thread(work: Callable[[], Result]) -> Callable[[], Result]:
     return result
 
 
+def apart(work: Callable[[], Result]) -> Result:
+    """Does ``work`` in a thread that ends with it, and with the thread the helpers that PyTorch gave it.
+
+    The helpers of a thread that stays keep those of every other from waiting awake; see :class:`serving.lanes.Lanes`.
+    """
+    return beside_main_thread(work)()
+
+
 def join(thread: threading.Thread) -> None:
     """Waits for a thread, and hears Ctrl-C meanwhile."""
     while thread.is_alive():

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from cluster.errors import RunError, UserError
 from cluster.storage import home
+from cluster.threads import apart
 from serving.engines.choice import REFERENCE, Choice, choose
 from serving.engines.engine import Subject
 from serving.engines.size import weight_bytes
@@ -93,11 +94,11 @@ class Predictor:
         self._wanted: Wanted = engine
         self._weights: Weights = weights or bundle.model
         self._stamps = bundle.stamps()
-        self._take_weights()
+        apart(self._take_weights)
         self.signature = self.explainer.describe(bundle.info["signature"])
         self._warm = self.task.encode([blank_row(self.task)])
         try:
-            self._warm_outputs = self.forward(self._warm)
+            self._warm_outputs = apart(lambda: self.forward(self._warm))
         except UserError as error:  # nobody has asked anything yet: it is the model that is at fault
             raise RunError(f"{bundle.folder}: the model does not answer the smallest input: {error}") from None
 
@@ -120,8 +121,7 @@ class Predictor:
         if stamps != self._stamps and not self._as_it_was():
             raise RunError(f"{self.bundle.folder} was changed while the model slept; it is not loaded")
         self._stamps = stamps
-        self.share(1)  # engines are made for all cores, however few this thread had for its last batch
-        self._take_weights()
+        apart(self._take_weights)
 
     def sleep(self) -> None:
         """Lets the weights go. Whoever calls it knows that nobody computes."""
@@ -139,6 +139,7 @@ class Predictor:
             return False
 
     def _take_weights(self) -> None:
+        self.share(1)  # engines are made for all cores, however few the last batch had
         with _reading:
             model = cast(PreTrainedModel, self._weights(self.task))
         self.model: PreTrainedModel = model.to(self.device).eval()

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from serving.batching import WINDOW, Failed, Limits, choose, isolated, part
+from serving.lanes import Lanes
 from serving.outcomes import (
     Answered,
     Backlog,
@@ -127,12 +128,12 @@ class Scheduler:
         self._prepare, self._awake, self._run = prepare, awake, run
         self._limits = limits or Limits()
         self._observe, self._clock = observe, clock
-        self._lanes, self._share = lanes, share
+        self._share = share
         self._state = _State()
         self._returns = returns or Returns()
         lock = threading.Lock()
         self._came = threading.Condition(lock)  # something is waiting, or the end
-        self._prepared = threading.Condition(lock)  # something is ready, or the end
+        self._lanes = Lanes(lock, lanes, self._state.running)
         self._threads = [
             threading.Thread(target=self._prepare_forever, name="prepare", daemon=True),
             *(
@@ -214,7 +215,7 @@ class Scheduler:
         with self._came:
             self._state.closed = True
             self._came.notify_all()
-            self._prepared.notify_all()
+            self._lanes.call_all()
 
     def join(self, seconds: float) -> bool:
         """Waits for the threads after :meth:`close`; False when they still run."""
@@ -248,12 +249,12 @@ class Scheduler:
                     failed.append((item, result))
                 else:
                     ready.append(item)
-            with self._prepared:
+            with self._came:
                 self._state.in_prepare = 0
                 self._state.ready.extend(ready)
                 self._returns.came(len(ready), self._clock())
                 self._state.ready.sort(key=lambda item: item.turn)  # stable: of one turn the one that came first
-                self._prepared.notify(min(len(ready), self._lanes))
+                self._lanes.call(len(self._state.ready))
             _deliver(failed)
 
     def _measured(self, item: _Item, value: Any, length: int) -> Failed | None:
@@ -269,7 +270,7 @@ class Scheduler:
             items = [self._state.waiting.popleft() for _ in range(min(PREPARE_AT_ONCE, len(self._state.waiting)))]
             self._state.in_prepare = len(items)
             if not items:
-                self._prepared.notify_all()  # closed, and the lanes may be waiting for the last of ours
+                self._lanes.call_all()  # closed, and they may be waiting for the last of ours
             return items
 
     # --- the threads of the lanes ---------------------------------------------------------------------------------
@@ -304,33 +305,42 @@ class Scheduler:
     def _take_ready(self, lane: int, last: _Last) -> _Run | None:
         """The next batch, as soon as there is one; None at the end."""
         while True:
-            with self._prepared:
+            with self._came:
                 free = last.ended
-                while not self._state.ready:
-                    if self._state.closed and not self._state.waiting and not self._state.in_prepare:
+                while not self._lanes.may_take(lane, len(self._state.ready)):
+                    if self._state.closed and not self._queued():
                         return None
-                    self._prepared.wait()
+                    self._lanes.wait(lane)
                     free = self._clock()
-                self._linger(last)
+                self._linger(lane, last)
                 alive, expired = self._without_the_dead(self._state.ready)
                 lengths = [item.length for item in alive[:WINDOW]]
                 others = len(self._state.running)
-                parts = max(1, min(self._lanes - others, len(lengths)))
+                parts = max(1, min(len(self._lanes) - others, len(lengths)))
                 chosen = set(choose(lengths, part(self._limits, lengths, parts, others)))
                 run = _Run([alive[index] for index in sorted(chosen)], others + parts, self._clock() - free)
                 self._state.ready = [item for index, item in enumerate(alive) if index not in chosen]
                 self._advance(alive[0].turn if alive else None)
                 if run.batch:
                     self._state.running[lane] = run
+                self._call_others()
             _deliver(expired)
             if run.batch:
                 return run
 
-    def _linger(self, last: _Last) -> None:
+    def _call_others(self) -> None:
+        """To what a lane has left, or to the end, of which this may have been the last to be taken."""
+        if self._state.closed:
+            self._lanes.call_all()
+        else:
+            self._lanes.call(len(self._state.ready))
+
+    def _linger(self, lane: int, last: _Last) -> None:
         """Lets those come whom the lane has answered a moment ago: else the first of them would run alone."""
         left = last.ended + self._returns.moment(last.seconds) - self._clock()
         if left > 0:
-            self._prepared.wait_for(lambda: self._state.closed or len(self._state.ready) >= last.items, left)
+            enough = lambda: self._state.closed or len(self._state.ready) >= last.items  # noqa: E731
+            self._lanes.wait_for(lane, enough, left)
 
     def _advance(self, turn: int | None) -> None:
         """It was the turn of the oldest item of a batch; owners whose last turn has been need not be remembered."""

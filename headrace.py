@@ -399,14 +399,15 @@ def load_recipe(path: Path, overrides: Sequence[str] | None = None) -> "tuple[Wh
 
 def made(recipe_file: Path, overrides: Sequence[str] | None, *, tuned: bool = True) -> "tuple[Run, Sweep | None]":
     """Carries a recipe out: its model and, where it has a `tune` section and ``tuned`` is left on, the sweep."""
+    from cluster.imports import importing
     from cluster.session import early_session
     from training.finished import finished_before
 
     recipe, document = load_recipe(recipe_file, overrides)
     with early_session(unless=finished_before(recipe.name, document.public)):
-        from training.fit import fit
-        from tuning.sweep import sweep
-
+        with importing():
+            from training.fit import fit
+            from tuning.sweep import sweep
         found = sweep(recipe, recipe.tune, document.public) if tuned and recipe.tune is not None else None
         if found:
             recipe, document = load_recipe(recipe_file, [*(overrides or ()), *found.overrides])

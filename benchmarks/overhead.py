@@ -38,7 +38,9 @@ def main() -> None:
     """Takes turns between the command and the plain process."""
     options = arguments()
     if options.plain:
-        plain(options.plain)
+        from cluster.printing import carry_out
+
+        carry_out(lambda: plain(options.plain))
         return
     from record import keep  # type: ignore[import-not-found,unused-ignore]
 
@@ -97,19 +99,22 @@ def seconds(command: list[str], **environment: str) -> float:
 
 def plain(path: Path, words: Sequence[str] = ()) -> Path:
     """The same steps as ``headrace train`` in one process: what is left out is Ray. Returns the bundle's folder."""
-    import torch
+    from cluster.imports import importing
 
-    import headrace
-    from cluster.session import usable_cores
-    from cluster.storage import home
-    from training import fit, worker
-    from training.bundle import open_bundle
-    from training.data.fuse import fuse
-    from training.encode import encode
-    from training.journal import Journal
-    from training.loop import as_record, make_trainee, train
-    from training.outcome import finish, write
-    from training.registry import register
+    with importing():
+        import torch
+
+        import headrace
+        from cluster.session import usable_cores
+        from cluster.storage import home
+        from training import fit, worker
+        from training.bundle import open_bundle
+        from training.data.fuse import fuse
+        from training.encode import encode
+        from training.journal import Journal
+        from training.loop import as_record, make_trainee, train
+        from training.outcome import finish, write
+        from training.registry import register
 
     recipe, document = headrace.load_recipe(path, words)
     fused = fuse(recipe)

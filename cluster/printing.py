@@ -1,5 +1,6 @@
 """What a command leaves on stdout: its result, and nothing else."""
 
+import gc
 import json
 import math
 import os
@@ -28,6 +29,8 @@ def carry_out(command: Callable[[], Any]) -> None:
     except Exception as error:  # noqa: BLE001  the front door's library puts a hook of its own in place of ours
         show_defect(type(error), error, error.__traceback__)
         sys.exit(1)
+    finally:
+        gc.freeze()  # else the interpreter looks for garbage among all that was imported before it ends
 
 
 @contextmanager

@@ -61,8 +61,11 @@ def session(*, local_cpus: int | None = None) -> Iterator[None]:
     import ray
 
     try:
-        if _early:
-            with _early.pop().taken():
+        early = _early[0] if _early else None
+        if early and early.over.is_set():
+            early.end()
+        if early and not early.asked:
+            with early.taken():
                 yield
         elif ray.is_initialized():
             yield
@@ -80,7 +83,8 @@ def session(*, local_cpus: int | None = None) -> Iterator[None]:
 def early_session(*, unless: bool = False) -> Iterator[None]:
     """Has the block's first :func:`session`, where that is to be a local one, start while the block does other things.
 
-    What goes wrong meanwhile is raised by that :func:`session`. One that nobody asked for ends with the block.
+    What goes wrong meanwhile is raised by that :func:`session`, and while it ends the block goes on, too: it has ended
+    when the block has, or when another :func:`session` begins.
 
     Args:
         unless: the block will hardly ask for one: it starts when it is asked for.
@@ -95,19 +99,23 @@ def early_session(*, unless: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        if early in _early:
-            _early.remove(early)
+        _early.remove(early)
         early.end()
         _restore(previous)
 
 
 class _Early:
     """A session in a thread of its own, which stays as long as it: Linux ends Ray's processes with the thread that
-    has started them."""
+    has started them.
+
+    Attributes:
+        asked: somebody has asked for it.
+        over: is set when nobody needs it any more; it has ended or is ending.
+    """
 
     def __init__(self) -> None:
+        self.asked, self.over = False, threading.Event()
         self._started: Future[None] = Future()
-        self._over = threading.Event()
         self._thread = threading.Thread(target=self._hold, name="session", daemon=True)
         self._thread.start()
 
@@ -115,7 +123,7 @@ class _Early:
         try:
             with _local(usable_cores()):
                 self._started.set_result(None)
-                self._over.wait()
+                self.over.wait()
         except BaseException as error:
             if self._started.done():
                 raise
@@ -123,23 +131,24 @@ class _Early:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """The session, as soon as it has started, until the block ends."""
+        """The session, as soon as it has started; with the block it begins to end."""
+        self.asked = True
         try:
             while not self._started.done():
                 wait([self._started], timeout=AWAKE_SECONDS)
             self._started.result()
             yield
         finally:
-            self.end()
+            self.over.set()
 
     def end(self) -> None:
         """Ends it, and returns when it has ended."""
-        self._over.set()
+        self.over.set()
         join(self._thread)
 
 
 _early: list[_Early] = []
-"""The session that has been started and not been asked for, if there is one."""
+"""The session that was started early, if there is one."""
 
 
 def on_cluster() -> bool:

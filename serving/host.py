@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import RunError, UserError, reason
+from cluster.imports import importing
 from cluster.ports import free_port
 from cluster.progress import say
 from cluster.session import Resources, on_cluster, resources, session, usable_cores
@@ -111,12 +112,15 @@ class Replica:
         # Before anything imports prometheus_client, which looks for it once.
         Path(counts).mkdir(parents=True, exist_ok=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
-        import torch
+        with importing():
+            import torch
+            import transformers.modeling_utils  # noqa: F401  what every model of it begins with
 
-        from cluster.progress import configure_logging
-        from serving.lineup import Lineup
-        from serving.metrics import Metrics
-        from serving.workload import Traffic
+            import serving.edge  # noqa: F401
+            from cluster.progress import configure_logging
+            from serving.lineup import Lineup
+            from serving.metrics import Metrics
+            from serving.workload import Traffic
 
         configure_logging(stream=sys.__stderr__)  # Serve puts its own log, which nobody sees, in the place of stderr
         torch.set_num_threads(threads)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import RunError, UserError, reason
+from cluster.imports import importing
 from cluster.progress import progress, say
 from cluster.session import Resources, resources, session
 from cluster.storage import fingerprint, home, only_one, plain_disk_errors, read_json, write_json
@@ -97,8 +98,10 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
                     with session(), followed(recipe, encoded, folder, log), plain_failures(recipe.train):
                         trainer = torch_trainer(Job.of(recipe, encoded, folder), recipe.train, resources())
                         result = beside_main_thread(trainer.fit)
-                        import training.outcome  # noqa: F401  takes seconds, in which the workers start
+                        with importing():  # what comes after training, while the workers start
+                            import transformers.modeling_utils  # noqa: F401
 
+                            import training.outcome  # noqa: F401
                         agreed(result())
                 from training import outcome
 
@@ -202,7 +205,10 @@ def torch_trainer(job: Job, options: Train, available: Resources) -> "TorchTrain
 
     def run(config: dict[str, Any]) -> dict[str, Any]:
         """Travels by its value, so that this process need not import what a worker does."""
-        from training import worker
+        from cluster.imports import importing
+
+        with importing():
+            from training import worker
 
         return worker.run(config)
 

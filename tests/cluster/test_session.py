@@ -99,9 +99,9 @@ with early_session():
         first = ray._private.worker._global_node.get_session_dir_path()
         with session():
             assert ray._private.worker._global_node.get_session_dir_path() == first
-    ended = not ray.is_initialized() and not os.path.exists(first)
     with session(local_cpus=1):
         second = ray._private.worker._global_node.get_session_dir_path()
+        ended = not os.path.exists(first)
 with early_session():
     pass
 left = ray.is_initialized()

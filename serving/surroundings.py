@@ -83,6 +83,9 @@ def _of_local_session(folder: Path, host: str, port: int, certificate: Certifica
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy.narrowed(folder, port, metrics_port, stats_port, pem)),
         "HF_HUB_OFFLINE": "1",  # a replica reads its bundle and nothing else
+        # Ray has its workers step back behind whatever else runs on the machine. Somebody waits for these: beside two
+        # busy processes a request would wait for seconds.
+        "RAY_worker_niceness": "0",
     }
 
 

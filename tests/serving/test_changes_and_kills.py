@@ -27,6 +27,13 @@ def server(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) ->
         yield running
 
 
+def test_what_answers_does_not_step_back_behind_other_work(server: Server) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, server.process.pid)
+    answering = [*server.replicas(), *server.proxies(), *server.controllers()]
+    assert len(answering) >= 4
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in answering} == {own}
+
+
 def test_a_promotion_under_load_loses_nothing(server: Server, wait_until: Callable[..., None]) -> None:
     registry.promote("intent", 1)
     wait_until(lambda: versions(server) == {"1"})

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 def importing() -> Iterator[None]:
     """Keeps Python from looking for garbage while the block imports, and from looking at what it made ever after.
 
-    torch, transformers, Ray and what comes with them make a million objects, which stay until the process ends.
-    Collecting meanwhile takes a fifth of the time that importing them takes, each full collection later a good part of
-    a second in which a process does nothing else, and so does the one at its end.
+    torch, transformers, Ray and what comes with them make more than half a million objects, which stay until the
+    process ends. Collecting meanwhile takes a fifth of the time that importing them takes, each full collection later a
+    third of a second in which a process does nothing else, and what is done at its end several times that.
     """
     collecting, known = gc.isenabled(), len(sys.modules)
     gc.disable()

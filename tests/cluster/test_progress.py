@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pty
+import re
 from collections.abc import Callable
 
 from cluster.progress import Progress, duration, heartbeat
@@ -79,7 +80,7 @@ def test_work_that_cannot_tell_how_far_it_has_come_says_that_it_goes_on(wait_unt
         with heartbeat("fusing 7 rows", every=0.01):
             wait_until(lambda: told.getvalue().count("\n") >= 2)
         lines = told.getvalue().splitlines()
-        assert set(lines) == {"fusing 7 rows · 0 s"}
+        assert all(re.fullmatch(r"fusing 7 rows · \d+ s", line) for line in lines)
         with heartbeat("fusing 8 rows"):
             pass
         assert told.getvalue().splitlines() == lines, "of what is done at once nothing is said"

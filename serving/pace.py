@@ -27,6 +27,10 @@ class Pace:
         self._seconds, self._items = _smoothed(self._seconds, alone), _smoothed(self._items, items)
         self.seconds_per_item = self._seconds / self._items
 
+    def without_stall(self, seconds: float) -> float:
+        """What a batch that took so many seconds tells of those to come: no more than several times their average."""
+        return min(seconds, STALL * self.seconds_per_run) if self.seconds_per_run else seconds
+
     def late(self, wait: float, left: float) -> bool:
         """Whether what waits so long would not be answered in the time that is left to it."""
         return wait > 0 and CAUTION * (wait + self.seconds_per_run) > left

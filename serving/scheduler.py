@@ -89,7 +89,8 @@ class _Run(NamedTuple):
 
 
 class _Last(NamedTuple):
-    """How many items a lane's last batch had, when it ended and how long it took; nothing of the first one."""
+    """How many items a lane's last batch had, when it ended and how long it took unless it was held up; nothing of the
+    first one."""
 
     items: int
     ended: float
@@ -287,11 +288,13 @@ class Scheduler:
                 request.answered.runs.append((run.since, run.since + seconds))
             with self._came:
                 del self._state.running[lane]
+                # A process that stood still in a batch would otherwise keep the next who asks waiting as long again.
+                usual = self._state.pace.without_stall(seconds)
                 # An item takes its part of the batch, and of what passes between two batches of a lane that has work.
                 self._state.pace.learn(len(run.batch), run.gap + seconds, run.share)
                 if last.items:
                     self._returns.learn(*last, ended)
-            last = _Last(len(run.batch), ended, seconds)
+            last = _Last(len(run.batch), ended, usual)
             _deliver(list(zip(run.batch, results, strict=True)))
             if self._observe:
                 self._observe(_batch(run, seconds))

@@ -37,6 +37,12 @@ def test_a_batch_that_was_held_up_counts_for_no_more_than_a_slow_one() -> None:
     assert paced(*steady, (4, 600.0)).seconds_per_item == pytest.approx((0.8 + 0.2 * STALL) / 4)
 
 
+def test_what_a_batch_took_is_told_without_what_held_it_up() -> None:
+    assert Pace().without_stall(600.0) == 600.0, "nobody knows yet what batches take"
+    assert paced((4, 1.0)).without_stall(1.5) == 1.5
+    assert paced((4, 1.0)).without_stall(600.0) == STALL
+
+
 def test_what_would_come_after_its_time_is_late() -> None:
     pace = paced((1, 1.0))
     assert pace.late(4.0, CAUTION * 5.0 - 0.01)

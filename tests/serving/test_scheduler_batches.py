@@ -4,6 +4,7 @@ import asyncio
 
 from serving.batching import Limits
 from serving.outcomes import Answered, Batch
+from serving.pace import STALL
 from serving.returns import LINGER, Returns
 from serving.scheduler import Scheduler
 from tests.serving.gate import NEVER, UNPREPARABLE, Gate, all_are_ready, all_of, play, scheduler_of
@@ -38,12 +39,12 @@ def test_nothing_waits_when_the_model_is_free() -> None:
     play(scenario)
 
 
-async def two_are_answered(gate: Gate, scheduler: Scheduler, seconds: float) -> None:
-    """The only lane has computed two items, in so many seconds."""
+async def two_are_answered(gate: Gate, scheduler: Scheduler, seconds: float, times: int = 100) -> None:
+    """The only lane has computed two items, in so many seconds; the gate stays open for so many batches in all."""
     both = scheduler.submit(["a", "b"], NEVER)
     await gate.busy()
     gate.now += seconds
-    gate.open()
+    gate.open(times)
     await both
 
 
@@ -71,6 +72,20 @@ def test_who_comes_alone_after_that_is_not_kept_waiting() -> None:
             gate.now += 1001 * LINGER
             assert (await scheduler.submit(["c"], NEVER)).answers == ["C"]
         assert gate.batches == [["a", "b"], ["c"]]
+
+    play(scenario)
+
+
+def test_after_a_batch_that_was_held_up_nobody_is_waited_for_any_longer() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate, returns=Returns(share=1.0)) as scheduler:
+            await two_are_answered(gate, scheduler, 1, times=1)
+            await two_are_answered(gate, scheduler, 1000)
+            gate.now += 1.01 * STALL * LINGER
+            assert (await scheduler.submit(["c"], NEVER)).answers == ["C"]
+        assert gate.batches == [["a", "b"], ["a", "b"], ["c"]]
 
     play(scenario)
 

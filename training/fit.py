@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 
-FORMAT = 6
+FORMAT = 7
 """Raised whenever the same recipe and data would give another model or other measurements."""
 
 KEPT = 2

@@ -29,7 +29,7 @@ from training.optimizer import make_optimizer, schedule
 from training.precision import autocast, choose_precision, make_scaler
 from training.preflight import check_early_stopping
 from training.recipe import Adapt, Train
-from training.strategy import distributed, gather_batch, is_parted, part_again, whole, without_exchange
+from training.strategy import distributed, even_buffers, gather_batch, is_parted, part_again, whole, without_exchange
 from training.tasks.task import Batch, Output, Outputs, Task, parts_misfit
 
 if TYPE_CHECKING:
@@ -293,6 +293,8 @@ def predict(trainee: Trainee, rows: EncodedSplit, *, final: bool = False) -> Out
         final: as an answer would be computed: in fp32, and generated where a model generates.
     """
     trainee.model.eval()
+    if trainee.world > 1:
+        even_buffers(trainee.model)
     read = trainee.task.infer if final else trainee.task.forward
     own: dict[int, Output] = {}
     batches = by_length(rows.lengths, READING_BATCH)

@@ -80,6 +80,15 @@ def keeps_buffers(model: torch.nn.Module) -> bool:
     return any(name in model.state_dict(keep_vars=True) for name, _ in model.named_buffers())
 
 
+def even_buffers(model: torch.nn.Module) -> None:
+    """Has all workers hold the first one's buffers, of those that are saved: else each answers with its own running
+    means, and what is measured is no model that is kept."""
+    kept = model.state_dict(keep_vars=True)
+    for name, buffer in model.named_buffers():
+        if name in kept:
+            dist.broadcast(buffer, src=0)
+
+
 def _layers(model: "PreTrainedModel") -> list[torch.nn.Module]:
     """The blocks that are gathered one after the other; transformers names their classes."""
     names = set(model._no_split_modules or ())

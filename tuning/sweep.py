@@ -24,7 +24,7 @@ from cluster.session import Resources, resources, session
 from cluster.storage import fingerprint, home, only_one, plain_disk_errors, write_json, write_text
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
-from training.fit import OPERATIONAL
+from training.fit import FORMAT, OPERATIONAL
 from training.job import Job
 from training.preflight import check_early_stopping
 from training.recipe import Recipe
@@ -171,7 +171,7 @@ def sweep_key(recipe: Recipe, tune: Tune, encoded: list[Encoded]) -> str:
     """The fingerprint of a sweep. How many trials it has is left out: a sweep with more trials is the same one."""
     options = recipe.train.model_dump(exclude=OPERATIONAL)
     prints = [one.fingerprint for one in encoded]
-    return fingerprint(prints, recipe.model.model_dump()["adapt"], options, tune.model_dump(exclude={"trials"}))
+    return fingerprint(FORMAT, prints, recipe.model.model_dump()["adapt"], options, tune.model_dump(exclude={"trials"}))
 
 
 def encoding_key(params: dict[str, Any]) -> str:

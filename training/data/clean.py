@@ -19,6 +19,7 @@ from training.data.near_copies import first_of_copies
 from training.data.recipe import Clean
 from training.data.rows import Mask, Rows, digests, empty, texts
 from training.inputs import entities
+from training.inputs.cells import read_list
 from training.mapped import changed, parts
 from training.recipe import Model
 
@@ -103,8 +104,8 @@ def _in_form(text: str | None, form: Literal["NFC", "NFKC", "NFD", "NFKD"]) -> s
     """A text in a Unicode form. A list written as JSON stays one: a wide quotation mark in it must not end a string."""
     if text is None or text.isascii() or text == (changed := normalize(form, text)):
         return text
-    value = entities.read_json(text)
-    if isinstance(value, list) and entities.read_json(changed) == changed:
+    value = read_list(text)
+    if isinstance(value, list) and read_list(changed) == changed:
         return json.dumps(_inside(value, form), ensure_ascii=False)
     return changed
 

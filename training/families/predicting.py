@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from cluster.errors import FewRowsError, UserError
-from training.inputs.cells import read_label
+from training.inputs.cells import read_label, read_labels
 from training.recipe import Model
 from training.targets import KINDS, Kinds, Number, Target, TargetOptions, every_metric
 from training.tasks.task import Batch, Example, Outputs, Row, Task
@@ -151,14 +151,7 @@ def _further_rows_may_do(cells: Mapping[str, Sequence[Any]], options: Mapping[st
     every = [cell for one in cells.values() for cell in one]
     if None in every and not several:
         return False
-    parts = [part for cell in cells["train"] for part in _parts(cell, options.get("separator", ",") if several else "")]
+    separator = options.get("separator", ",")
+    parts = [part for cell in cells["train"] for part in read_labels(cell if several else [cell], separator)]
     order = set(map(read_label, options.get("order") or ()))
     return len(set(parts)) < 2 or bool(order and set(map(read_label, every)) < order)
-
-
-def _parts(cell: Any, separator: str) -> list[str]:
-    """The values in a cell; several only where something separates them."""
-    values = (
-        cell.split(separator) if separator and isinstance(cell, str) else cell if isinstance(cell, list) else [cell]
-    )
-    return [read_label(value).strip() for value in values if value is not None and value != ""]

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from cluster.errors import FewRowsError, UserError
 from training.inputs import entities
+from training.inputs.cells import read_list
 from training.inputs.entities import Entity, MisfitError, Places
 
 MISFITS_SHOWN = 3
@@ -61,7 +62,7 @@ class Annotations:
             MisfitError: they do not fit the text.
         """
         text, places = self.read(row)
-        value = entities.read_json(row[self.target])
+        value = read_list(row[self.target])
         if self.spans:
             if not isinstance(value, list):
                 raise MisfitError("a list of spans is needed, of {start, end, label} each")
@@ -107,5 +108,5 @@ def rows_of(table: pa.Table, *columns: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _holds_spans(cell: Any) -> bool:
-    value = entities.read_json(cell)
+    value = read_list(cell)
     return isinstance(value, list) and any(isinstance(one, Mapping | list | tuple) for one in value)

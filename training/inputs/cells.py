@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -82,6 +83,24 @@ def read_label(cell: Any) -> str:
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
     return str(cell)
+
+
+def read_list(cell: Any) -> Any:
+    """A list that a cell holds, be it as JSON text, which is how a table keeps one; else the cell itself."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            return json.loads(cell)
+        except ValueError:
+            return cell
+    return list(cell) if isinstance(cell, tuple) else cell
+
+
+def read_labels(cell: Any, separator: str) -> list[str]:
+    """The labels in a cell: a list of them, or a text with ``separator`` between; an empty or missing one has none."""
+    value = read_list(cell)
+    parts = value if isinstance(value, list) else value.split(separator) if isinstance(value, str) else [value]
+    labels = (read_label(part).strip() for part in parts if part is not None)
+    return [label for label in labels if label]
 
 
 def spelled(cell: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 from unicodedata import normalize
 
 from cluster.errors import UserError
+from training.inputs.cells import read_list
 
 METRICS = {"f1": "max", "precision": "max", "recall": "max", "macro_f1": "max"}
 """The metrics of :func:`score`, and whether more or less is better."""
@@ -43,20 +44,10 @@ class MisfitError(UserError):
 
 def read_tokens(cell: Any) -> list[str] | None:
     """The tokens of a cell that holds a list of them, as such or as JSON; None where it holds anything else."""
-    value = read_json(cell)
+    value = read_list(cell)
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return value
     return None
-
-
-def read_json(cell: Any) -> Any:
-    """A list that a cell holds, be it as JSON text; else the cell itself."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        try:
-            return json.loads(cell)
-        except ValueError:
-            return cell
-    return list(cell) if isinstance(cell, tuple) else cell
 
 
 def join(tokens: Sequence[str]) -> tuple[str, Places]:
@@ -117,7 +108,7 @@ def moved(cell: Any, text: str, form: Literal["NFC", "NFKC", "NFD", "NFKD"]) -> 
 
     A text may grow or shrink by that: two of its characters become one, or one becomes two.
     """
-    spans = read_json(cell)
+    spans = read_list(cell)
     if not (isinstance(spans, list) and all(isinstance(one, Mapping) and _placed(one) for one in spans)):
         return cell
     there = [

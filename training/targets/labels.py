@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cluster.errors import UserError
 from training.evaluation import calibration, metrics
 from training.evaluation.metrics import Floats
-from training.inputs.cells import read_label
+from training.inputs.cells import read_label, read_labels
 from training.inputs.text import in_form
 from training.targets.target import TOP_K, Problem, Target, refuse_missing, refuse_unknown
 
@@ -131,7 +132,7 @@ class ManyLabels(Target):
     @classmethod
     def learn(cls, column: str, cells: Mapping[str, Sequence[Any]], options: Mapping[str, Any], unicode: str) -> Self:
         separator = options.get("separator", ",")
-        every = (name for one in cells.values() for cell in one for name in _names(cell, separator))
+        every = (name for one in cells.values() for cell in one for name in read_labels(cell, separator))
         return cls(column, _label_set(column, every, unicode), separator, unicode)
 
     def save(self) -> dict[str, Any]:
@@ -143,8 +144,10 @@ class ManyLabels(Target):
             "unicode": self.unicode,
         }
 
-    def encode(self, cell: Any) -> list[int]:
-        return sorted({self._index[in_form(read_label(name), self.unicode)] for name in _names(cell, self.separator)})
+    def encode(self, cell: Any) -> npt.NDArray[np.int64]:
+        labels = read_labels(cell, self.separator)
+        # With a type, for a row without a label has one, too: columns are made of the first rows.
+        return np.array(sorted({self._index[in_form(label, self.unicode)] for label in labels}), dtype=np.int64)
 
     def tensor(self, encoded: Sequence[Any]) -> torch.Tensor:
         return torch.from_numpy(metrics.indicators(encoded, len(self.labels)).astype(np.float32))
@@ -175,14 +178,6 @@ class ManyLabels(Target):
         from training.evaluation import sections  # as above
 
         return sections.MULTILABEL
-
-
-def _names(cell: Any, separator: str) -> list[str]:
-    """The labels in a cell; an empty or missing one has none."""
-    if cell is None:
-        return []
-    parts = cell.split(separator) if isinstance(cell, str) else cell if isinstance(cell, list | tuple) else [cell]
-    return [name for name in (read_label(part).strip() for part in parts) if name]
 
 
 def _label_set(column: str, names: Iterable[Any], unicode: str) -> list[str]:

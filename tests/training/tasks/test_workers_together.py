@@ -13,6 +13,7 @@ import torch
 
 from tests.training.tasks.desk import CPU, GPT2, desk_recipe
 from tests.training.tasks.marked import spans_recipe, spans_table
+from tests.training.tasks.shapes import picture_recipe, write_pictures
 from tests.training.together import together
 from training.data.fuse import fuse
 from training.encode import encode, open_encoded
@@ -87,3 +88,30 @@ def test_workers_mark_the_same_together(tmp_path: Path, home: Path) -> None:
     for _, other_said in others.values():
         for ours, theirs in zip(said, other_said, strict=True):
             np.testing.assert_allclose(theirs, ours, rtol=1e-2, atol=1e-2)
+
+
+RESNET = {"type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+
+
+def each_measures(rank: int, data: Path, base: Path, options: Train, folder: Path) -> None:
+    """What a worker says of every row, of those that all say together, and the model that it would keep."""
+    trainee = make_trainee(encoded := open_encoded(data, base), options, "full", CPU)
+    list(train(trainee, encoded))
+    said = predict(trainee, encoded.split("test"))
+    trainee.rank, trainee.world = 0, 1
+    own = predict(trainee, encoded.split("test"))
+    torch.save([torch.tensor(np.array(outputs)) for outputs in (said, own)], folder / f"{rank}.pt")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_what_is_measured_is_the_model_that_is_kept(tmp_path: Path, home: Path, strategy: str) -> None:
+    """Running means are each worker's own while it learns, and those of one are kept."""
+    write_pictures(tmp_path)
+    recipe = picture_recipe(tmp_path, tmp_path, model={"base": {"new": RESNET, "tokenizer": None}}, train={"epochs": 2})
+    encoded = encode(recipe, fuse(recipe))
+    options = recipe.train.model_copy(update={"strategy": strategy, "early_stopping": None})
+    together(2, each_measures, tmp_path, encoded.folder, encoded.base, options, tmp_path)
+    (said, kept), (said_there, other) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(said, said_there)
+    torch.testing.assert_close(said, kept)
+    torch.testing.assert_close(other, kept)

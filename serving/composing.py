@@ -18,11 +18,17 @@ Text = Callable[[], AsyncIterator[Piece]]
 
 
 async def compose(
-    call: Composition, served: Served, deadline: float, spend: Callable[[int], None], held: ExitStack
+    call: Composition,
+    served: Served,
+    deadline: float,
+    owner: str | None,
+    spend: Callable[[int], None],
+    held: ExitStack,
 ) -> Response | Stream:
     """Texts whole, or in events as they are written.
 
     Args:
+        owner: who asks, as the scheduler is told.
         spend: is told of the tokens that were read and written.
         held: is given what must be done at the end: when the texts are whole, or when their stream is sent.
 
@@ -32,7 +38,7 @@ async def compose(
     writer = served.scheduler
     assert isinstance(writer, Writer)
     rows = served.predictor.rows(call.inputs)
-    places = writer.admit(call.items)
+    places = writer.admit(call.items, deadline, owner)
     held.callback(places.close)
     prepared = await asyncio.to_thread(served.predictor.prepare, [(row, call.parameters) for row in rows])
     schema = call.sampling.schema

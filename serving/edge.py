@@ -51,6 +51,9 @@ from serving.watch import Question, Watch
 
 logger = logging.getLogger(__name__)
 
+QUICK = 0.9
+"""Of its time a request has left that was sent at once. What is too late for a slow sender is not so for others."""
+
 
 class Lineup(Protocol):
     """Where the models are found; looked up anew for every request."""
@@ -133,6 +136,7 @@ class Edge:
             watched = held.enter_context(self._watch.question(request))
             held.enter_context(_refusing())
             key = self._admit(request, "predict")
+            owner = key.name if key else None
             self._require_tokens(key)
             value = await self._read(request, endpoint, watched, key)
             deadline = watched.started + self._options.timeout_seconds
@@ -145,17 +149,18 @@ class Edge:
                     self._check(call, served)
                     if isinstance(call, Composition):
                         spend = functools.partial(self._spend, key, watched)
-                        texts = asyncio.ensure_future(compose(call, served, deadline, spend, held))
+                        texts = asyncio.ensure_future(compose(call, served, deadline, owner, spend, held))
                         return _composed(await request.unless_left(texts, _left(deadline)), served, held)
                     asked = time.monotonic()
                     questions = [(row, call.parameters) for row in served.predictor.rows(call.inputs)]
-                    answers = served.scheduler.submit(questions, deadline, key.name if key else None)
+                    answers = served.scheduler.submit(questions, deadline, owner)
                     answered = await request.unless_left(answers, _left(deadline))
                     self._spend(key, watched, answered.tokens)
                     watched.runs = answered.runs
                     return _written(call, model, served, answered, time.monotonic() - asked)
                 except OverloadedError as error:
-                    raise refusal(error, self._said(error, model, endpoint, key)) from None
+                    quick = _left(deadline) > QUICK * self._options.timeout_seconds
+                    raise refusal(error, self._said(error, model, endpoint, key) if quick else ()) from None
                 except ClosedError:
                     if time.monotonic() > deadline:
                         raise TimeoutError from None

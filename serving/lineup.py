@@ -265,7 +265,12 @@ class Lineup:
             if seat:
                 seat.close()
             raise
-        return Served(name, version, predictor, seat or self._alone(name, version, predictor, record), record, release)
+        try:
+            scheduler = seat or self._alone(name, version, predictor, record)
+        except BaseException:
+            release()
+            raise
+        return Served(name, version, predictor, scheduler, record, release)
 
     def _seat(self, name: str, version: str, bundle: Bundle, record: Record) -> Seat | None:
         """The version among others on the same base; None where it is alone."""

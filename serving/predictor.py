@@ -26,8 +26,13 @@ from training.tasks.task import Batch, Example, Outputs, Row, Task
 EMPTY: Mapping[str, Any] = {}
 """The parameters of a request that has none; one object, so that such requests are decoded together."""
 
-NOBODY: Mapping[str, Any] = {}
-"""The parameters of a question that nobody asked: to answer it is no use of the model."""
+
+class Nobody(dict[str, Any]):
+    """The parameters of a question that nobody asked: to answer it is no use of the model."""
+
+
+NOBODY = Nobody()
+A_TOKEN = Nobody(max_new_tokens=1)
 
 _reading = threading.Lock()  # transformers changes torch as a whole while it reads weights: one model at a time
 
@@ -183,7 +188,7 @@ class Predictor:
 
     def decode(self, questions: Sequence[Question], outputs: Outputs) -> list[Any]:
         """Answers to examples with parameters, of what the model said of each."""
-        if any(parameters is not NOBODY for _, parameters in questions):
+        if not all(isinstance(parameters, Nobody) for _, parameters in questions):
             self.used = time.monotonic()
         examples = [example for example, _ in questions]
         answers: list[Any] = [None] * len(questions)
@@ -256,7 +261,8 @@ class Predictor:
 
     def blank(self) -> Question:
         """The smallest question there is, for those who ask only whether the model still answers."""
-        return (blank_row(self.task), NOBODY)
+        writes = "max_new_tokens" in self.signature["parameters"]["properties"]
+        return (blank_row(self.task), A_TOKEN if writes else NOBODY)
 
 
 def blank_row(task: Task) -> Row:

@@ -37,6 +37,7 @@ from serving.outcomes import (
 )
 from serving.pace import Pace
 from serving.returns import Returns
+from serving.turns import Turns
 
 PREPARE_AT_ONCE = 256
 
@@ -71,8 +72,7 @@ class _State:
     in_prepare: int = 0
     running: dict[int, "_Run"] = field(default_factory=dict)  # by lane
     closed: bool = False
-    turn: int = 0  # of the item that ran last; see `Scheduler._turns`
-    turns: dict[str | None, int] = field(default_factory=dict)
+    turns: Turns = field(default_factory=Turns)
     pace: Pace = field(default_factory=Pace)
 
 
@@ -172,24 +172,25 @@ class Scheduler:
         with self._came:
             if self._state.closed:
                 raise ClosedError
-            first = self._next_turn(owner)
-            wait = self._expected_wait(first - self._state.turn)
-            full = self._state.pace.late(wait, deadline - now) or self._queued() >= self._limits.waiting
-            if full or self._queued() + len(values) > self._limits.waiting:
+            wait = self._expected_wait(self._state.turns.waiting(owner) + 1)
+            crowded = self._crowded(len(values), owner)
+            full = self._state.pace.late(wait, deadline - now) or (crowded and self._queued() >= self._limits.waiting)
+            if full or crowded:
                 raise OverloadedError(wait, self._state.pace.ebb(wait, self._running_for(now)) if full else 0.0)
-            self._state.turns[owner] = first + len(values) - 1
+            first = self._state.turns.take(owner, len(values))
             items = (_Item(request, index, value, first + index) for index, value in enumerate(values))
             self._state.waiting.extend(items)
             self._came.notify()
         return future
 
-    def _next_turn(self, owner: str | None) -> int:
-        """The turn of an owner's next item: one after the owner's last, and none that has been.
+    def _crowded(self, more: int, owner: str | None) -> bool:
+        """Whether so many more of an owner do not fit.
 
-        Start-time fair queueing (Goyal, Vin and Cheng, 1996) with items of one size: whoever has fewer items waiting
-        has the earlier turns. Where all have one owner, turns are the order in which items came.
+        In a full queue everybody has an equal part, else who fills it would have all others refused. So it may hold
+        more than it should: with n owners, as many times as 1 + 1/2 + … + 1/n comes to.
         """
-        return max(self._state.turn, self._state.turns.get(owner, 0)) + 1
+        turns, room = self._state.turns, self._limits.waiting
+        return self._queued() + more > room and turns.waiting(owner) + more > turns.part(room, owner)
 
     def busy(self) -> bool:
         """Whether anything waits or runs."""
@@ -235,7 +236,7 @@ class Scheduler:
 
     def _expected_wait(self, turns: int) -> float:
         """Seconds until an item whose turn is so many after the present one: each owner may have one in each turn."""
-        ahead = min(self._queued(), turns * max(1, len(self._state.turns)))
+        ahead = min(self._queued(), turns * max(1, self._state.turns.owners))
         return (ahead + self._running()) * self._state.pace.seconds_per_item
 
     # --- the prepare thread ---------------------------------------------------------------------------------------
@@ -323,7 +324,7 @@ class Scheduler:
                 chosen = set(choose(lengths, part(self._limits, lengths, parts, others)))
                 run = _Run([alive[index] for index in sorted(chosen)], others + parts, self._clock() - free)
                 self._state.ready = [item for index, item in enumerate(alive) if index not in chosen]
-                self._advance(alive[0].turn if alive else None)
+                self._state.turns.advance(alive[0].turn if alive else 0)
                 if run.batch:
                     self._state.running[lane] = run
                 self._call_others()
@@ -344,12 +345,6 @@ class Scheduler:
         if left > 0:
             enough = lambda: self._state.closed or len(self._state.ready) >= last.items  # noqa: E731
             self._lanes.wait_for(lane, enough, left)
-
-    def _advance(self, turn: int | None) -> None:
-        """It was the turn of the oldest item of a batch; owners whose last turn has been need not be remembered."""
-        if turn is not None:
-            self._state.turn = max(self._state.turn, turn)
-        self._state.turns = {owner: last for owner, last in self._state.turns.items() if last > self._state.turn}
 
     def _without_the_dead(self, items: list[_Item]) -> tuple[list[_Item], list[tuple[_Item, Any]]]:
         now = self._clock()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from serving import openapi
 from serving.exchange import Headers, RefusalError, Response, write_json
@@ -101,7 +102,7 @@ class Shown:
             "/v1/models": lambda: _json(openai.models(_leading(models))),
             METRICS_PATH: lambda: Response(200, self._metrics.page(), METRICS_TYPE),
             DASHBOARD_PATH: lambda: Response(200, _file("dashboard.json")),
-            "/models": lambda: _json([model.about() for model in models.values()]),
+            "/models": lambda: _json([_about(model, models) for model in models.values()]),
             "/info": lambda: self._info(find(models, only(models)).leading),
             "/openapi.json": lambda: _json(openapi.document(_leading(models), self._options, self._secured)),
         }
@@ -123,11 +124,17 @@ class Shown:
             return lambda: _json(oip.model(served, versions))
         if huggingface.find(path):
             model = find(models, path.removeprefix(huggingface.PREFIX))
-            return lambda: _json(model.about(), (("x-headrace-version", model.leading.version),))
+            return lambda: _json(_about(model, models), (("x-headrace-version", model.leading.version),))
         raise RefusalError(404, "not_found", "there is nothing at this path; GET /docs tells what there is")
 
     def _info(self, served: Served) -> Response:
         return _json(tei.info(served, self._options.max_items, self._options.max_queue))
+
+
+def _about(model: Model, models: Models) -> dict[str, Any]:
+    """What a model tells of itself, to one for whom there are ``models`` and no others."""
+    told = model.about()
+    return {**told, "shares_base_with": [name for name in told["shares_base_with"] if name in models]}
 
 
 def _leading(models: Models) -> Mapping[str, Served]:

@@ -6,11 +6,13 @@ stops and the way back to the event loop. A request that only wants whole answer
 """
 
 import asyncio
+import logging
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -29,6 +31,8 @@ from serving.outcomes import (
     TooManyTokensError,
     Written,
 )
+from serving.pace import Pace
+from serving.places import Entrance, Places
 from training.inputs.text import Tokens
 from training.tasks.task import Example, Outputs
 
@@ -38,7 +42,14 @@ if TYPE_CHECKING:
 PAGE = 32  # tokens whose keys and values lie together
 AT_ONCE = 32  # texts that are written side by side
 PASS = 512  # tokens of prompts that one pass may read
-SMOOTHING = 0.2  # weight of the newest request in the average seconds per token
+
+BROKEN = "the text could not be written"
+NO_ROOM = (
+    f"what writes texts did not start, most likely for want of memory: there must be room for the keys and values of "
+    f"{AT_ONCE} texts beside what is loaded"
+)
+
+logging.getLogger("transformers.generation.continuous_batching").setLevel(logging.ERROR)  # it warns with prompts
 
 HALF_A_CHARACTER = "\ufffd"
 T = TypeVar("T")
@@ -78,30 +89,6 @@ class Piece:
     tokens: Tokens
     likelihoods: list[float]
     end: Literal["stop", "length"] | None = None
-
-
-class Places:
-    """Room that one request was given: a place for each of its texts, from which the text moves on when it begins.
-
-    Args:
-        count: the texts.
-        keep: is told how many more places are kept for texts that have not begun, or fewer.
-    """
-
-    def __init__(self, count: int, keep: Callable[[int], None]) -> None:
-        self._left, self._keep = count, keep
-        keep(count)
-
-    def begin(self) -> None:
-        """One text has begun, and needs this place no more."""
-        assert self._left, "a text has begun that has no place"
-        self._left -= 1
-        self._keep(-1)
-
-    def close(self) -> None:
-        """Gives back the places of texts that will not begin."""
-        left, self._left = self._left, 0
-        self._keep(-left)
 
 
 class WritingTask(Protocol):
@@ -145,7 +132,7 @@ class Writer:
         self._open: dict[str, float] = {}  # request to when something last came of it
         self._kept = 0  # places of texts that were taken, and have not begun
         self._room = threading.RLock()  # a replica's two ways in have an event loop each
-        self._seconds_per_token = 0.0
+        self._entrance, self._pace = Entrance(AT_ONCE), Pace()
         self._closed = False
         self._grammars = Grammars(task.tokenizer, model.config.get_text_config().vocab_size, task.ends)
         self._manager = self._started()
@@ -159,24 +146,26 @@ class Writer:
             OverloadedError: there are too many.
             ClosedError: after :meth:`close`.
         """
-        places = self.admit(len(values))
+        places = self.admit(len(values), deadline, owner)
         answer = asyncio.ensure_future(self._answer(list(values), deadline, places))
         answer.add_done_callback(lambda done: places.close())  # also where it was cancelled before it began
         return answer
 
-    def admit(self, more: int) -> Places:
+    def admit(self, more: int, deadline: float, owner: str | None) -> Places:
         """Keeps room for more texts, which is theirs while their prompts are read; whoever asked gives the rest back.
 
         Raises:
-            OverloadedError: there is none.
+            OverloadedError: there is none, or they would not be written before their deadline.
             ClosedError: after :meth:`close`.
         """
         with self._room:
             if self._closed:
                 raise ClosedError
-            if self._taken() + more > self._limits.waiting:
-                raise OverloadedError(self._seconds_per_token * self._task.max_new_tokens)
-            return Places(more, self._keep)
+            all_of_them = self._taken() + more
+            wait = all_of_them / AT_ONCE * self._pace.seconds_per_run if all_of_them > AT_ONCE else 0.0
+            if all_of_them > self._limits.waiting or self._pace.late(wait, deadline - time.monotonic()):
+                raise OverloadedError(wait or self._pace.seconds_per_run)
+            return Places(more, owner, self._keep)
 
     def _keep(self, more: int) -> None:
         with self._room:
@@ -233,19 +222,20 @@ class Writer:
             places: of which it takes one.
 
         Raises:
-            ExpiredError: it was not written in time.
+            ExpiredError: it was not begun, or not written, in time.
             UserError: it could not be held to its schema.
             RunError: the engine failed.
         """
         manager = self._manager
         name, came = uuid.uuid4().hex, asyncio.Queue[Any]()
+        asked = time.monotonic()
+        await self._entrance.enter(places.owner, deadline)
         manager.register_result_handler(name, came.put_nowait)
-        started = time.monotonic()
-        self._open[name] = started
+        began = self._open[name] = time.monotonic()
         places.begin()
         shown, finished = "", False
         try:
-            manager.add_request(
+            taken = manager.add_request(
                 list(order.example["input_ids"]),
                 request_id=name,
                 max_new_tokens=order.most,
@@ -253,13 +243,10 @@ class Writer:
                 eos_token_id=self._task.ends,
                 **order.drawn,
             )
+            if taken is None:
+                raise RunError(BROKEN)
             while not finished:
-                try:
-                    async with asyncio.timeout(deadline - time.monotonic()):
-                        told = await came.get()
-                except TimeoutError:
-                    raise ExpiredError from None
-                _refuse_failed(told, order)
+                told = await _come(came, order, deadline)
                 finished = told.is_finished()
                 self._open[name] = time.monotonic()
                 text, end = self._so_far(told.generated_tokens, order, finished=finished)
@@ -268,9 +255,10 @@ class Writer:
                     shown = text
                 if end:
                     break
-            self._remember(len(told.generated_tokens), started, len(order.example["input_ids"]))
+            self._remember(len(told.generated_tokens), len(order.example["input_ids"]), asked, began)
         finally:
             del self._open[name]
+            self._entrance.leave()
             if not finished:
                 manager.cancel_request(name)
                 manager.output_router.result_handlers.pop(name, None)  # what is cancelled never says that it ended
@@ -288,12 +276,12 @@ class Writer:
         held = max((_begun(text, stop) for stop in order.stops), default=0)
         return text[: len(text) - held], None
 
-    def _remember(self, tokens: int, started: float, prompt: int) -> None:
-        seconds = time.monotonic() - started
-        pace, before = seconds / max(tokens, 1), self._seconds_per_token
-        self._seconds_per_token = pace if not before else before + SMOOTHING * (pace - before)
+    def _remember(self, tokens: int, prompt: int, asked: float, began: float) -> None:
+        seconds = time.monotonic() - began
+        with self._room:
+            self._pace.learn(1, seconds, 1)
         if self._observe:
-            self._observe(Batch(1, prompt + tokens, prompt + tokens, seconds, 0.0, AT_ONCE))
+            self._observe(Batch(1, prompt + tokens, prompt + tokens, seconds, began - asked, AT_ONCE))
 
     # --- for those who ask how it is, and for the end -----------------------------------------------------------------
 
@@ -353,15 +341,30 @@ class Writer:
             ),
         )
         manager.logit_processor = processors()
+        manager.output_router.output_queue = SimpleNamespace(put=_forgotten)
         manager.start()
+        while getattr(manager, "batch_processor", None) is None:  # it is made in the engine's thread, if there is room
+            if not manager.is_running():
+                raise RunError(NO_ROOM)
+            time.sleep(0.01)
         return manager
 
 
-def _refuse_failed(told: Any, order: Order) -> None:
+def _forgotten(output: Any) -> None:
+    """Takes what the engine says of texts that were given up, which it else keeps for somebody who never asks."""
+
+
+async def _come(came: "asyncio.Queue[Any]", order: Order, deadline: float) -> Any:
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            told = await came.get()
+    except TimeoutError:
+        raise ExpiredError from None
     if told.error:
-        raise RunError("the text could not be written")
+        raise RunError(BROKEN)
     if (grammar := order.drawn.get("grammar")) and grammar.failed:
         raise UserError(UNFOLLOWED)
+    return told
 
 
 async def together(texts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -317,7 +317,7 @@ def test_what_is_not_written_in_time_is_said(edge: Running) -> None:
     async def asked(past: float, *, streamed: bool) -> None:
         body = {"model": "prompt", "prompt": PROMPTS[:2], "stream": streamed}
         with ExitStack() as held:
-            answer = await compose(completions(body, served), served, past, lambda tokens: None, held)
+            answer = await compose(completions(body, served), served, past, None, lambda tokens: None, held)
             assert isinstance(answer, Stream)
             async for event in answer.events:
                 events.append(event)

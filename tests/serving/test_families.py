@@ -1,5 +1,6 @@
 """Models on one base: what each says in company is what it says alone, and the base is there once."""
 
+import hashlib
 import itertools
 import random
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from cluster.storage import write_json
 from serving import shared_base
 from serving.batching import Failed, isolated
 from serving.families import Families, Family, Seat, kinship
+from serving.keys import Keys
 from serving.memory import Memory
 from serving.outcomes import Batch
 from serving.predictor import EMPTY, Predictor
@@ -259,6 +261,20 @@ def test_only_what_left_its_base_as_it_was_and_reads_alike_is_of_a_family(
     )
     assert kinship(make_adapted(tmp_path / "short", "short", max_length=9)) not in (own, None)
     assert Families(lambda family: pytest.fail("nobody is here")).find(bundles["head"], "fast") is None
+
+
+def test_a_key_learns_no_names_of_others_on_the_base(
+    edge_of: Callable[..., Any], bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text(f"desk:{hashlib.sha256(b'desk').hexdigest()} models=head,queries\n")
+    with edge_of({name: entry(one) for name, one in bundles.items()}, Serve(), Keys(tmp_path / "keys")) as running:
+        as_desk = {"Authorization": "Bearer desk"}
+        assert ask(running, None, "/models/head", "GET", as_desk)[1]["shares_base_with"] == ["queries"]
+        listed = ask(running, None, "/models", "GET", as_desk)[1]
+        assert {model["name"]: model["shares_base_with"] for model in listed} == {
+            "head": ["queries"],
+            "queries": ["head"],
+        }
 
 
 def test_who_says_something_else_in_company_is_left_alone(

@@ -67,6 +67,25 @@ def test_a_cancelled_request_is_not_computed() -> None:
     play(scenario)
 
 
+def test_who_fills_the_queue_has_nobody_else_refused() -> None:
+    gate = Gate()
+
+    async def scenario() -> None:
+        with scheduler_of(gate, limits=Limits(waiting=4)) as scheduler:
+            taken = [scheduler.submit(["a"], NEVER, "much")]
+            await gate.busy()
+            taken += [scheduler.submit(["b"], NEVER, "much") for _ in range(4)]
+            with pytest.raises(OverloadedError):
+                scheduler.submit(["b"], NEVER, "much")
+            taken += [scheduler.submit(["c"], NEVER, "little") for _ in range(2)]
+            with pytest.raises(OverloadedError):
+                scheduler.submit(["c"], NEVER, "little")
+            gate.open()
+            await all_of(*taken)
+
+    play(scenario)
+
+
 def test_a_full_queue_refuses_whole_requests_and_says_when_to_return() -> None:
     gate = Gate()
 

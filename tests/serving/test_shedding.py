@@ -1,5 +1,6 @@
 """What HAProxy refuses by itself, and for how long: HAProxy itself before servers that say that they are full."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -16,8 +17,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from serving import shedding
+from serving.edge import QUICK, Edge
 from serving.exchange import refusal
 from serving.outcomes import OverloadedError
+from serving.recipe import Serve
 from serving.refusals import FORMS, body_of
 from serving.scheduler import Scheduler
 from tests.serving.conftest import entry, route
@@ -205,6 +208,37 @@ def test_only_a_proxy_of_ours_hears_how_long_and_only_of_one_queue(
             port = urlsplit(running.address).port
             status, _, headers = asked(port, path, content_type="application/json")
         assert (status, headers["retry-after"], headers[shedding.FULL]) == (429, "7", heard), (path, sheds)
+
+
+def test_of_a_slow_sender_nobody_else_hears(
+    edge_of: Callable[..., Any], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has little time left when its question is whole, which others have not lost."""
+
+    def refuse(*asked: Any) -> Any:
+        raise OverloadedError(7, full_for=0.25)
+
+    monkeypatch.setattr(Scheduler, "submit", refuse)
+    options = Serve(timeout_seconds=2)
+    with edge_of({"intent": entry(bundle)}, options) as running:
+        edge = Edge(running.lineup, options, running.metrics, sheds=True)
+
+        async def sent_in(seconds: float) -> list[bytes]:
+            async def receive() -> dict[str, Any]:
+                await asyncio.sleep(seconds)
+                return {"type": "http.request", "body": b'{"inputs": "a"}'}
+
+            async def send(message: Any) -> None:
+                heads.append(message)
+
+            heads: list[Any] = []
+            scope = {"type": "http", "method": "POST", "path": "/models/intent"}
+            await edge(scope | {"headers": [(b"content-type", b"application/json")]}, receive, send)
+            assert heads[0]["status"] == 429
+            return [value for name, value in heads[0]["headers"] if name == shedding.FULL.encode()]
+
+        assert asyncio.run(sent_in(0)) == [b"250"]
+        assert asyncio.run(sent_in(1.01 * (1 - QUICK) * options.timeout_seconds)) == []
 
 
 @pytest.mark.parametrize(("sheds", "counted"), [(True, 3.0), (False, 0.0)])

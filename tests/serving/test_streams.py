@@ -1,23 +1,28 @@
 """Streams are counted by how they end, and room for texts is kept from the moment they are taken."""
 
 import asyncio
+import gc
 import json
 import logging
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from transformers.generation.continuous_batching.requests import GenerationOutput
 
 from cluster.errors import RunError, UserError
+from serving.batching import Limits
 from serving.composing import compose
 from serving.edge import Edge
 from serving.exchange import Stream
-from serving.outcomes import ExpiredError, OverloadedError
+from serving.lineup import Served
+from serving.outcomes import Answered, ExpiredError, OverloadedError
 from serving.protocols.openai import completions
 from serving.recipe import Serve
-from serving.writer import Writer
+from serving.writer import AT_ONCE, Writer
 from tests.serving.conftest import Running, entry
 from tests.serving.test_completions import PROMPTS, writers
 from tests.serving.test_watch import records
@@ -162,7 +167,7 @@ def test_whoever_leaves_a_stream_blames_nobody(
     scheduler = running.lineup.models["prompt"].leading.scheduler
     assert isinstance(scheduler, Writer)
     assert not scheduler.busy()
-    scheduler.admit(ROOM).close()
+    scheduler.admit(ROOM, time.monotonic() + 60, None).close()
 
 
 # --- room for texts -------------------------------------------------------------------------------------------------
@@ -195,7 +200,7 @@ def test_a_burst_does_not_pass_the_queue_while_its_prompts_are_read(running: Run
 async def composed(body: Any, running: Running, deadline: float) -> Any:
     served = running.lineup.models["prompt"].leading
     with ExitStack() as held:
-        return await compose(completions(body, served), served, deadline, lambda tokens: None, held)
+        return await compose(completions(body, served), served, deadline, None, lambda tokens: None, held)
 
 
 def test_room_is_given_back_where_nothing_is_written(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +240,7 @@ def test_room_is_given_back_where_nothing_is_written(running: Running, monkeypat
         """A stream of which not even the head could be sent."""
         with ExitStack() as held:
             answer = await compose(
-                completions(body | {"stream": True}, served), served, deadline, lambda tokens: None, held
+                completions(body | {"stream": True}, served), served, deadline, None, lambda tokens: None, held
             )
             assert isinstance(answer, Stream)
             assert writer.busy()
@@ -250,3 +255,50 @@ def test_room_is_given_back_where_nothing_is_written(running: Running, monkeypat
 
     monkeypatch.setattr(served.predictor.task, "encode", refuse)
     asyncio.run(unread())
+
+
+def test_a_text_that_would_come_too_late_is_refused(running: Running) -> None:
+    """As soon as it is known how long a text takes: all of one that breaks off in the end is in vain."""
+    writer = running.lineup.models["prompt"].leading.scheduler
+    assert isinstance(writer, Writer)
+    writer._limits = Limits(waiting=1000)
+    writer._pace.learn(1, 10.0, 1)
+    places = writer.admit(2 * AT_ONCE, time.monotonic() + 60, None)
+    with pytest.raises(OverloadedError) as refused:
+        writer.admit(AT_ONCE, time.monotonic() + 40, None)
+    assert refused.value.retry_after == pytest.approx(30.0)
+    writer.admit(AT_ONCE, time.monotonic() + 60, None).close()
+    places.close()
+    writer.admit(AT_ONCE, time.monotonic(), None).close()
+
+
+def test_what_the_engine_says_of_a_text_that_was_given_up_is_not_kept(running: Running) -> None:
+    """It goes on for a token or two, which nobody takes."""
+    router = running.lineup.models["prompt"].leading.scheduler._manager.output_router  # type: ignore[union-attr]
+    output = GenerationOutput(request_id="given up", prompt_ids=[1, 2, 3])
+    seen = weakref.ref(output)
+    router.deliver_batch([output])
+    del output
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_version_whose_engine_has_no_room_is_no_version(bundle: Bundle, edge_of: Callable[..., Any]) -> None:
+    """It is known before anything is asked, so that the one before it stays."""
+    with edge_of({"prompt": entry(bundle)}) as running:
+        served = running.lineup.models["prompt"].leading
+        predictor: Any = served.predictor
+        predictor.task.tokenizer.model_max_length = 10**9  # tokens whose keys and values no machine has room for
+        with pytest.raises(RunError, match="for want of memory"):
+            Writer(predictor.task, predictor.model, predictor.prepare, Limits())
+        assert served.scheduler.alive()
+
+
+def test_whether_a_writer_is_well_takes_a_token(running: Running) -> None:
+    served = running.lineup.models["prompt"].leading
+    answered = asyncio.run(asked(served, served.predictor.blank()))
+    assert answered.written == [1]
+
+
+async def asked(served: Served, question: Any) -> Answered:
+    return await served.scheduler.submit([question], time.monotonic() + 60)

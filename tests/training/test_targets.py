@@ -76,7 +76,8 @@ def test_lists_of_labels_in_a_file_of_json_are_labels(tmp_path: Path, tiny_base:
     }
     recipe = recipe_of(tree, tmp_path, {})
     encoded = encode(recipe, fuse(recipe))
-    assert encoded.task.target.labels == ["broken, a bit", "late", "rude"]
+    task: Any = encoded.task
+    assert task.target.labels == ["broken, a bit", "late", "rude"]
     assert sorted(map(tuple, encoded.split("train").targets))[-3:] == [(0, 1), (1,), (2,)]
 
 

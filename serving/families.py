@@ -89,6 +89,7 @@ class Family:
         self.base = SharedBase(self._device)
         self.seats: list[Seat] = []
         self.closed = False
+        self._sleeps = False  # which seats do not tell when all have left
         self._schedule = schedule
         self._scheduler: Scheduler | None = None
         self._names = (f"model{number}" for number in itertools.count())
@@ -147,7 +148,7 @@ class Family:
     @property
     def loaded(self) -> bool:
         """Whether all weights are there."""
-        return all(seat.predictor.loaded for seat in self.seats)
+        return not self._sleeps and all(seat.predictor.loaded for seat in self.seats)
 
     @property
     def bytes(self) -> int:
@@ -167,9 +168,11 @@ class Family:
         """
         for seat in self.seats:
             seat.predictor.load()
+        self._sleeps = False
 
     def sleep(self) -> None:
         """Lets all weights go. Whoever calls it knows that nobody computes."""
+        self._sleeps = True
         for seat in self.seats:
             seat.predictor.sleep()
         self.base.clear()

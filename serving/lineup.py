@@ -115,8 +115,8 @@ class Lineup:
                 logger.error("the list of wanted models cannot be read (%s); serving goes on", type(error).__name__)
             try:
                 self.judge()
-            except HeadraceError as error:
-                logger.error("what was found of a version cannot be told: %s", error)
+            except (HeadraceError, OSError) as error:  # and the list is followed all the same
+                logger.error("what was found of a version cannot be told: %s", _reason(error))
 
     def served(self) -> list[Served]:
         """Every version that answers or is compared."""

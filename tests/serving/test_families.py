@@ -277,6 +277,21 @@ def test_a_key_learns_no_names_of_others_on_the_base(
         }
 
 
+def test_a_family_that_sleeps_is_not_there_either_when_all_have_left(bundles: dict[str, Bundle]) -> None:
+    """What its weights took has been counted off then."""
+    seen = []
+    with family_of({"head": bundles["head"]}) as (family, seats):
+        assert family.loaded
+        family.sleep()
+        family.load()
+        seen.append(family.loaded)
+        family.sleep()
+        seats["head"].close()
+        assert not family.seats
+        seen.append(family.loaded)
+    assert seen == [True, False]
+
+
 def test_who_says_something_else_in_company_is_left_alone(
     edge_of: Callable[..., Any],
     bundles: dict[str, Bundle],

@@ -373,8 +373,8 @@ def recipe_model() -> "type[WholeRecipe]":
     return cast("type[WholeRecipe]", whole)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] | None = None) -> "tuple[WholeRecipe, Document]":
-    """The recipe and the document it was read from, whose ``public`` part may be stored.
+def load_recipe(source: "Path | Document", overrides: Sequence[str] | None = None) -> "tuple[WholeRecipe, Document]":
+    """The recipe and its document, whose ``public`` part may be stored: of a file, or of one read before.
 
     Raises:
         RecipeError: with every problem there is, each with file, line, key, value and cure.
@@ -384,7 +384,7 @@ def load_recipe(path: Path, overrides: Sequence[str] | None = None) -> "tuple[Wh
     from training.preflight import task_problems
     from tuning.space import check_search
 
-    document = read(path, overrides or ())
+    document = read(source, overrides or ()) if isinstance(source, Path) else source.overridden(overrides or ())
     problems = task_problems(document)
     try:
         recipe = document.validate(recipe_model())
@@ -410,7 +410,7 @@ def made(recipe_file: Path, overrides: Sequence[str] | None, *, tuned: bool = Tr
             from tuning.sweep import sweep
         found = sweep(recipe, recipe.tune, document.public) if tuned and recipe.tune is not None else None
         if found:
-            recipe, document = load_recipe(recipe_file, [*(overrides or ()), *found.overrides])
+            recipe, document = load_recipe(document, found.overrides)
         return fit(recipe, document.public), found
 
 

@@ -88,12 +88,24 @@ class Document:
         public: the tree of values with ``${env:NAME}`` unresolved and the secrets in addresses masked; safe to store.
         values: the tree with the environment filled in; never stored.
         lines: where each key stands, as ``file.yaml:14`` or ``command line``.
+        text: of the file, as it was read; empty of settings that stand in none.
+        overrides: those applied.
     """
 
     path: Path
     public: dict[str, Any]
     values: dict[str, Any]
     lines: dict[Keys, str] = field(repr=False)
+    text: str = field(repr=False)
+    overrides: tuple[str, ...]
+
+    def overridden(self, overrides: Sequence[str]) -> "Document":
+        """The same text with further overrides applied, whatever its file holds meanwhile.
+
+        Raises:
+            RecipeError: as :func:`read`.
+        """
+        return _of_text(self.text, [*self.overrides, *overrides], self.path)
 
     def validate(self, model: type[Model]) -> Model:
         """The values as ``model``.
@@ -134,10 +146,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         raise UserError(f"{path}: is a folder; name the recipe file in it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    global _read_last
-    reader = Reader(path.name)
-    _read_last = _document(reader, reader.tree(text), overrides, path)
-    return _read_last
+    return _of_text(text, overrides, path)
 
 
 def of_command_line(tree: dict[str, Any], overrides: Sequence[str]) -> Document:
@@ -165,13 +174,20 @@ def _placed(line: str) -> str:
     return f"{document.where(keys)} {line}" if document and keys and keys[:1] in document.lines else line
 
 
-def _document(reader: Reader, tree: dict[str, Any], overrides: Sequence[str], path: Path) -> Document:
+def _of_text(text: str, overrides: Sequence[str], path: Path) -> Document:
+    global _read_last
+    reader = Reader(path.name)
+    _read_last = _document(reader, reader.tree(text), overrides, path, text)
+    return _read_last
+
+
+def _document(reader: Reader, tree: dict[str, Any], overrides: Sequence[str], path: Path, text: str = "") -> Document:
     for override in overrides:
         reader.override(tree, override)
     values = reader.resolved(tree)
     if reader.problems:
         raise RecipeError(list(map(redact, reader.problems)))
-    return Document(path=path.resolve(), public=_masked(tree), values=values, lines=reader.lines)
+    return Document(path.resolve(), _masked(tree), values, reader.lines, text, tuple(overrides))
 
 
 def _line_number(problem: str) -> int:

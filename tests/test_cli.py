@@ -15,6 +15,7 @@ import pytest
 import headrace
 from cluster import printing
 from cluster.errors import RecipeError, RunError, UserError
+from cluster.storage import read_json
 
 TOPICS = {
     "billing": ["invoice", "charged twice", "refund my money"],
@@ -141,6 +142,24 @@ def test_a_recipe_that_is_tuned_has_one_model(recipe: Path, tmp_path: Path) -> N
     assert shared.stderr.startswith("the models share one server, which takes no recipe's `serve` section but ")
     assert '"max_queue": 2048' in shared.stderr
     assert "a model named topics is served already" in shared.stderr
+
+
+def test_a_recipe_that_is_edited_during_its_sweep_is_carried_out_as_it_was(
+    recipe: Path, home: Path, wait_until: Callable[..., None]
+) -> None:
+    """A sweep may take hours, and what is trained in the end must be what was searched; half a file is worse."""
+    command = [sys.executable, "-m", "headrace", "run", str(recipe), SEARCH, "tune.trials=1", "train.epochs=1"]
+    process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: any(home.glob("sweeps/*/sweep.json")) or process.poll() is not None, 180)
+        recipe.write_text("name: other\ndata:\n  sour", encoding="utf-8")
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    stored = read_json(Path(one_object(out)["bundle"]) / "bundle.json")["recipe"]
+    assert (stored["name"], stored["train"]["epochs"], stored["train"]["batch_size"]) == ("topics", 1, 8)
+    assert stored["train"]["learning_rate"] == 0.001
 
 
 def test_a_missing_base_is_said_before_the_data_is_read(recipe: Path) -> None:

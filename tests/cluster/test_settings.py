@@ -46,6 +46,17 @@ def test_an_override_may_name_a_part_that_the_file_leaves_out(tmp_path: Path) ->
     assert write(tmp_path, "name: y\n", ("inner.size=3",)).validate(Outer).inner.size == 3
 
 
+def test_further_overrides_apply_to_the_text_that_was_read(tmp_path: Path) -> None:
+    document = write(tmp_path, "# words\ninner: {size: 2, rate: 0.5}\n", ("inner.size=3", "name=y"))
+    document.path.write_text("inner: {siz", encoding="utf-8")
+    again = document.overridden(["inner.size=4"])
+    assert again.validate(Outer) == Outer(name="y", inner=Inner(size=4, rate=0.5))
+    assert again.where(("inner", "rate")) == "recipe.yaml:2"
+    assert document.validate(Outer).inner.size == 3
+    with pytest.raises(RecipeError, match=r"^command line inner\.size: input should be a valid integer"):
+        again.overridden(["inner.size=x"]).validate(Outer)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

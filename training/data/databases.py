@@ -29,6 +29,12 @@ PACKAGES = {
     "clickhouse": "clickhouse-sqlalchemy",
 }
 
+SILENT = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|--[^\n]*|/\*.*?\*/""", re.DOTALL)
+"""What of a statement is quoted or a comment."""
+
+INNERMOST = re.compile(r"\([^()]*\)")
+ORDER_BY = re.compile(r"\border\s+by\b", re.IGNORECASE)
+
 
 def land_database(name: str, source: Source, recipe_folder: Path, landing: Landing) -> Landed:
     """Runs the source's query and lands its rows.
@@ -50,8 +56,15 @@ def land_database(name: str, source: Source, recipe_folder: Path, landing: Landi
         raise UserError(f"data.sources.{name}: {_shown(url)}: {reason}") from None
     finally:
         engine.dispose()
-    ordered = re.search(r"\border\s+by\b", source.query, re.IGNORECASE) is not None
-    return landing.finish("database", ordered=ordered, digest=True)
+    return landing.finish("database", ordered=_is_ordered(source.query), digest=True)
+
+
+def _is_ordered(query: str) -> bool:
+    """Whether the statement itself has an ORDER BY; that of a window or of an inner query gives the rows no order."""
+    plain, found = SILENT.sub(" ", query), 1
+    while found:
+        plain, found = INNERMOST.subn(" ", plain)
+    return ORDER_BY.search(plain) is not None
 
 
 def _url(name: str, address: str, recipe_folder: Path) -> URL:

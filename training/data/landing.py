@@ -6,7 +6,6 @@ written once more in their final types at the end. A type is taken only if nothi
 
 import datetime as dt
 import decimal
-import hashlib
 import json
 import math
 import shutil
@@ -24,6 +23,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
+from training.data.row_digest import RowDigest
 from training.mapped import PART
 
 HIDDEN = "__headrace_"
@@ -84,7 +84,7 @@ class Landed:
         rejected_rows: how many rows that is.
         numbered: the files hold :data:`ROW`.
         ordered: the order of the rows means something and is the same each time they are read.
-        digest: of the rows, whatever their order; only where it was asked for.
+        digest: of the rows, and of their order where they are ``ordered``; only where it was asked for.
     """
 
     name: str
@@ -172,7 +172,7 @@ class Landing:
         """Writes the Parquet files in their final types and removes the parts."""
         types = {name: column.final(self._infers(name)) for name, column in self._columns.items()}
         schema = pa.schema([*types.items(), (ROW, pa.int64())])
-        total = _RowDigest() if digest else None
+        total = RowDigest(ordered) if digest else None
         paths = self._write_files(schema, total)
         shutil.rmtree(self._part_folder, ignore_errors=True)
         return Landed(
@@ -209,7 +209,7 @@ class Landing:
             writer.write_table(table)
         self._parts.append(path)
 
-    def _write_files(self, schema: pa.Schema, total: "_RowDigest | None") -> list[str]:
+    def _write_files(self, schema: pa.Schema, total: "RowDigest | None") -> list[str]:
         """Several files where there are many rows: Daft reads each file as a whole, and some of them at a time."""
         paths: list[str] = []
         tables = self._read_parts(schema)
@@ -378,22 +378,3 @@ def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if kind == pa.string() and not pa.types.is_null(array.type):
         return pa.array([None if value is None else as_text(value) for value in array.to_pylist()], pa.string())
     return array.cast(kind)
-
-
-class _RowDigest:
-    """A digest of rows that does not depend on their order: a database may return them in another one each time."""
-
-    def __init__(self) -> None:
-        self.sum = 0
-        self.rows = 0
-
-    def add(self, table: pa.Table) -> None:
-        columns = [column.to_pylist() for column in table.columns]
-        for row in zip(*columns, strict=True):
-            self.sum += int.from_bytes(hashlib.sha256(repr(row).encode("utf-8", "surrogatepass")).digest())
-        self.rows += table.num_rows
-
-    def hex(self, schema: pa.Schema) -> str:
-        names = [f"{name}:{kind}" for name, kind in zip(schema.names, schema.types, strict=True)]
-        whole = f"{self.sum % 2**256:064x} {self.rows} {names}"
-        return hashlib.sha256(whole.encode()).hexdigest()

@@ -50,14 +50,32 @@ def test_a_database_is_never_written(tmp_path: Path, shop: str) -> None:
     assert read(tmp_path, shop, "SELECT id FROM orders").rows == 3
 
 
-def test_identity_is_that_of_the_rows_in_any_order(tmp_path: Path, shop: str) -> None:
+def test_identity_is_that_of_the_rows_and_of_an_order_that_was_asked_for(tmp_path: Path, shop: str) -> None:
     def digest(query: str) -> object:
         return identity("shop", Source(database=shop, query=query), tmp_path, tmp_path)[0]
 
     forward = digest("SELECT * FROM orders ORDER BY id")
-    assert forward == digest("SELECT * FROM orders ORDER BY id DESC")
-    assert forward != digest("SELECT * FROM orders WHERE id < 3")
-    assert forward != digest("SELECT id + 1 AS id, customer, amount FROM orders")
+    assert forward == digest("select * from orders order  by id * 2;")
+    assert forward != digest("SELECT * FROM orders ORDER BY id DESC")
+
+    plain = digest("SELECT * FROM orders")
+    assert plain == digest("SELECT * FROM orders WHERE id = 3 UNION ALL SELECT * FROM orders WHERE id < 3")
+    assert plain != digest("SELECT * FROM orders WHERE id < 3")
+    assert plain != digest("SELECT id + 1 AS id, customer, amount FROM orders")
+
+
+@pytest.mark.parametrize(
+    ("query", "ordered"),
+    [
+        ("SELECT id FROM orders UNION SELECT 9 ORDER\nBY id", True),
+        ("SELECT id FROM orders /* ( */ ORDER BY id -- )", True),
+        ("SELECT id, SUM(amount) OVER (ORDER BY (id)) AS total FROM orders", False),
+        ("SELECT id FROM (SELECT id FROM orders ORDER BY abs(amount) LIMIT 2)", False),
+        ("SELECT 'made to order by hand' AS note, id FROM orders -- order by nothing", False),
+    ],
+)
+def test_only_the_statements_own_order_by_orders_rows(tmp_path: Path, shop: str, query: str, ordered: bool) -> None:
+    assert read(tmp_path, shop, query).ordered is ordered
 
 
 def test_more_rows_than_a_part_holds(tmp_path: Path, shop: str) -> None:

@@ -179,6 +179,21 @@ def test_the_fingerprint_is_that_of_content(
     assert len(marks | {first.fingerprint}) == 5
 
 
+def test_another_order_keeps_the_first_of_other_copies(shop: Callable[..., Recipe]) -> None:
+    """Of a customer's orders the first is kept, and which that is the query's ORDER BY says."""
+
+    def kept(order: str) -> set[str]:
+        query = f"SELECT customer, CAST(rowid AS TEXT) AS text, amount FROM orders ORDER BY rowid {order}"
+        sources = {"orders": {"database": "sqlite:///data/shop.db", "query": query}}
+        clean = {"drop_duplicates": ["customer"]}
+        fused = fuse(shop(sources=sources, fuse=None, clean=clean, split={}, target="customer"))
+        return {text for split in SPLITS for text in fused.split(split)["text"].to_pylist()}
+
+    first, last = kept("ASC"), kept("DESC")
+    assert ("1" in first, "1" in last, "150" in first, "150" in last) == (True, False, False, True)
+    assert kept("ASC") == first
+
+
 def test_the_same_rows_come_out_again(shop: Callable[..., Recipe], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = fuse(shop())
     monkeypatch.setenv("HEADRACE_HOME", str(home.with_name("other")))

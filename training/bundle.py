@@ -219,4 +219,4 @@ def _verify(folder: Path, listed: dict[str, str]) -> None:
         if name not in found:
             raise UserError(f"{folder}: '{name}' is missing from the bundle; fetch or train it again")
         if found[name] != listed[name]:
-            raise UserError(f"{folder}: '{name}' was changed after training; it is not opened")
+            raise UserError(f"{folder}: '{name}' was changed after training; it is not opened; fetch or train it again")

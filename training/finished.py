@@ -7,6 +7,9 @@ from typing import Any
 
 from cluster.storage import home, read_json
 
+ASIDE = ".refused-"
+"""What the name of a bundle's folder goes on with where it could not be opened and was moved aside."""
+
 
 def finished_before(name: str, public: Mapping[str, Any]) -> bool:
     """Whether a bundle in the home was made by just this recipe. Its data may have changed since.
@@ -17,6 +20,6 @@ def finished_before(name: str, public: Mapping[str, Any]) -> bool:
     stored = json.loads(json.dumps(public, default=str))
     for manifest in (home() / "models" / name).glob("*/bundle.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whoever opens the bundle tells of it
-            if read_json(manifest)["recipe"] == stored:
+            if ASIDE not in manifest.parent.name and read_json(manifest)["recipe"] == stored:
                 return True
     return False

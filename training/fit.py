@@ -4,6 +4,7 @@ fuse -> encode -> train on Ray -> measure -> bundle -> register
 """
 
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,9 +17,10 @@ from cluster.progress import progress, say
 from cluster.session import Resources, resources, session
 from cluster.storage import fingerprint, home, only_one, plain_disk_errors, read_json, write_json
 from cluster.threads import beside_main_thread
-from training.bundle import open_bundle
+from training.bundle import Bundle, open_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
+from training.finished import ASIDE
 from training.job import Job
 from training.journal import Follower, Record, entries
 from training.preflight import check_early_stopping
@@ -92,7 +94,8 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
     folder = home() / "runs" / f"{recipe.name}-{key}"
     bundle_folder = home() / "models" / recipe.name / key
     with only_one(folder):
-        if not bundle_folder.exists():
+        bundle = kept_bundle(bundle_folder)
+        if bundle is None:
             with logged(recipe, public, key, folder) as log:
                 if not trained(folder):
                     with session(), followed(recipe, encoded, folder, log), plain_failures(recipe.train):
@@ -106,9 +109,9 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
                 from training import outcome
 
                 log.finish("FINISHED", outcome.finish(recipe, public, fused, encoded, folder, bundle_folder))
+            bundle = open_bundle(bundle_folder)
         else:
             say(f"{recipe.name}: this recipe and data were trained before; nothing to do")
-        bundle = open_bundle(bundle_folder)
         version = register(bundle, run_id_of(folder))
         report = folder / "report.html"
         if not report.exists() and (folder / "outputs").exists():
@@ -120,12 +123,27 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
     return Run(recipe.name, version, bundle.folder, report, info["metrics"], info["baselines"], info["data"])
 
 
+def kept_bundle(folder: Path) -> Bundle | None:
+    """The bundle that is there already. One that is not as it was written is moved aside, and counts for none."""
+    if not folder.exists():
+        return None
+    try:
+        return open_bundle(folder)
+    except UserError as error:
+        aside = folder.with_name(f"{folder.name}{ASIDE}{uuid.uuid4().hex[:8]}")
+        with plain_disk_errors(folder):
+            folder.rename(aside)
+        say(f"{error}. It lies in {aside} from here on, and the model is trained again")
+        return None
+
+
 def trained(folder: Path) -> bool:
     """Whether a run's folder holds all that its workers leave; what is left of one whose model is gone is removed."""
     outputs, model = folder / "outputs", folder / "model"
     if outputs.exists() and not model.exists():  # its bundle was removed: it begins anew
+        for told in ("metrics.jsonl", "report.html"):
+            (folder / told).unlink(missing_ok=True)
         shutil.rmtree(outputs)
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
     return outputs.exists()
 
 

@@ -59,7 +59,9 @@ def test_a_changed_file_is_refused(bundle: Bundle) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(UserError, match=r"'model.safetensors' was changed after training; it is not opened"):
+    with pytest.raises(
+        UserError, match=r"'model.safetensors' was changed after training; it is not opened; fetch or train"
+    ):
         open_bundle(bundle.folder)
 
 

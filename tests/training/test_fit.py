@@ -25,6 +25,7 @@ from training import registry, worker
 from training.bundle import open_bundle
 from training.data.fuse import fuse
 from training.encode import encode, open_encoded
+from training.finished import ASIDE, finished_before
 from training.fit import Run, fit, trained
 from training.journal import entries
 from training.loop import make_trainee
@@ -98,10 +99,36 @@ def test_a_run_leaves_a_registered_bundle_a_report_and_curves(make_recipe: MakeR
     assert again == run
     assert [row["version"] for row in registry.models("topics")] == [1]
 
+    report = run.report.read_text(encoding="utf-8")
+    run.report.write_text("of the bundle that is gone", encoding="utf-8")
     shutil.rmtree(run.bundle)
     anew = fit(recipe, public)
     assert (anew.metrics, anew.version, anew.bundle) == (run.metrics, run.version, run.bundle)
     assert open_bundle(anew.bundle).info["metrics"] == run.metrics
+    assert anew.report.read_text(encoding="utf-8").splitlines()[0] == report.splitlines()[0]
+
+
+def test_a_bundle_that_is_not_as_it_was_written_is_trained_again(
+    make_recipe: MakeRecipe, home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(train={"epochs": 1})
+    public = recipe.model_dump(mode="json")
+    run = fit(recipe, public)
+    (run.bundle / "model.safetensors").write_bytes(b"cut short")
+    capfd.readouterr()
+
+    anew = fit(recipe, public)
+    assert anew == run
+    assert open_bundle(anew.bundle).info["metrics"] == run.metrics
+    (aside,) = run.bundle.parent.glob(f"*{ASIDE}*")
+    assert (aside / "model.safetensors").read_bytes() == b"cut short"
+    told = capfd.readouterr().err
+    assert f"{run.bundle}: 'model.safetensors' was changed after training; it is not opened" in told
+    assert f"It lies in {aside} from here on, and the model is trained again" in told
+
+    assert finished_before("topics", public)
+    shutil.rmtree(run.bundle)
+    assert not finished_before("topics", public), "what was moved aside is no model"
 
 
 def test_a_model_that_could_not_be_written_is_not_taken_for_one_that_was(

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 
 from cluster.errors import UserError
-from cluster.storage import fingerprint, folder_digests, read_json, write_json
+from cluster.storage import folder_digests, read_json, write_json
+from training.artifacts import content_fingerprint
 from training.models import adapter
 from training.models.adapt import learned
 from training.models.base import refuse_code
@@ -63,7 +64,7 @@ class Bundle:
     @functools.cached_property
     def fingerprint(self) -> str:
         """What identifies the bundle's content, whatever its place and age."""
-        return fingerprint(self.info["files"], self.info["settings"])
+        return content_fingerprint(self.info)
 
     def task(self) -> Task:
         """The task, ready to encode and decode."""

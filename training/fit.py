@@ -159,7 +159,7 @@ def logged(recipe: Recipe, public: dict[str, Any], key: str, folder: Path) -> It
     """The MLflow run of this fingerprint, which is never left running by a driver that has ended."""
     with plain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    log = start_run(public, recipe.name, key)
+    log = start_run(public, recipe.name, key, run_id_of(folder))
     write_json(folder / "mlflow.json", {"run_id": log.run_id})
     done = entries(folder / "metrics.jsonl")  # a killed driver may not have told all that its workers did
     log.log([(record["step"], numbers(record)) for record in done])

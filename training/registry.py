@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import RunError, UserError
+from cluster.errors import UserError
 from cluster.masking import redact
-from cluster.storage import building, home, only_one, read_json
-from training import store
+from cluster.storage import home, only_one, read_json
+from training import artifacts, store
+from training.artifacts import FINGERPRINT
 from training.recipe import NAME
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 PRODUCTION = "production"
 REFERENCE = re.compile(rf"(?P<name>{NAME.pattern})(/(?P<version>\d{{1,9}})|@(?P<alias>[A-Za-z0-9_-]{{1,64}}))?")
 
-FINGERPRINT = "headrace.fingerprint"  # tag of a run and of a version: what it was made from
-FOLDER = "headrace.folder"  # tag of a version: its bundle's path relative to the home, so that a home can be moved
 HISTORY = "headrace.production_history"  # tag of a model: the versions that were promoted, oldest first
 
 BATCH_LIMIT = 1000  # points that MLflow takes at once
@@ -85,13 +84,15 @@ class RunLog:
             store.client().set_terminated(self.run_id, status=status)
 
 
-def start_run(recipe_public: dict[str, Any], name: str, fingerprint: str) -> RunLog:
-    """The MLflow run of this fingerprint: a new one, or the one that a killed process left.
+def start_run(recipe_public: dict[str, Any], name: str, fingerprint: str, own: str | None = None) -> RunLog:
+    """The MLflow run of this fingerprint: a new one, or the one that a killed process of this home left.
 
     Args:
         recipe_public: the recipe as ``Document.public``, without secrets.
         name: the model's name; also the name of the MLflow experiment.
         fingerprint: of everything that goes into the run.
+        own: the run that this home started before. Other homes may have runs of the same fingerprint in a registry
+            that is shared, and theirs are left alone.
 
     Raises:
         RunError: the store cannot be reached or written.
@@ -99,7 +100,8 @@ def start_run(recipe_public: dict[str, Any], name: str, fingerprint: str) -> Run
     with store.plain_errors(), store.one_writer():
         client = store.client()
         experiment = _experiment(client, name)
-        found = client.search_runs([experiment], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
+        same = f"tags.`{FINGERPRINT}` = '{fingerprint}' AND attributes.run_id = '{own}'"
+        found = client.search_runs([experiment], same, max_results=1) if own else []
         if found:
             run_id: str = found[0].info.run_id
             client.update_run(run_id, status="RUNNING")
@@ -137,9 +139,9 @@ def register(bundle: "Bundle", run_id: str | None) -> int:
             if known is not None:
                 return known
             run_id = run_id or start_run(bundle.info["recipe"], bundle.name, bundle.fingerprint).run_id
-            client.log_artifacts(run_id, str(bundle.folder), "bundle")
+            source = artifacts.upload(client, bundle, run_id)
             with store.one_writer():
-                return _added(client, bundle, f"runs:/{run_id}/bundle", run_id)
+                return _added(client, bundle, source, run_id)
 
 
 def _added(client: "MlflowClient", bundle: "Bundle", source: str, run_id: str | None) -> int:
@@ -149,8 +151,7 @@ def _added(client: "MlflowClient", bundle: "Bundle", source: str, run_id: str | 
         return known
     if not _is_registered(client, bundle.name):
         client.create_registered_model(bundle.name)
-    tags = {FINGERPRINT: bundle.fingerprint, FOLDER: _relative(bundle.folder)}
-    version = int(client.create_model_version(bundle.name, source, run_id, tags=tags).version)
+    version = int(client.create_model_version(bundle.name, source, run_id, tags=artifacts.tags(bundle)).version)
     if _in_production(client, bundle.name) is None:
         _set_production(client, bundle.name, [version])
     return version
@@ -270,7 +271,7 @@ def _row(version: Any, aliases: Mapping[str, str]) -> dict[str, Any]:
         "name": version.name,
         "version": int(version.version),
         "aliases": sorted(alias for alias, number in aliases.items() if int(number) == int(version.version)),
-        "bundle": str(_kept_folder(version) or version.source),
+        "bundle": str(artifacts.kept_folder(version) or version.source),
         "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
         "run_id": version.run_id,
     }
@@ -302,30 +303,7 @@ def _model_version(client: "MlflowClient", name: str, version: int, alias: str |
     known = {int(one.version): one for one in _versions(client, name)}
     if version not in known:
         raise UserError(f"{name} has no version {version}; it has {_listed(sorted(known))}")
-    return ModelVersion(name, version, alias, _bundle_folder(client, known[version]))
-
-
-def _bundle_folder(client: "MlflowClient", version: Any) -> Path:
-    """Where a version's bundle lies on this machine; fetched from the tracking server where it must be."""
-    kept = _kept_folder(version)
-    if kept is not None:
-        return kept
-    where = f"{version.name} version {version.version}"
-    if not version.source.startswith("runs:/"):
-        raise RunError(f"the bundle of {where} is gone from {version.source}; train it again, or promote another")
-    folder: Path = home() / "models" / version.name / version.tags[FINGERPRINT]
-    with building(folder) as new:
-        client.download_artifacts(version.run_id, "bundle", str(new))
-        for file in (new / "bundle").iterdir():
-            file.rename(new / file.name)
-        (new / "bundle").rmdir()
-    return folder
-
-
-def _kept_folder(version: Any) -> Path | None:
-    fetched = home() / "models" / version.name / version.tags.get(FINGERPRINT, "-")
-    places: tuple[Path, ...] = (home() / version.tags.get(FOLDER, "-"), Path(version.source), fetched)
-    return next((folder for folder in places if (folder / "bundle.json").is_file()), None)
+    return ModelVersion(name, version, alias, artifacts.bundle_folder(client, known[version]))
 
 
 def _in_production(client: "MlflowClient", name: str) -> int | None:
@@ -358,10 +336,6 @@ def _resolve_folder(model: str) -> ModelVersion:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UserError(f"{folder / 'bundle.json'}: names no model; it is no bundle of headrace")
     return ModelVersion(name, None, None, folder.resolve())
-
-
-def _relative(folder: Path) -> str:
-    return folder.resolve().relative_to(home()).as_posix() if folder.resolve().is_relative_to(home()) else str(folder)
 
 
 def _listed(names: Any) -> str:

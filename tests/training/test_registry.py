@@ -14,8 +14,8 @@ import pytest
 from filelock import FileLock
 
 from cluster.errors import RunError, UserError
-from cluster.storage import folder_digests, write_json
-from training import registry, store
+from cluster.storage import folder_digests, read_json, write_json
+from training import artifacts, registry, store
 from training.bundle import Bundle
 
 
@@ -151,12 +151,61 @@ def test_a_bundle_that_is_gone_is_said_plainly(home: Path) -> None:
         registry.resolve("support-intent")
 
 
+def test_a_folder_is_a_versions_only_while_it_holds_what_was_registered(home: Path) -> None:
+    (bundle,) = versions_in(home, 1)
+    registry.register(bundle, None)
+    shutil.rmtree(bundle.folder)
+    other = make_bundle(bundle.folder, content="trained again, on another machine")
+    with pytest.raises(RunError, match=r"support-intent version 1 is gone from .*, where something else lies; train"):
+        registry.resolve("support-intent")
+    assert registry.register(other, None) == 2
+    assert registry.resolve("support-intent/2").bundle == other.folder
+
+
+def test_homes_with_one_registry_do_not_take_each_others_bundles(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+    theirs = make_bundle(home / "models" / "support-intent" / "0", content="of their cores")
+    registry.register(theirs, None)
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "other"))
+    ours = make_bundle(tmp_path / "other" / "models" / "support-intent" / "0", content="of our cores")
+    assert registry.register(ours, None) == 2
+    assert registry.resolve("support-intent/1").bundle == theirs.folder
+    assert registry.resolve("support-intent/2").bundle == ours.folder
+    assert [row["bundle"] for row in registry.models()] == [str(ours.folder), str(theirs.folder)]
+
+
+def test_a_versions_source_says_where_its_artifacts_are(home: Path) -> None:
+    """Versions have lain in a folder ``bundle`` of their run, which another bundle could overwrite."""
+    (bundle,) = versions_in(home, 1)
+    run_id = registry.start_run({}, bundle.name, "f" * 16).run_id
+    client, source = store.client(), f"runs:/{run_id}/bundle"
+    client.log_artifacts(run_id, str(bundle.folder), "bundle")
+    client.create_registered_model(bundle.name)
+    client.create_model_version(bundle.name, source, run_id, tags=artifacts.tags(bundle))
+    shutil.rmtree(bundle.folder)
+
+    fetched = registry.resolve("support-intent/1").bundle
+    assert folder_digests(fetched).items() > bundle.info["files"].items()
+    (fetched / "bundle.json").write_text("{", encoding="utf-8")
+    assert registry.resolve("support-intent/1").bundle == fetched
+    assert read_json(fetched / "bundle.json") == bundle.info, "a damaged copy is fetched again"
+
+    other = make_bundle(home / "models" / "support-intent" / "1", content="another")
+    client.log_artifacts(run_id, str(other.folder), "bundle")
+    shutil.rmtree(fetched)
+    with pytest.raises(RunError, match=f"version 1 is gone from {source}, where something else lies; train it again"):
+        registry.resolve("support-intent/1")
+    assert not fetched.exists()
+
+
 def test_a_killed_run_is_continued_without_doubled_points(home: Path) -> None:
     recipe: dict[str, Any] = {"name": "support-intent", "train": {"epochs": 3}, "data": {"password": "${env:PW}"}}
     log = registry.start_run(recipe, "support-intent", "f" * 16)
     log.log([(step, {"loss": 1 / step}) for step in range(1, 6)])
 
-    again = registry.start_run(recipe, "support-intent", "f" * 16)
+    again = registry.start_run(recipe, "support-intent", "f" * 16, log.run_id)
     again.log([(step, {"loss": 1 / step}) for step in range(4, 8)])
     again.finish("FINISHED", {"test/accuracy": 0.9})
 
@@ -168,7 +217,16 @@ def test_a_killed_run_is_continued_without_doubled_points(home: Path) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["train.epochs"] == "3"
     assert run.data.metrics["test/accuracy"] == 0.9
-    assert registry.start_run(recipe, "support-intent", "e" * 16).run_id != log.run_id
+    assert registry.start_run(recipe, "support-intent", "e" * 16, log.run_id).run_id != log.run_id
+
+
+def test_a_run_of_another_home_is_left_alone(home: Path) -> None:
+    """Homes that share a registry and train one recipe have runs of one fingerprint, and weights of their own."""
+    theirs = registry.start_run({}, "support-intent", "f" * 16)
+    theirs.finish("FINISHED", {"test/accuracy": 0.9})
+    ours = registry.start_run({}, "support-intent", "f" * 16)
+    assert ours.run_id != theirs.run_id
+    assert store.client().get_run(theirs.run_id).info.status == "FINISHED"
 
 
 def test_an_unwritable_store_ends_in_one_sentence_and_loses_nothing(home: Path) -> None:
@@ -248,7 +306,7 @@ def test_a_store_that_somebody_else_writes_to_for_long_ends_in_one_sentence(
 def test_a_tracking_server_keeps_a_copy_of_the_bundle(
     home: Path, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
 ) -> None:
-    """Registered from one home, resolved from another that only shares the server."""
+    """Registered from two homes, which trained one recipe, resolved from another that only shares the server."""
     import urllib.error
     import urllib.request
 
@@ -287,12 +345,17 @@ def test_a_tracking_server_keeps_a_copy_of_the_bundle(
         wait_until(answers, 90)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         monkeypatch.setattr(MlflowClient, "log_artifacts", unlocked(home, MlflowClient.log_artifacts))
-        assert registry.register(bundle, None) == 1
-        monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "other-home"))
+        run = registry.start_run({}, "support-intent", "f" * 16)
+        assert registry.register(bundle, run.run_id) == 1
+        monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "second-home"))
+        twin = make_bundle(tmp_path / "second-home" / "models" / "support-intent" / "0", content="of other cores")
+        assert registry.register(twin, run.run_id) == 2, "even among the artifacts of one run"
+        monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "third-home"))
         shutil.rmtree(bundle.folder)
-        resolved = registry.resolve("support-intent")
-        assert (resolved.bundle / "weights.txt").read_text(encoding="utf-8") == "0"
-        assert resolved.bundle.is_relative_to(tmp_path / "other-home")
+        resolved = [registry.resolve(f"support-intent/{version}").bundle for version in (1, 2)]
+        weights = [(folder / "weights.txt").read_text(encoding="utf-8") for folder in resolved]
+        assert weights == ["0", "of other cores"]
+        assert all(folder.is_relative_to(tmp_path / "third-home") for folder in resolved)
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)

@@ -5,6 +5,7 @@
     │   ├── RecipeError             every problem found in one recipe
     │   └── FewRowsError            the rows lack what further ones may have
     └── RunError (RuntimeError)     anything else with a plain cause (disk, store, cluster): exit 1
+        └── DiskError               nothing can be written until somebody makes room
 
 An exception outside this tree is a defect of headrace and shows its traceback.
 """
@@ -36,6 +37,10 @@ class FewRowsError(UserError):
 
 class RunError(HeadraceError, RuntimeError):
     """The machine, the store or the cluster would not do what was asked."""
+
+
+class DiskError(RunError):
+    """The disk is full or cannot be written: no fault of what was tried, which may go on once there is room."""
 
 
 def reason(told: Exception | str) -> str:

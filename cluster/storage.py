@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
-from cluster.errors import HeadraceError, RunError, UserError
+from cluster.errors import DiskError, HeadraceError, RunError, UserError
 
 HOME_VARIABLE = "HEADRACE_HOME"
 NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
@@ -98,7 +98,7 @@ def building(folder: Path) -> Iterator[Path]:
     """Yields an empty folder that becomes ``folder`` when the block ends well, and vanishes when it does not.
 
     Raises:
-        RunError: the disk is full or the place cannot be written.
+        DiskError: the disk is full or the place cannot be written.
     """
     beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -133,7 +133,11 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def plain_disk_errors(place: Path) -> Iterator[None]:
-    """Turns a full disk or an unwritable place into one sentence that names the place."""
+    """Turns a full disk or an unwritable place into one sentence that names the place.
+
+    Raises:
+        DiskError: with that sentence.
+    """
     try:
         yield
     except OSError as error:
@@ -147,8 +151,13 @@ def plain_disk_errors(place: Path) -> Iterator[None]:
         raise _unwritable(place, os.strerror(int(told[1]))) from error
 
 
-def _unwritable(place: Path, reason: str) -> RunError:
-    return RunError(
+def full(told: Exception | str) -> bool:
+    """Whether a text that another process left of its error tells of a full disk."""
+    return "No space left" in str(told) or "Disk quota" in str(told)
+
+
+def _unwritable(place: Path, reason: str) -> DiskError:
+    return DiskError(
         f"could not write below {place}: {reason}; free some space or set "
         f"{HOME_VARIABLE} to a folder that can be written. What was finished before is intact."
     )

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import RunError, UserError, reason
+from cluster.errors import DiskError, RunError, UserError, reason
 from cluster.imports import importing
 from cluster.progress import progress, say
 from cluster.session import Resources, resources, session
-from cluster.storage import fingerprint, home, only_one, plain_disk_errors, read_json, write_json
+from cluster.storage import fingerprint, full, home, only_one, plain_disk_errors, read_json, write_json
 from cluster.threads import beside_main_thread
 from training.bundle import Bundle, open_bundle
 from training.data.fuse import fuse
@@ -197,18 +197,20 @@ def plain_failures(options: Train) -> Iterator[None]:
     try:
         yield
     except TrainingFailedError as error:
-        raise RunError(plain_cause(error, options.max_failures)) from error
+        kind = DiskError if full(error) else RunError
+        raise kind(plain_cause(error, options.max_failures)) from error
 
 
 def agreed(result: Any) -> None:
     """Raises what the workers agreed went wrong, if anything.
 
     Raises:
-        UserError, RunError: a reason that starting again would not change.
+        UserError, RunError, DiskError: a reason that starting again would not change.
     """
     told = result.return_value or {}
     if "failure" in told:
-        raise (UserError if told["exit_code"] == UserError.exit_code else RunError)(told["failure"])
+        kind = DiskError if told["disk"] else UserError if told["exit_code"] == UserError.exit_code else RunError
+        raise kind(told["failure"])
 
 
 def torch_trainer(job: Job, options: Train, available: Resources) -> "TorchTrainer":
@@ -267,7 +269,7 @@ def run_id_of(folder: Path) -> str | None:
 
 def plain_cause(error: Exception, max_failures: int) -> str:
     """One sentence for what made Ray Train give up."""
-    if "No space left" in str(error) or "Disk quota" in str(error):
+    if full(error):
         return f"training stopped because {home()} is full; free some space and run the command again: it continues"
     return (
         f"training failed {max_failures + 1} times, the last time with: {reason(error)}. The checkpoints are kept: "

@@ -22,7 +22,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 from safetensors.torch import load_file, save_file
 
-from cluster.errors import HeadraceError, RunError, UserError
+from cluster.errors import DiskError, HeadraceError, RunError, UserError
 from cluster.storage import appear, building, plain_disk_errors
 from training import checkpoint, outputs
 from training.budget import find_budget
@@ -45,8 +45,8 @@ LOOK_EVERY = 10
 def ends_plainly(work: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Makes of a worker's work an answer to the driver, and holds nothing of it afterwards.
 
-    The answer is ``{}``, or ``failure`` and ``exit_code`` where all workers ended for a reason that trying again would
-    not change.
+    The answer is ``{}``, or ``failure``, ``exit_code`` and whether the ``disk`` is at fault, where all workers ended
+    for a reason that trying again would not change.
     """
 
     @functools.wraps(work)
@@ -54,7 +54,7 @@ def ends_plainly(work: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, 
         try:
             work(config)
         except HeadraceError as error:
-            return {"failure": str(error), "exit_code": error.exit_code}
+            return {"failure": str(error), "exit_code": error.exit_code, "disk": isinstance(error, DiskError)}
         finally:
             gc.collect()  # DDP refers to itself; one that outlives the process group waits for ever when it is found
         return {}
@@ -188,14 +188,15 @@ def together(action: Callable[[], Result]) -> Result:
     """Has every worker act; if one fails, all do. One that failed alone would leave the others waiting for ever.
 
     Raises:
-        RunError, UserError: on every worker, with what went wrong on the first that failed.
+        RunError, DiskError, UserError: on every worker, with what went wrong on the first that failed.
         Exception: on the worker that failed in a way that nobody foresaw.
     """
     result, failure, unforeseen = None, None, None
     try:
         result = action()
     except Exception as error:  # noqa: BLE001  it is raised, once the others know
-        failure = UserError(str(error)) if isinstance(error, UserError) else RunError(str(error))
+        kind = next((kind for kind in (UserError, DiskError) if isinstance(error, kind)), RunError)
+        failure = kind(str(error))
         unforeseen = None if isinstance(error, HeadraceError | OSError) else error
     failures = [failure]
     if dist.is_initialized() and dist.get_world_size() > 1:

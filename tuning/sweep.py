@@ -263,7 +263,11 @@ def plan_for(recipe: Recipe, available: Resources, remaining: int) -> Plan:
 
 
 def run_on_ray_tune(setup: Setup, plan: Plan, bar: Progress) -> None:
-    """Gives the trials to Ray Tune and waits for them."""
+    """Gives the trials to Ray Tune and waits for them.
+
+    Raises:
+        DiskError: there is no room; trials that have not ended keep their checkpoints.
+    """
     from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner, with_resources
 
     from tuning.observer import Observer, trial_name
@@ -272,6 +276,7 @@ def run_on_ray_tune(setup: Setup, plan: Plan, bar: Progress) -> None:
 
     ledger, tune, mode = setup.ledger, setup.tune, setup.mode
     name = f"{RAY_FOLDER}{uuid.uuid4().hex[:8]}"
+    observer = Observer(ledger, tune.judge, mode, bar)
     tuner = Tuner(
         with_resources(run_here if plan.workers == 1 else run_on_ray_train, PlacementGroupFactory([plan.bundle])),
         tune_config=TuneConfig(
@@ -286,13 +291,14 @@ def run_on_ray_tune(setup: Setup, plan: Plan, bar: Progress) -> None:
         run_config=RunConfig(
             name=name,
             storage_path=str(ledger.folder),
-            callbacks=[Observer(ledger, tune.judge, mode, bar)],
+            callbacks=[observer],
+            stop=observer.trouble,
             failure_config=FailureConfig(max_failures=setup.recipe.train.max_failures),
             verbose=0,
         ),
     )
     try:
-        with ray_tune_settings():
+        with observer.trouble.raised(), plain_disk_errors(ledger.folder), ray_tune_settings():
             tuner.fit()
     finally:
         shutil.rmtree(ledger.folder / name, ignore_errors=True)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from ray import tune
 
-from cluster.errors import HeadraceError
+from cluster.errors import DiskError, HeadraceError
 from cluster.session import Resources
-from cluster.storage import building
+from cluster.storage import building, plain_disk_errors
 from training import checkpoint
 from training.job import Job
 from training.journal import Follower, Journal, Record, entries
@@ -55,7 +55,7 @@ class Assignment:
 def run_here(config: dict[str, Any]) -> None:
     """A trial in this process; a failure that starting again would not change is told, not raised."""
     assignment = Assignment(**config)
-    with _failures_told():
+    with _failures_told(assignment):
         for epoch in epochs(assignment):
             tune.report(epoch)
 
@@ -74,7 +74,7 @@ def run_on_ray_train(config: dict[str, Any]) -> None:
             if _validated(record):
                 tune.report(_epoch(record, assignment.metric, perf_counter() - began))
 
-    with _failures_told():
+    with _failures_told(assignment):
         tell(entries(journal))
         options = Train(**job.options)
         with Follower(journal, tell), plain_failures(options):
@@ -126,13 +126,16 @@ def _epoch(record: Record, metric: str, seconds: float) -> Epoch:
 
 
 @contextlib.contextmanager
-def _failures_told() -> Iterator[None]:
-    """Reports an exception as this trial's result.
+def _failures_told(assignment: Assignment) -> Iterator[None]:
+    """Reports an exception as this trial's result: what the disk is at fault for as ``stopped``, all else as ``error``.
 
     Ray would begin a trial that raised again, as it does one whose worker was lost, and would end its process.
     """
     try:
-        yield
+        with plain_disk_errors(Path(assignment.job["run"])):
+            yield
+    except DiskError as error:
+        tune.report({"stopped": str(error)})
     except Exception as error:  # noqa: BLE001  whatever it is, it is told, and the sweep goes on
         plain = isinstance(error, HeadraceError)
         first = (str(error).strip().splitlines() or [""])[0]

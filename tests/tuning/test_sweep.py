@@ -1,6 +1,7 @@
 """Real sweeps on a local Ray: a failing trial, weak ones, more trials later, and a driver that is killed."""
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from cluster.errors import RunError, UserError
+from cluster.errors import DiskError, RunError, UserError
 from cluster.session import Resources
 from cluster.settings import read
 from cluster.storage import read_json
@@ -89,6 +90,33 @@ def test_where_all_trials_fail_the_sweep_does(write_recipe: WriteRecipe, home: P
         run(path)
 
 
+def test_a_disk_that_cannot_be_written_ends_the_sweep_and_no_trial(write_recipe: WriteRecipe, home: Path) -> None:
+    """What is in the way stands for a full disk: first of the driver, which writes the ledger, then of a trial."""
+    train = {"epochs": 2, "batch_size": 16, "checkpoint_every": 3}
+    search = {"train.learning_rate": {"log_uniform": [1.0e-3, 1.0e-2]}}
+    tune = {"search": search, "scheduler": "none"}
+    first = run(write_recipe(train=train, tune={"trials": 1, **tune}))
+    path = write_recipe(train=train, tune={"trials": 2, **tune})
+    place = Ledger(first.folder).place(2)
+
+    place.write_text("in the way", encoding="utf-8")
+    with pytest.raises(DiskError, match=f"^could not write below {place}: .*; free some space"):
+        run(path)
+    place.unlink()
+    assert list(Ledger(first.folder).trials) == [1]
+
+    place.mkdir()
+    (place / "ray").write_text("in the way", encoding="utf-8")
+    with pytest.raises(DiskError, match=f"^could not write below {place}/ray/checkpoints/step-.*; free some space"):
+        run(path)
+    assert [trial.number for trial in Ledger(first.folder).unfinished()] == [2]
+
+    (place / "ray").unlink()
+    done = run(path)
+    assert done.trials[0] == first.trials[0]
+    assert [(row["status"], row["epochs"], row["error"]) for row in done.trials] == [("finished", 2, None)] * 2
+
+
 def test_a_killed_sweep_goes_on(
     write_recipe: WriteRecipe, start_sweep: StartSweep, home: Path, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
@@ -156,6 +184,41 @@ def assignment_of(trial: Trial, recipe: Full, home: Path, folder: Path) -> Assig
     base = resolve_base(own.model.base, own.folder)
     job = Job.of(own, open_encoded(encoded.parent, base), folder / str(trial.number))
     return Assignment(trial.number, job.as_config(), "accuracy", 0.0, {})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fills_during_a_sweep(
+    write_recipe: WriteRecipe, start_sweep: StartSweep, home: Path, tmp_path: Path, wait_until: WaitUntil, workers: int
+) -> None:
+    """Whoever finds it full first, a trial, the driver or Ray itself, no trial is taken for one that failed."""
+    home.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(home)], check=False)
+    if mounted.returncode:
+        pytest.skip("this machine does not let its root mount a disk")
+    try:
+        search = {"train.learning_rate": {"log_uniform": [1.0e-4, 1.0e-2]}}
+        tune = {"trials": 3, "search": search, "scheduler": "none", "algorithm": "random"}
+        train = {"epochs": 8, "batch_size": 4, "checkpoint_every": 20, "workers": workers}
+        path = write_recipe(train=train, tune=tune)
+        driver = start_sweep(path)
+        wait_until(
+            lambda: driver.poll() is not None or list(home.glob("sweeps/*/trials/*/ray/checkpoints/step-*")), 300
+        )
+        (home / "filler").write_bytes(b"\0" * psutil.disk_usage(str(home)).free)
+        driver.communicate(timeout=300)
+        told = (tmp_path / "stderr-0.txt").read_text(encoding="utf-8")
+        assert driver.returncode == 1
+        assert told.strip().splitlines()[-1].startswith("cluster.errors.DiskError: "), told
+        assert str(home) in told.strip().splitlines()[-1]
+        (home / "filler").unlink()
+        (ledger,) = [Ledger(file.parent) for file in home.glob("sweeps/*/sweep.json")]
+        assert {trial.status for trial in ledger.trials.values()} <= {"unfinished", "finished"}
+        answer = answer_of(start_sweep(path))
+        assert [(row["status"], row["epochs"]) for row in answer["trials"]] == [("finished", 8)] * 3
+    finally:
+        subprocess.run(["umount", "--lazy", str(home)], check=True)
 
 
 def steps_of(ledger: Ledger, number: int) -> list[int]:

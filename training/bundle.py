@@ -43,6 +43,10 @@ DATA_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 LIBRARIES = ("torch", "transformers", "ray", "datasets")
 
 
+class ForeignFileError(UserError):
+    """Among a bundle's files lies one that is none of them, which somebody can take away."""
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An opened and verified bundle.
@@ -214,7 +218,8 @@ def _verify(folder: Path, listed: dict[str, str]) -> None:
     del found[MANIFEST]
     for name in sorted(found.keys() | listed.keys()):
         if name not in listed:
-            raise UserError(f"{folder}: '{name}' does not belong to the bundle; it is not opened")
+            told = f"'{name}' does not belong to the bundle; it is not opened before that is gone"
+            raise ForeignFileError(f"{folder}: {told}")
         if Path(name).suffix not in DATA_SUFFIXES:
             raise UserError(f"{folder}: '{name}' is of a kind that could run code; it is not opened")
         if name not in found:

@@ -17,7 +17,7 @@ from cluster.progress import progress, say
 from cluster.session import Resources, resources, session
 from cluster.storage import fingerprint, full, home, only_one, plain_disk_errors, read_json, write_json
 from cluster.threads import beside_main_thread
-from training.bundle import Bundle, open_bundle
+from training.bundle import Bundle, ForeignFileError, open_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
 from training.finished import ASIDE
@@ -124,11 +124,17 @@ def fit(recipe: Recipe, public: dict[str, Any]) -> Run:
 
 
 def kept_bundle(folder: Path) -> Bundle | None:
-    """The bundle that is there already. One that is not as it was written is moved aside, and counts for none."""
+    """The bundle that is there already. One that is not as it was written is moved aside, and counts for none.
+
+    Raises:
+        ForeignFileError: it is whole, and something else lies among its files.
+    """
     if not folder.exists():
         return None
     try:
         return open_bundle(folder)
+    except ForeignFileError:
+        raise  # what a file manager leaves is no reason to train again
     except UserError as error:
         aside = folder.with_name(f"{folder.name}{ASIDE}{uuid.uuid4().hex[:8]}")
         with plain_disk_errors(folder):

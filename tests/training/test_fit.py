@@ -22,7 +22,7 @@ from cluster.session import Resources
 from tests.training.conftest import topics_recipe
 from tests.training.together import together
 from training import registry, worker
-from training.bundle import open_bundle
+from training.bundle import ForeignFileError, open_bundle
 from training.data.fuse import fuse
 from training.encode import encode, open_encoded
 from training.finished import ASIDE, finished_before
@@ -114,6 +114,10 @@ def test_a_bundle_that_is_not_as_it_was_written_is_trained_again(
     recipe = make_recipe(train={"epochs": 1})
     public = recipe.model_dump(mode="json")
     run = fit(recipe, public)
+    (run.bundle / ".DS_Store").touch()
+    with pytest.raises(ForeignFileError, match="not opened before that is gone"):
+        fit(recipe, public)
+    (run.bundle / ".DS_Store").unlink()
     (run.bundle / "model.safetensors").write_bytes(b"cut short")
     capfd.readouterr()
 

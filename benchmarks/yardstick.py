@@ -22,7 +22,9 @@ import psutil
 from servers import TEXT, wrk
 
 BATCH = 32
-SETTLE_SECONDS = 0.5  # after it stood still
+SETTLE_SECONDS = 0.5
+"""Before a server stands still, and after. One that is stopped while it computes takes that for its own pace, and waits
+long for whoever comes next."""
 
 
 class Yardstick:
@@ -54,6 +56,7 @@ class Yardstick:
     def measure(self, batch: int, seconds: float) -> dict[str, float]:
         """Texts a second and the median time of a pass, with all else that this process has started standing still."""
         assert self._child.stdin
+        time.sleep(SETTLE_SECONDS)
         with _standing_still(self._child.pid):
             self._child.stdin.write(f"{batch} {seconds}\n")
             self._child.stdin.flush()

@@ -189,13 +189,18 @@ def test_no_form_of_a_refusal_holds_the_sentinel_otherwise() -> None:
         )
 
 
-def test_only_a_proxy_of_ours_hears_how_long_and_only_of_one_queue(
-    edge_of: Callable[..., Any], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model is full for a quarter of a second."""
+
     def refuse(*asked: Any) -> Any:
         raise OverloadedError(7, full_for=0.25)
 
     monkeypatch.setattr(Scheduler, "submit", refuse)
+
+
+@pytest.mark.usefixtures("crowded")
+def test_only_a_proxy_of_ours_hears_how_long_and_only_of_one_queue(edge_of: Callable[..., Any], bundle: Bundle) -> None:
     one, parted = {"intent": entry(bundle)}, {"intent": entry(bundle, 1, route(bundle, 2, 10))}
     for entries, path, sheds, heard in (
         (one, "/models/intent", True, "250"),
@@ -210,15 +215,9 @@ def test_only_a_proxy_of_ours_hears_how_long_and_only_of_one_queue(
         assert (status, headers["retry-after"], headers[shedding.FULL]) == (429, "7", heard), (path, sheds)
 
 
-def test_of_a_slow_sender_nobody_else_hears(
-    edge_of: Callable[..., Any], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("crowded")
+def test_of_a_slow_sender_nobody_else_hears(edge_of: Callable[..., Any], bundle: Bundle) -> None:
     """It has little time left when its question is whole, which others have not lost."""
-
-    def refuse(*asked: Any) -> Any:
-        raise OverloadedError(7, full_for=0.25)
-
-    monkeypatch.setattr(Scheduler, "submit", refuse)
     options = Serve(timeout_seconds=2)
     with edge_of({"intent": entry(bundle)}, options) as running:
         edge = Edge(running.lineup, options, running.metrics, sheds=True)

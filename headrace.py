@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from cluster.errors import RecipeError
+from cluster.errors import RecipeError, UserError
 from cluster.printing import answer, carry_out, measured, outline, table, working
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def check(
 
         recipe, _ = load_recipe(recipe_file, overrides)
         planned, report = foresee(recipe, recipe.tune, rows)
-    found = {"recipe": "valid", "data": report, "plan": planned}
-    answer(found, [*summary(report), "", *outline(planned)], as_json)
+    answer({"recipe": "valid", "data": report, "plan": planned}, [*summary(report), "", *outline(planned)], as_json)
 
 
 @app.command(epilog="Example: headrace fuse recipe.yaml data.split.seed=8")
@@ -168,7 +167,6 @@ def evaluate(
     A recipe stands for the model that `run` makes or has made of it. --data has it measured on other labelled rows.
     """
     with working():
-        from cluster.errors import UserError
         from training.data.table import read_table
         from training.evaluation.evaluate import evaluate as measure
 
@@ -316,8 +314,10 @@ def submit(
     from cluster.jobs import submit as submit_job
     from cluster.parcel import recipe_of
 
+    if command[0] not in (known := [str(getattr(one.callback, "__name__", "")) for one in app.registered_commands]):
+        raise UserError(f"there is no command {command[0]}; there are {', '.join(known)}")
     if recipe := recipe_of(command):  # not as work here: that would fill in the home, which the job must be told
-        served([str(recipe[0]), *recipe[1]]) if command[0] == "serve" else load_recipe(*recipe)
+        served(recipe.words) if command[0] == "serve" else load_recipe(recipe.path, recipe.overrides)
     raise typer.Exit(submit_job(address, command, wait=wait, dependencies=dependencies))
 
 
@@ -342,7 +342,7 @@ def doctor(as_json: Json = False) -> None:
 
     Says what is installed, what the devices can do, whether storage is shared, and what to mend.
     """
-    with working():
+    with working(prepared=False):  # what the user has set, and what not, is what it looks at
         from cluster.doctor import examine
 
         found = [one.as_json() for one in examine()]
@@ -416,11 +416,11 @@ def made(recipe_file: Path, overrides: Sequence[str] | None, *, tuned: bool = Tr
 
 def served(subjects: Sequence[str]) -> "tuple[list[Hosted], Serve]":
     """The models that are meant, and how they are to be hosted."""
+    from cluster.settings import is_override
     from serving.recipe import hosted
     from serving.wanted import hosting, is_hosting
 
-    overrides = [word for word in subjects if "=" in word]
-    names = [word for word in subjects if "=" not in word]
+    overrides, names = ([word for word in subjects if is_override(word) is changes] for changes in (True, False))
     if len(names) == 1 and is_recipe(names[0]) and not is_hosting(Path(names[0])):
         recipe, _ = load_recipe(Path(names[0]), overrides)
         return hosted([recipe.name], recipe.serve), recipe.serve

@@ -18,6 +18,7 @@ from typing import Literal
 from cluster.environment import PACKAGES, code_root
 from cluster.errors import HeadraceError
 from cluster.masking import redact
+from cluster.requirements import pins
 from cluster.session import TOKEN_CURE, cluster_address, on_cluster, session, usable_cores
 from cluster.storage import HOME_VARIABLE, home
 
@@ -41,8 +42,8 @@ class Check:
     cure: str = ""
 
     def as_json(self) -> dict[str, str]:
-        """For ``doctor --json``."""
-        return asdict(self)
+        """For ``doctor --json``, without secrets."""
+        return {name: redact(value) for name, value in asdict(self).items()}
 
 
 def examine() -> list[Check]:
@@ -70,17 +71,17 @@ def _python() -> Iterator[Check]:
 
 def _versions() -> Iterator[Check]:
     """Installed versions next to those of constraints.txt, which the tests ran with."""
-    pins = _pins()
-    if not pins:
+    tested = {name: pin.removeprefix("==") for name, pin in pins().items()}
+    if not tested:
         yield Check("versions", "ok", f"ray {_version('ray')}, torch {_version('torch')}")
         return
-    other = {name: found for name, pin in pins.items() if (found := _version(name)) not in (pin, None)}
-    told = ", ".join(f"{name} {found} (tested: {pins[name]})" for name, found in list(other.items())[:8])
+    other = {name: found for name, pin in tested.items() if (found := _version(name)) not in (pin, None)}
+    told = ", ".join(f"{name} {found} (tested: {tested[name]})" for name, found in list(other.items())[:8])
     if other:
         yield Check("versions", "warn", told, "pip install -c constraints.txt -e .")
     else:
         yield Check(
-            "versions", "ok", f"as tested: ray {_version('ray')}, torch {_version('torch')}, and {len(pins) - 2} more"
+            "versions", "ok", f"as tested: ray {_version('ray')}, torch {_version('torch')}, and {len(tested) - 2} more"
         )
 
 
@@ -112,8 +113,9 @@ def _devices() -> Iterator[Check]:
             found = torch.cuda.get_device_properties(index)
             bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
             yield Check("gpu", "ok", f"{index}: {found.name}, {found.total_memory / GIB:.0f} GiB, {bf16}")
-    elif torch.version.cuda and Path("/proc/driver/nvidia/version").exists():
-        yield Check("gpu", "warn", "there is a GPU driver and torch cannot use it", "compare driver and torch versions")
+    elif Path("/proc/driver/nvidia/version").exists():
+        cure = "compare driver and torch versions" if torch.version.cuda else "install a torch that is built for CUDA"
+        yield Check("gpu", "warn", "there is a GPU driver and torch cannot use it", cure)
     bf16 = (
         "bf16 in hardware"
         if torch.cpu._is_avx512_bf16_supported()
@@ -144,7 +146,7 @@ def _storage() -> Iterator[Check]:
         yield Check("storage", "fail", str(error), f"export {HOME_VARIABLE}=/a/folder")
         return
     free = shutil.disk_usage(existing).free / GIB
-    told = f"{HOME_VARIABLE} is {folder}, {free:.0f} GiB free"
+    told = f"state lies in {folder}, {free:.0f} GiB free"
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         yield Check("storage", "fail", f"{told}, and cannot be written", f"set {HOME_VARIABLE} to a folder that can")
     elif free < FREE_GIB:
@@ -152,7 +154,7 @@ def _storage() -> Iterator[Check]:
     else:
         yield Check("storage", "ok", told)
     if not os.environ.get(HOME_VARIABLE):
-        told = f"{HOME_VARIABLE} is not set: state lies in the working directory, which no other machine sees"
+        told = f"{HOME_VARIABLE} is not set: no other machine sees the working directory, where state lies"
         yield Check("shared storage", "warn" if on_cluster() else "ok", told, _share_cure() if on_cluster() else "")
 
 
@@ -206,14 +208,14 @@ def _port() -> Iterator[Check]:
 def _registry() -> Iterator[Check]:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith(("http://", "https://")):
-        yield Check("registry", "ok", f"MLflow on {redact(uri) or 'SQLite below ' + HOME_VARIABLE}")
+        yield Check("registry", "ok", f"MLflow on {uri or 'SQLite below ' + HOME_VARIABLE}")
         return
     trouble = _unreachable(uri.rstrip("/") + "/health")
     if trouble:
-        told = f"MLFLOW_TRACKING_URI={redact(uri)} does not answer ({trouble})"
+        told = f"MLFLOW_TRACKING_URI={uri} does not answer ({trouble})"
         yield Check("registry", "fail", told, "start the server, or unset MLFLOW_TRACKING_URI")
     else:
-        yield Check("registry", "ok", f"MLflow at {redact(uri)}")
+        yield Check("registry", "ok", f"MLflow at {uri}")
 
 
 def _hub() -> Iterator[Check]:
@@ -233,14 +235,6 @@ def _extras() -> Iterator[Check]:
             yield Check("extra", "ok", f"{module}: {use}")
         else:
             yield Check("extra", "warn", f"{module} is not installed ({use})", cure)
-
-
-def _pins() -> dict[str, str]:
-    path = code_root() / "constraints.txt"
-    if not path.is_file():
-        return {}
-    lines = (line.partition("#")[0].partition(";")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return {name: version for name, equals, version in (line.partition("==") for line in lines) if equals}
 
 
 def _version(name: str) -> str | None:

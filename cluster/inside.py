@@ -61,7 +61,8 @@ def main() -> int:
     variables: dict[str, str] = json.loads(private.read_text(encoding="utf-8"))
     if variables:
         private.unlink()  # the command has them from here on, and what lies about is found
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray stops each process of the job; the command ends by itself
+    # Ray stops each process of the job, and the command ends by itself; what is ignored, it would ignore as well.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "headrace", *words],
         cwd=root / folder,

@@ -1,5 +1,6 @@
-"""What this machine is."""
+"""What this machine is, and which of its processes live."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -16,3 +17,14 @@ def processor() -> str:
     flags = fields.get("flags", fields.get("Features", "")).split()
     name = fields.get("model name") or platform.processor() or platform.machine()
     return f"{name} ({', '.join(one for one in SETS if one in flags)})"
+
+
+def alive(process: int) -> bool:
+    """Whether there is a process of that number here, whoever's."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

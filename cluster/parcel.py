@@ -10,7 +10,6 @@ git-ignored or not. An absolute path and an address (``s3://…``) stay as writt
 place.
 """
 
-import glob
 import json
 import os
 import re
@@ -19,19 +18,21 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.environment import PACKAGES, code_root
 from cluster.errors import RecipeError, UserError
 from cluster.inside import JOB_SCRIPT, PRIVATE
 from cluster.masking import ENVIRONMENT, holds_secret, redact
-from cluster.settings import Document, read
+from cluster.settings import Document, is_override, read
+from cluster.storage import lying_at
 from cluster.yaml_lines import Keys
 
 LIMIT = 100 * 1024**2  # the job server refuses a larger request body (ray_constants.DASHBOARD_CLIENT_MAX_SIZE)
 FILES = "files"
 DATABASE_FILE = re.compile(r"(?:sqlite|duckdb)(?:\+\w+)?:///(?P<path>[^?]*)")
-PRIVATE_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", "HEADRACE_API_KEYS")
+KEYS_VARIABLE = "HEADRACE_API_KEYS"
+PRIVATE_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", KEYS_VARIABLE)
 PRIVATE_PREFIXES = ("MLFLOW_",)
 MIB = 1024**2
 
@@ -71,25 +72,38 @@ def parcel_of(command: Sequence[str]) -> Parcel:
     _refuse_passwords(command)
     recipe = recipe_of(command)
     if recipe is not None:
-        document = read(*recipe)
+        document = read(recipe.path, recipe.overrides)
         named |= {document.path, *_local_files(document, parcel, serving=command[0] == "serve")}
         parcel.private.update({name: os.environ[name] for name in _variables(document.public)})
-        if recipe[0].is_absolute():  # the one word that must change, since the recipe itself travels
-            parcel.command[command.index(str(recipe[0]))] = os.path.relpath(document.path, here)
-    named |= set(_argument_files(command, parcel))
+        # The one word that must change: an absolute path is another one there, and links do not travel.
+        parcel.command[recipe.place] = os.path.relpath(document.path, here)
+    named |= {*_argument_files(command, parcel), *(_keys_file(parcel) if command[0] == "serve" else ())}
     root = Path(os.path.commonpath([here, *named]))
-    root = root if root.is_dir() else root.parent
     parcel.files.update({path: f"{FILES}/{path.relative_to(root).as_posix()}" for path in sorted(named)})
     parcel.folder = f"{FILES}/{here.relative_to(root).as_posix()}" if here != root else FILES
     parcel.private.update(_private_variables())
     return parcel
 
 
-def recipe_of(command: Sequence[str]) -> tuple[Path, list[str]] | None:
-    """The recipe, or the file of what is served, that a command names, with its overrides; None where it names none."""
-    words = [word for word in command if not word.startswith("-")]
-    recipe = next((word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word), None)
-    return None if recipe is None else (Path(recipe), [word for word in words if "=" in word])
+class NamedRecipe(NamedTuple):
+    """The recipe, or the file of what is served, that a command names: at which place, where it lies, its overrides."""
+
+    place: int
+    path: Path
+    overrides: list[str]
+
+    @property
+    def words(self) -> list[str]:
+        """The recipe and its overrides, as they are typed."""
+        return [str(self.path), *self.overrides]
+
+
+def recipe_of(command: Sequence[str]) -> NamedRecipe | None:
+    """The recipe that a command names; None where it names none."""
+    for place, word in enumerate(command):
+        if word.endswith((".yaml", ".yml")) and not word.startswith("-") and not is_override(word):
+            return NamedRecipe(place, Path(word), [word for word in command[place + 1 :] if is_override(word)])
+    return None
 
 
 def pack(parcel: Parcel, archive: Path) -> None:
@@ -139,7 +153,7 @@ def _local_files(document: Document, parcel: Parcel, *, serving: bool) -> Iterat
             if found is None or found["path"] in ("", ":memory:"):
                 continue
             value = found["path"]
-        if keys == ("model", "base") and value.startswith("package:"):
+        if keys[:2] == ("model", "base") and value.startswith("package:"):
             parcel.requirements.add(value.removeprefix("package:").split("/")[0].split(".")[0])
             continue
         if "://" in value:
@@ -168,8 +182,11 @@ def _places(values: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
         globs = source.get("files") if isinstance(source, dict) else None
         for address in [globs] if isinstance(globs, str) else globs if isinstance(globs, list) else ():
             yield ("data", "sources", name, "files"), str(address)
-    if isinstance(model, dict) and isinstance(model.get("base"), str):
-        yield ("model", "base"), model["base"]
+    base = model.get("base") if isinstance(model, dict) else None
+    if isinstance(base, str):
+        yield ("model", "base"), base
+    if isinstance(base, dict) and isinstance(base.get("tokenizer"), str) and base["tokenizer"] != "train":
+        yield ("model", "base", "tokenizer"), base["tokenizer"]
     options = model.get("options") if isinstance(model, dict) else None
     if isinstance(options, dict) and isinstance(options.get("folder"), str):
         yield ("model", "options", "folder"), options["folder"]
@@ -195,42 +212,57 @@ def _bundles(document: Document, parcel: Parcel, problems: list[str]) -> Iterato
         if Path(name).expanduser().is_absolute():
             parcel.left.append(f"models is an absolute path: the cluster reads {name} itself")
         elif (here / name / "bundle.json").is_file():
-            yield from _below(here, glob.escape(name))
+            yield from _below(here, name)
         elif name.startswith("."):  # any other may be in the registry
             problems.append(document.problem(("models", index), f"no bundle at '{name}' (below {here})"))
 
 
 def _is_hub_id(keys: Keys, value: str) -> bool:
-    return keys[-1] in ("hub", "base") and not value.startswith(".")
+    return keys[-1] in ("hub", "base", "tokenizer") and not value.startswith(".")
 
 
 def _below(folder: Path, pattern: str) -> Iterator[Path]:
-    """The files of a relative path, a glob or a folder; a database's journal comes with it."""
-    for match in sorted(glob.glob(str(folder / pattern), recursive=True)):  # noqa: PTH207 - Path.glob takes no `..`
+    """The files of a relative path, a glob or a folder, of which what is hidden stays; a database's journal comes with
+    it."""
+    for match in lying_at(folder, pattern):
         path = Path(os.path.normpath(match))
         if path.is_dir():
-            yield from (inner for inner in sorted(path.rglob("*")) if inner.is_file())
+            inside = ((inner, inner.relative_to(path).parts) for inner in sorted(path.rglob("*")) if inner.is_file())
+            yield from (inner for inner, parts in inside if not any(part.startswith(".") for part in parts))
         else:
             yield path
             yield from (beside for end in ("-wal", "-shm") if (beside := path.with_name(path.name + end)).is_file())
 
 
 def _argument_files(command: Sequence[str], parcel: Parcel) -> Iterator[Path]:
-    """Files and bundle folders that the command itself names: `predict MODEL FILE`, `evaluate MODEL --data=FILE`."""
+    """Files and bundles that the command itself names: `predict MODEL FILE`, `evaluate MODEL --data=FILE`. A folder
+    that is no bundle only happens to be called like a model."""
     for word in command[1:]:
         value = word.partition("=")[2] if word.startswith("--") else word
-        if not value or not Path(value).exists() or value.endswith((".yaml", ".yml")):
+        found = Path(value) / "bundle.json" if Path(value).is_dir() else Path(value)
+        if not value or not found.is_file() or value.endswith((".yaml", ".yml")):
             continue
         if Path(value).is_absolute():
             parcel.left.append(f"{value} is an absolute path: the cluster reads it itself")
         else:
-            yield from _below(Path.cwd().resolve(), glob.escape(value))
+            yield from _below(Path.cwd().resolve(), value)
+
+
+def _keys_file(parcel: Parcel) -> Iterator[Path]:
+    """The file of hashed keys that requests to a served model must carry."""
+    named = os.environ.get(KEYS_VARIABLE, "")
+    if Path(named).is_absolute():
+        parcel.left.append(f"{KEYS_VARIABLE} is an absolute path: the cluster reads {named} itself")
+    elif named:
+        yield Path(named).resolve()
 
 
 def _refuse_lost_output(command: Sequence[str]) -> None:
     """A relative path to write to would lie in the job's temporary folder."""
     for option, following in zip(command, [*command[1:], ""], strict=True):
         name, _, value = option.partition("=")
+        if option.startswith("-o"):
+            name, value = "-o", option[2:]
         place = value or following
         if name in ("-o", "--output") and place and not Path(place).is_absolute():
             raise UserError(

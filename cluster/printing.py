@@ -22,10 +22,6 @@ def carry_out(command: Callable[[], Any]) -> None:
 
         _tell(placed(str(error)), "ERROR")
         sys.exit(error.exit_code)
-    except SystemExit as end:
-        if end.code == 130:
-            _tell("interrupted; the same command continues where it can")
-        raise
     except Exception as error:  # noqa: BLE001  the front door's library puts a hook of its own in place of ours
         show_defect(type(error), error, error.__traceback__)
         sys.exit(1)
@@ -34,13 +30,18 @@ def carry_out(command: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def working() -> Iterator[TextIO]:
+def working(*, prepared: bool = True) -> Iterator[TextIO]:
     """Sends to stderr whatever anybody prints meanwhile, libraries and worker processes included, so that stdout
-    holds results only. Yields the real stdout."""
+    holds results only. Yields the real stdout.
+
+    Args:
+        prepared: set the environment that our parts need.
+    """
     from cluster.environment import prepare_environment  # here, for `--help` is to be quick
     from cluster.progress import configure_logging
 
-    prepare_environment()  # before any library is imported that reads its variables only then
+    if prepared:  # before any library is imported that reads its variables only then
+        prepare_environment()
     configure_logging()
     sys.stdout.flush()
     stdout = os.dup(1)
@@ -48,6 +49,9 @@ def working() -> Iterator[TextIO]:
     try:
         with os.fdopen(os.dup(stdout), "w", encoding="utf-8") as out, redirect_stdout(sys.stderr):
             yield out
+    except KeyboardInterrupt:
+        _tell("interrupted; the same command continues where it can")
+        raise
     finally:
         os.dup2(stdout, 1)
         os.close(stdout)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.errors import RunError
-from cluster.storage import HOME_VARIABLE, home
+from cluster.storage import HOME_VARIABLE, home, plain_disk_errors
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -42,8 +42,9 @@ def nodes_without_storage() -> list[str]:
         return []
     word = uuid.uuid4().hex
     probe = home() / f".probe-{word}"
-    probe.parent.mkdir(parents=True, exist_ok=True)
-    probe.write_text(word, encoding="utf-8")
+    with plain_disk_errors(probe):
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_text(word, encoding="utf-8")
     try:
         read = ray.remote(num_cpus=0, max_retries=0)(_reads)
         answers = [

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from cluster.environment import PACKAGES, code_root, environment, local_environment, prepare_environment
 from cluster.errors import RunError, UserError
+from cluster.machine import alive
 from cluster.probe import require_shared_storage
 from cluster.threads import AWAKE_SECONDS, join
 from cluster.worker_lines import send_to_stderr
@@ -312,7 +313,7 @@ def _forget_old_sessions(folder: Path) -> None:
         pid = place.name.rpartition("_")[2].rpartition("-")[2]
         with suppress(OSError):  # another process may be removing the same one
             old = time.time() - place.lstat().st_mtime > 24 * 3600
-            if old and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            if old and pid.isdigit() and not alive(int(pid)):
                 shutil.rmtree(place, ignore_errors=True)
 
 

@@ -146,7 +146,14 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Document:
         raise UserError(f"{path}: is a folder; name the recipe file in it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return _of_text(text, overrides, path)
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of the command line changes a field, as ``train.epochs=1`` does, and names no file."""
+    return "=" in word and not word.startswith("-") and not Path(word).exists()
 
 
 def of_command_line(tree: dict[str, Any], overrides: Sequence[str]) -> Document:

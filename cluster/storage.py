@@ -5,6 +5,7 @@ at all: it is built beside its place and renamed. A second run finds it and skip
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -23,6 +24,9 @@ from cluster.errors import DiskError, HeadraceError, RunError, UserError
 HOME_VARIABLE = "HEADRACE_HOME"
 NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 """What file systems say that flush no folders, as some that are shared do; the disk being full is none of it."""
+
+UNFINISHED = re.compile(r"\.[0-9a-f]{8}$")
+"""How the name of a folder ends that is being built."""
 
 OF_RUST = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust, such as safetensors, tell of the system's errors in errors of their own."""
@@ -59,6 +63,19 @@ def folder_digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file below ``folder``, by its path relative to it, in sorted order."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def lying_at(folder: Path, pattern: str) -> list[Path]:
+    """What lies at a path below a folder (an absolute one: anywhere), or matches it where it is a glob, sorted.
+
+    What there is by a name is meant, whatever signs of a glob stand in it, and those in the folder's own name are none.
+    """
+    whole = folder / Path(pattern).expanduser()
+    if whole.exists():
+        return [whole]
+    inside = "" if Path(pattern).expanduser().is_absolute() else f"{glob.escape(str(folder))}/"
+    matches = glob.glob(f"{inside}{Path(pattern).expanduser()}", recursive=True)  # noqa: PTH207 - Path.glob takes no `..`
+    return sorted(map(Path, matches))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -105,9 +122,7 @@ def building(folder: Path) -> Iterator[Path]:
         with plain_disk_errors(folder):
             beside.mkdir(parents=True)
             yield beside
-            if folder.exists():  # an equal step finished elsewhere meanwhile: the same inputs, the same result
-                return
-            appear(beside, folder)
+            _appear_unless_there(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -118,6 +133,17 @@ def appear(beside: Path, folder: Path) -> None:
         _flush(path)
     beside.rename(folder)
     _flush(folder.parent)
+
+
+def _appear_unless_there(beside: Path, folder: Path) -> None:
+    """As :func:`appear`; where an equal step finished elsewhere meanwhile, that is the same result."""
+    if folder.exists():
+        return
+    try:
+        appear(beside, folder)
+    except OSError:
+        if not folder.exists():
+            raise
 
 
 def _flush(path: Path) -> None:
@@ -187,6 +213,9 @@ def only_one(folder: Path, wait: bool = False) -> Iterator[None]:
             "(it will find the finished result)"
         ) from None
     try:
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):  # built by a process that was killed
+            if UNFINISHED.search(left.name) and left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         lock.release()

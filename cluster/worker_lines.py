@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from cluster.logs import as_json
+from cluster.masking import redact
 from cluster.progress import relay
 
 # How Ray's own chatter begins, in the three formats of Serve, of its Python loggers and of its C++ core.
@@ -26,7 +27,7 @@ def send_to_stderr() -> None:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher, stderr_deduplicator
 
     def show(batch: dict[str, Any]) -> None:
-        lines = [line for line in batch["lines"] if not RAY_INFO_LINE.match(line) and not _is_chatter(line)]
+        lines = [redact(line) for line in batch["lines"] if not RAY_INFO_LINE.match(line) and not _is_chatter(line)]
         if not lines or batch.get("actor_name") in RAY_CARETAKERS:
             return
         if as_json():

@@ -5,6 +5,7 @@ a person can do something with.
 """
 
 import os
+import re
 from typing import Any
 
 import yaml
@@ -16,10 +17,28 @@ Keys = tuple[str | int, ...]
 Pair = tuple[yaml.Node, yaml.Node]
 
 COMMAND_LINE = "command line"
-MERGE = "tag:yaml.org,2002:merge"
+MERGE, TRUTH, WHOLE = (f"tag:yaml.org,2002:{kind}" for kind in ("merge", "bool", "int"))
 TOO_DEEP = "nested too deeply to be read"
 KINDS = {"timestamp": "date", "int": "whole number", "float": "number", "bool": "true or false"}
 MOST_BITS = 14_000  # of a whole number; Python does not write a longer one in digits
+
+QUOTED, TAGGED = ("'", '"'), ("&", "!")
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of truth and of whole numbers: ``yes``, ``no``, ``on`` and ``off`` are words that a company's
+    tables hold, ``12:30`` is a time of day and ``007`` a code, which PyYAML takes for True, 750 and 7."""
+
+    yaml_implicit_resolvers = {
+        sign: [(tag, pattern) for tag, pattern in resolvers if tag not in (TRUTH, WHOLE)]
+        for sign, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+Loader.add_implicit_resolver(TRUTH, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+Loader.add_implicit_resolver(
+    WHOLE, re.compile("^[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
+)
 
 
 class Reader:
@@ -44,7 +63,7 @@ class Reader:
             RecipeError: it is no YAML, or no mapping.
         """
         try:
-            loader = yaml.SafeLoader(text)
+            loader = Loader(text)
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             sign = f"U+{ord(text[error.position]):04X}"
@@ -91,6 +110,8 @@ class Reader:
             return [self.resolved(inner, (*keys, index)) for index, inner in enumerate(value)]
         if not isinstance(value, str) or "${env:" not in value:
             return value
+        if "${env:" in ENVIRONMENT.sub("", value):
+            self._complain(keys, "write ${env:NAME}; a variable's name has letters, digits and _")
         return ENVIRONMENT.sub(lambda match: self._variable(match.group(1), keys), value)
 
     def _variable(self, name: str, keys: Keys) -> str:
@@ -103,8 +124,10 @@ class Reader:
 
     def _overridden(self, text: str, keys: Keys) -> Any:
         try:
-            loader = yaml.SafeLoader(text)
+            loader = Loader(text)
             node = loader.get_single_node()
+            if _reads_less(node, text):
+                return self._storable(text.strip(), keys)
             return None if node is None else self._value(loader, node, keys)
         except yaml.YAMLError:
             if text.lstrip()[:1] in ("[", "{"):
@@ -206,8 +229,19 @@ class Reader:
         return COMMAND_LINE if self._overriding else f"{self.name}:{node.start_mark.line + 1}"
 
 
+def _reads_less(node: yaml.Node | None, text: str) -> bool:
+    """Whether YAML would leave out some of what was typed for a value: a statement's lines become one, and what
+    follows a ``#`` is a comment to it."""
+    if node is None:
+        return bool(text.strip())
+    plain = isinstance(node, yaml.ScalarNode) and node.style not in QUOTED and text.lstrip()[0] not in TAGGED
+    return plain and node.value != text.strip()
+
+
 def _name(loader: yaml.SafeLoader, key: yaml.Node) -> str:
-    """A key as text, whatever YAML takes it for."""
+    """A key as it was written, whatever YAML takes it for."""
+    if isinstance(key, yaml.ScalarNode):
+        return str(key.value)
     try:
         return str(_constructed(loader, key))
     except ValueError:

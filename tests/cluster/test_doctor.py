@@ -1,12 +1,18 @@
 """The doctor, on this machine and on machines with something wrong."""
 
+import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cluster import doctor
 from cluster.doctor import Check, examine
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +50,7 @@ def test_a_registry_that_does_not_answer_is_said_without_its_password(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter22@127.0.0.1:{free_port}")
     check = found("registry")
     assert check.status == "fail"
-    assert f"http://me:***@127.0.0.1:{free_port} does not answer (ConnectionError)" in check.what
+    assert f"http://me:***@127.0.0.1:{free_port} does not answer (ConnectionError)" in check.as_json()["what"]
 
 
 def test_a_taken_port_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +86,24 @@ def test_a_stranger_that_ships_a_package_of_our_name_is_said(home: Path, monkeyp
     check = found("names")
     assert check.status == "fail"
     assert "is imported from" in check.what
+
+
+@pytest.mark.parametrize("home", [None, "s3://bucket/state"])
+def test_the_command_looks_at_what_the_user_has_set_and_shows_no_password(tmp_path: Path, home: str | None) -> None:
+    """As a process: what the command line prepares for other commands would hide what is examined."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "HEADRACE_", "HF_"))}
+    set_by_user = {"HF_ENDPOINT": "http://me:hunter22@127.0.0.1:1", **({"HEADRACE_HOME": home} if home else {})}
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "headrace.py"), "doctor", "--json"],
+        cwd=tmp_path,
+        env=kept | set_by_user,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    checks = {check["name"]: check for check in json.loads(run.stdout)["checks"]}
+    assert "http://me:***@127.0.0.1:1 cannot be reached" in checks["model hub"]["what"]
+    if home:
+        assert (run.returncode, checks["storage"]["status"]) == (1, "fail")
+    else:
+        assert checks["shared storage"]["what"].startswith("HEADRACE_HOME is not set")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from cluster import parcel
 from cluster.errors import RecipeError, UserError
-from cluster.parcel import pack, parcel_of
+from cluster.parcel import pack, parcel_of, recipe_of
 
 SECRET = "correct-horse-battery-staple"
 
@@ -241,3 +242,56 @@ def test_a_certificate_stays_where_nothing_is_served(project: Path) -> None:
     assert "files/project/recipe.yaml" in parcel_of(["run", "recipe.yaml", tls]).files.values()
     with pytest.raises(RecipeError, match=r"serve\.tls\.certificate: no file at 'none\.pem'"):
         parcel_of(["serve", "recipe.yaml", tls])
+
+
+def test_a_recipe_is_found_by_whatever_path_it_is_typed(project: Path, tmp_path: Path) -> None:
+    (project / "linked.yaml").symlink_to("recipe.yaml")
+    (project / "lr=1").mkdir()
+    shutil.copy(project / "recipe.yaml", project / "lr=1" / "recipe.yaml")
+    for typed in (f"{project}//recipe.yaml", f"{project}/./recipe.yaml", "linked.yaml"):
+        found = parcel_of(["run", typed, "train.epochs=1"])
+        assert found.command == ["run", "recipe.yaml", "train.epochs=1"]
+        assert "files/project/recipe.yaml" in found.files.values()
+    named = recipe_of(["run", "lr=1/recipe.yaml", "data.fuse=x.yaml"])
+    assert named == (1, Path("lr=1/recipe.yaml"), ["data.fuse=x.yaml"])
+
+
+def test_signs_of_a_glob_in_the_name_of_a_folder_or_file_are_no_glob(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "proj [v2]"
+    folder.mkdir()
+    (folder / "rows [1].csv").write_text("a\n1\n")
+    (folder / "rows-2.csv").write_text("a\n1\n")
+    sources = '{a: {read: "rows [1].csv"}, b: {read: "rows-*.csv"}}'
+    (folder / "recipe.yaml").write_text(f"name: x\ndata: {{sources: {sources}}}\n")
+    monkeypatch.chdir(folder)
+    names = {"files/recipe.yaml", "files/rows [1].csv", "files/rows-2.csv"}
+    assert set(parcel_of(["fuse", "recipe.yaml"]).files.values()) == names
+
+
+def test_a_folder_travels_with_a_command_only_where_it_is_a_bundle_and_without_what_is_hidden(project: Path) -> None:
+    (project / "intent" / ".git").mkdir(parents=True)
+    (project / "intent" / ".env").write_text("x")
+    (project / "intent" / "config.json").write_text("{}")
+    assert (
+        parcel_of(["predict", "intent", "recipe.yaml"]).files.keys() == parcel_of(["fuse", "recipe.yaml"]).files.keys()
+    )
+    (project / "intent" / "bundle.json").write_text("{}")
+    found = parcel_of(["predict", "intent", "rows.csv"])
+    assert set(found.files.values()) == {"files/intent/bundle.json", "files/intent/config.json"}
+
+
+def test_an_output_that_is_told_without_a_blank_is_refused_too(project: Path) -> None:
+    with pytest.raises(UserError, match=r"-o out\.jsonl: a job's own folder is temporary"):
+        parcel_of(["predict", "model", "rows.csv", "-oout.jsonl"])
+
+
+def test_the_keys_of_a_server_travel_with_what_is_served(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "keys.txt").write_text("x")
+    monkeypatch.setenv("HEADRACE_API_KEYS", "keys.txt")
+    assert "files/keys.txt" in parcel_of(["serve", "support-intent"]).files.values()
+    monkeypatch.setenv("HEADRACE_API_KEYS", "/etc/keys.txt")
+    assert parcel_of(["serve", "support-intent"]).left == [
+        "HEADRACE_API_KEYS is an absolute path: the cluster reads /etc/keys.txt itself"
+    ]

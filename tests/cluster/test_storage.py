@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from cluster import storage
 from cluster.errors import RunError, UserError
 from cluster.storage import (
     building,
     fingerprint,
     folder_digests,
+    lying_at,
     only_one,
-    plain_disk_errors,
     read_json,
     write_json,
     write_text,
+    writing,
 )
 
 WRITER = """
@@ -137,9 +139,11 @@ def test_a_full_disk_is_one_sentence_and_what_was_there_stays(tmp_path: Path) ->
     path = tmp_path / "state.json"
     write_json(path, {"fine": True})
     full = pytest.raises(RunError, match="No space left on device; free some space or set HEADRACE_HOME")
-    with full, plain_disk_errors(tmp_path), Path("/dev/full").open("w", encoding="utf-8") as device:
+    with full, writing(path) as file, Path("/dev/full").open("w", encoding="utf-8") as device:
+        file.write("half")
         device.write("x" * 100_000)
     assert read_json(path) == {"fine": True}
+    assert [one.name for one in tmp_path.iterdir()] == ["state.json"]
 
 
 def test_an_unwritable_home_is_one_sentence(tmp_path: Path) -> None:
@@ -180,3 +184,42 @@ def test_home_is_absolute_and_refuses_a_bucket(home: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="state in a bucket is not supported yet"):
         storage.home()
     assert os.environ["HEADRACE_HOME"] == "s3://bucket/place"
+
+
+def test_what_a_killed_process_was_building_is_removed_by_the_next_that_builds_it(tmp_path: Path) -> None:
+    step = tmp_path / "0123"
+    begun, other, file = tmp_path / ".0123.2826fb8c", tmp_path / ".01234.2826fb8c", tmp_path / ".0123.note"
+    for folder in (begun, other):
+        folder.mkdir()
+        (folder / "half").write_text("x")
+    file.write_text("x")
+    with only_one(step):
+        assert not begun.exists()
+    assert other.exists()
+    assert file.exists()
+
+
+def test_two_that_finish_one_step_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = tmp_path / "0123"
+
+    def the_other_is_quicker(path: Path) -> None:
+        step.mkdir(exist_ok=True)
+        (step / "result").write_text("the other's")
+
+    monkeypatch.setattr(storage, "_flush", the_other_is_quicker)
+    with building(step) as beside:
+        (beside / "result").write_text("ours")
+    assert (step / "result").read_text() == "the other's"
+    assert [path.name for path in tmp_path.iterdir()] == ["0123"]
+
+
+def test_signs_of_a_glob_in_the_name_of_a_folder_or_a_file_are_no_glob(tmp_path: Path) -> None:
+    folder = tmp_path / "proj [v2]"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("rows [1].csv", "rows-2.csv", "deep/rows-3.csv"):
+        (folder / name).write_text("a\n")
+    assert lying_at(folder, "rows [1].csv") == [folder / "rows [1].csv"]
+    assert lying_at(folder, "*.csv") == [folder / "rows [1].csv", folder / "rows-2.csv"]
+    assert lying_at(folder, "**/rows-*.csv") == [folder / "deep" / "rows-3.csv", folder / "rows-2.csv"]
+    assert lying_at(folder / "deep", str(folder / "rows-2.csv")) == [folder / "rows-2.csv"]
+    assert lying_at(folder, "none.csv") == []

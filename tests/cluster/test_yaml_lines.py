@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.errors import RecipeError
+from cluster.errors import RecipeError, UserError
 from cluster.settings import Document, read
 
 MALFORMED = {
@@ -157,3 +157,45 @@ def test_a_key_that_stands_twice_beside_a_merge_is_still_told(tmp_path: Path) ->
     with pytest.raises(RecipeError) as raised:
         written(tmp_path, "a: &s {epochs: 1}\ntrain:\n  <<: *s\n  epochs: 2\n  epochs: 3\n")
     assert raised.value.problems == ["recipe.yaml:5 train.epochs: stands twice, first at recipe.yaml:4; keep one"]
+
+
+STATEMENT = "SELECT *  -- every ticket: all of them\nFROM tickets\nWHERE intent <> 'refund' # and not that"
+
+
+def test_what_is_typed_for_a_value_is_read_whole(tmp_path: Path) -> None:
+    overrides = (
+        f"sql={STATEMENT}",
+        "a=Ticket #5 is ours",
+        "b=|",
+        "c=#1f77b4",
+        "d=",
+        "e=5",
+        "f=[a, b]  # two",
+        "g=*.csv",
+    )
+    values = written(tmp_path, "name: x\n", overrides).values
+    assert values["sql"] == STATEMENT
+    assert [values[key] for key in "abcdefg"] == ["Ticket #5 is ours", "|", "#1f77b4", None, 5, ["a", "b"], "*.csv"]
+
+
+def test_words_of_a_company_are_no_truth_values_and_codes_no_numbers(tmp_path: Path) -> None:
+    text = "on: {no: [yes, no, NO, off], 0x1: [007, 12:30, 1_000, 0x1f, -5, +5, 0, true, False]}\n"
+    assert written(tmp_path, text).values == {
+        "on": {"no": ["yes", "no", "NO", "off"], "0x1": ["007", "12:30", 1000, 31, -5, 5, 0, True, False]}
+    }
+
+
+@pytest.mark.parametrize("value", ["${env:MY-VAR}", "postgresql://me:${env:MY@host/db", "${env:}"])
+def test_a_variable_that_is_none_is_told(tmp_path: Path, value: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        written(tmp_path, f"name: x\nurl: '{value}'\n")
+    assert raised.value.problems == [
+        "recipe.yaml:2 url: write ${env:NAME}; a variable's name has letters, digits and _"
+    ]
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml/x.yaml", "x" * 300 + ".yaml"])
+def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"cannot be read: (Not a directory|File name too long)"):
+        read(tmp_path / name)

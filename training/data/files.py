@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from cluster.errors import RunError, UserError
-from cluster.storage import file_digest
+from cluster.storage import file_digest, lying_at
 from training.data.recipe import Source
 
 ENDINGS = {
@@ -86,16 +86,11 @@ def _find(key: str, address: str, folder: Path) -> list[File]:
         return [File(str(pattern.resolve()))]
     if pattern.is_dir():
         raise UserError(f"{key}: {address} is a folder; name its files, e.g. {address}/*.csv")
-    matches = _matches(pattern) if GLOB.search(str(pattern)) else []
+    matches = [path for path in lying_at(folder, address) if path.is_file()]
     if not matches:
         what = "no file matches" if GLOB.search(address) else "there is no file"
         raise UserError(f"{key}: {what} {address} (looked in {folder})")
     return [File(str(path.resolve())) for path in matches]
-
-
-def _matches(pattern: Path) -> list[Path]:
-    root = Path(pattern.anchor)
-    return sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())
 
 
 def _find_remote(key: str, address: str) -> list[File]:

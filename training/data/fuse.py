@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
+from cluster.machine import alive
 from cluster.progress import heartbeat, say
 from cluster.session import usable_cores
 from cluster.storage import building, fingerprint, home, only_one, plain_disk_errors, read_json, write_json
@@ -108,18 +109,8 @@ def _sweep(place: Path) -> None:
     """Removes what processes that were killed on this machine have left."""
     for folder in place.glob(f"{LANDING}*-*-*"):
         node, process, _ = folder.name.removeprefix(LANDING).rsplit("-", 2)  # a node's own name may hold dashes
-        if node == platform.node() and process.isdigit() and not _alive(int(process)):
+        if node == platform.node() and process.isdigit() and not alive(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _build(recipe: Recipe, folder: Path, landed: dict[str, Landed], work: Path) -> None:

@@ -42,7 +42,7 @@ async def compose(
     held.callback(places.close)
     prepared = await asyncio.to_thread(served.predictor.prepare, [(row, call.parameters) for row in rows])
     schema = call.sampling.schema
-    grammar = await asyncio.to_thread(writer.grammar, schema) if schema is not None else None
+    grammar = await writer.grammar(schema) if schema is not None else None
     examples = (example for (example, _), _ in prepared for _ in range(call.choices))
     orders = [
         writer.order(example, call.parameters, call.sampling.of_text(index, grammar and grammar.copy()))

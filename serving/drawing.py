@@ -32,6 +32,9 @@ LEAST_TEMPERATURE = 1e-3
 """Below, the likeliest token is taken, which is what comes of it anyway: divided by much less, logits become infinite,
 and the engine ends for everybody."""
 
+LARGEST_SCHEMA = 65_536
+"""Characters of a schema. One of so many small parts takes about a second to be read, on one core."""
+
 UNFOLLOWED = "response_format: to hold a text to this schema takes more than is allowed for"
 
 SPACED: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -126,6 +129,8 @@ class Grammars:
         Raises:
             UserError: the schema is none that a text can be held to, or the library that does it is missing.
         """
+        if len(schema) > LARGEST_SCHEMA:
+            raise UserError(f"response_format: the schema has more than {LARGEST_SCHEMA} characters")
         try:
             from llguidance import LLMatcher
             from llguidance.hf import from_tokenizer

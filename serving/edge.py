@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from cluster.errors import UserError
 from serving import protocols, shedding
+from serving.apart import into_items, texts_in, together
 from serving.composing import compose
 from serving.exchange import (
     Headers,
@@ -140,6 +141,7 @@ class Edge:
             self._require_tokens(key)
             value = await self._read(request, endpoint, watched, key)
             deadline = watched.started + self._options.timeout_seconds
+            spend = functools.partial(self._spend, key, watched)
             name = endpoint.model or endpoint.named(value) or only(self._models(key))
             while True:
                 model = find(self._models(key), name)
@@ -148,14 +150,10 @@ class Edge:
                     call = endpoint.call(value, served)
                     self._check(call, served)
                     if isinstance(call, Composition):
-                        spend = functools.partial(self._spend, key, watched)
                         texts = asyncio.ensure_future(compose(call, served, deadline, owner, spend, held))
                         return _composed(await request.unless_left(texts, _left(deadline)), served, held)
                     asked = time.monotonic()
-                    questions = [(row, call.parameters) for row in served.predictor.rows(call.inputs)]
-                    answers = served.scheduler.submit(questions, deadline, owner)
-                    answered = await request.unless_left(answers, _left(deadline))
-                    self._spend(key, watched, answered.tokens)
+                    answered = await self._answered(request, call, served, deadline, owner, spend)
                     watched.runs = answered.runs
                     return _written(call, model, served, answered, time.monotonic() - asked)
                 except OverloadedError as error:
@@ -177,11 +175,31 @@ class Edge:
         body = await request.body(self._options.max_body_bytes, self._options.timeout_seconds)
         return body if raw else endpoint.read(body, request.headers, self._options.max_items)
 
+    async def _answered(
+        self,
+        request: Request,
+        call: Call,
+        served: Served,
+        deadline: float,
+        owner: str | None,
+        spend: Callable[[int], None],
+    ) -> Answered:
+        task = served.predictor.task
+        rows = served.predictor.rows(call.inputs)
+        self._refuse_more(texts_in(task, rows))
+        items, counts = into_items(task, rows)
+        questions = [(item, call.parameters) for item in items]
+        answers = served.scheduler.submit(questions, deadline, owner, spend)
+        return together(task, await request.unless_left(answers, _left(deadline)), counts, call.parameters)
+
     def _check(self, call: Call | Composition, served: Served) -> None:
-        asked, most = call.items, self._options.max_items
-        if asked > most:
-            raise RefusalError(413, "too_many_inputs", f"inputs: {asked} were sent; {most} are allowed")
+        self._refuse_more(call.items)
         _check_parameters(served, call.parameters)
+
+    def _refuse_more(self, asked: int) -> None:
+        """Than a request may carry: inputs, or texts where an input may hold many."""
+        if asked > (most := self._options.max_items):
+            raise RefusalError(413, "too_many_inputs", f"inputs: {asked} were sent; {most} are allowed")
 
     def _said(self, error: OverloadedError, model: Model, endpoint: Endpoint, key: Key | None) -> Headers:
         """What HAProxy is told of a full model: something only where all who ask at this path wait in one queue."""

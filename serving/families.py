@@ -18,7 +18,7 @@ import torch
 from cluster.storage import fingerprint
 from serving.engines.choice import REFERENCE
 from serving.engines.engine import checked
-from serving.outcomes import Answered, Backlog, Batch, ClosedError
+from serving.outcomes import Answered, Backlog, Batch, ClosedError, Spend, free
 from serving.predictor import Predictor, Question, blank_row
 from serving.recipe import Wanted
 from serving.scheduler import Scheduler
@@ -250,7 +250,9 @@ class Seat:
         self._asked = 0
         self._lock = threading.Lock()
 
-    def submit(self, values: Sequence[Any], deadline: float, owner: str | None = None) -> "asyncio.Future[Answered]":
+    def submit(
+        self, values: Sequence[Any], deadline: float, owner: str | None = None, spend: Spend = free
+    ) -> "asyncio.Future[Answered]":
         """Queues the values of one request for this model.
 
         Raises:
@@ -261,7 +263,7 @@ class Seat:
             if self.closed:
                 raise ClosedError
             mine = [(self, value, 0) for value in values]
-            future = self.family.scheduler.submit(mine, deadline, owner)
+            future = self.family.scheduler.submit(mine, deadline, owner, spend)
             self._asked += len(mine)
         future.add_done_callback(lambda done: self._done(len(mine)))
         return future

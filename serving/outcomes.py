@@ -1,7 +1,15 @@
 """What those who run a model tell: answers, batches, what waits, and why there is no answer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+Spend = Callable[[int], None]
+"""Is told of tokens that were computed for whoever asked."""
+
+
+def free(tokens: int) -> None:
+    """Of those that nobody pays for."""
 
 
 class OverloadedError(Exception):

@@ -129,7 +129,9 @@ class Serve(Strict):
         description="What the weights of all models may take in one replica, as in 4GiB. Where that is less than they "
         "are, those that were not asked for longest leave and come back when they are asked. Left out, all stay.",
     )
-    max_items: Count = Field(128, ge=1, description="Inputs that one request may carry.")
+    max_items: Count = Field(
+        128, ge=1, description="Inputs that one request may carry; texts, where an input holds many."
+    )
     max_tokens: Count = Field(
         131_072,
         ge=1,

@@ -32,8 +32,10 @@ from serving.outcomes import (
     ClosedError,
     ExpiredError,
     OverloadedError,
+    Spend,
     TooManyTokensError,
     Written,
+    free,
 )
 from serving.pace import Pace
 from serving.returns import Returns
@@ -51,6 +53,7 @@ class _Request:
     submitted: float
     answered: Answered
     missing: int
+    spend: Spend
     tokens: int = 0  # of those of its items that are prepared
 
 
@@ -147,7 +150,9 @@ class Scheduler:
 
     # --- for the event loop ---------------------------------------------------------------------------------------
 
-    def submit(self, values: Sequence[Any], deadline: float, owner: str | None = None) -> "asyncio.Future[Answered]":
+    def submit(
+        self, values: Sequence[Any], deadline: float, owner: str | None = None, spend: Spend = free
+    ) -> "asyncio.Future[Answered]":
         """Queues the values of one request; the future resolves to their answers.
 
         Cancelling the future drops what has not been computed. An item that fails fails its request, and no other;
@@ -156,6 +161,8 @@ class Scheduler:
         Args:
             deadline: on the scheduler's clock; past it, the request is dropped and fails with :class:`ExpiredError`.
             owner: who asks. Those who wait are served in turns, so that one who asks a lot delays nobody else.
+            spend: is told, on the caller's loop, of the tokens of each item that was computed; also of those that
+                nobody waited for any more.
 
         Raises:
             OverloadedError: the values do not fit the queue, or would not be answered before their deadline.
@@ -168,7 +175,7 @@ class Scheduler:
             future.set_result(answered)
             return future
         now = self._clock()
-        request = _Request(owner, loop, future, deadline, now, answered, len(values))
+        request = _Request(owner, loop, future, deadline, now, answered, len(values), spend)
         with self._came:
             if self._state.closed:
                 raise ClosedError
@@ -376,6 +383,8 @@ def _deliver(results: list[tuple[_Item, Any]]) -> None:
 def _settle(results: list[tuple[_Item, Any]]) -> None:
     for item, result in results:
         request = item.request
+        if not isinstance(result, Failed):
+            request.spend(item.length + (result.tokens if isinstance(result, Written) else 0))
         if request.future.done():
             continue
         if isinstance(result, Failed):

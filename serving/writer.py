@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -28,8 +29,10 @@ from serving.outcomes import (
     ClosedError,
     ExpiredError,
     OverloadedError,
+    Spend,
     TooManyTokensError,
     Written,
+    free,
 )
 from serving.pace import Pace
 from serving.places import Entrance, Places
@@ -134,12 +137,16 @@ class Writer:
         self._room = threading.RLock()  # a replica's two ways in have an event loop each
         self._entrance, self._pace = Entrance(AT_ONCE), Pace()
         self._closed = False
+        # A thread of their own, one after the other: what takes long keeps nothing waiting but other schemas.
+        self._of_grammars = ThreadPoolExecutor(1, "grammars")
         self._grammars = Grammars(task.tokenizer, model.config.get_text_config().vocab_size, task.ends)
         self._manager = self._started()
 
     # --- for the event loop ---------------------------------------------------------------------------------------
 
-    def submit(self, values: Sequence[Any], deadline: float, owner: str | None = None) -> "asyncio.Future[Answered]":
+    def submit(
+        self, values: Sequence[Any], deadline: float, owner: str | None = None, spend: Spend = free
+    ) -> "asyncio.Future[Answered]":
         """Whole answers to the values of one request, as :meth:`serving.scheduler.Scheduler.submit` gives them.
 
         Raises:
@@ -147,7 +154,7 @@ class Writer:
             ClosedError: after :meth:`close`.
         """
         places = self.admit(len(values), deadline, owner)
-        answer = asyncio.ensure_future(self._answer(list(values), deadline, places))
+        answer = asyncio.ensure_future(self._answer(list(values), deadline, places, spend))
         answer.add_done_callback(lambda done: places.close())  # also where it was cancelled before it began
         return answer
 
@@ -174,12 +181,13 @@ class Writer:
     def _taken(self) -> int:
         return len(self._open) + self._kept
 
-    async def _answer(self, values: list[Any], deadline: float, places: Places) -> Answered:
+    async def _answer(self, values: list[Any], deadline: float, places: Places, spend: Spend) -> Answered:
         prepared = await asyncio.to_thread(self._prepare, values)
         orders = [self.order(example, parameters) for (example, parameters), _ in prepared]
         self.check(orders)
-        texts = await together(self._whole(order, deadline, places) for order in orders)
         lengths = [length for _, length in prepared]
+        spend(sum(lengths))
+        texts = await together(self._whole(order, deadline, places, spend) for order in orders)
         return Answered([text.answer for text in texts], lengths, [text.tokens for text in texts], [])
 
     def order(
@@ -198,20 +206,23 @@ class Writer:
         if sum(len(order.example["input_ids"]) + order.most for order in orders) > self._limits.tokens:
             raise TooManyTokensError(self._limits.tokens)
 
-    def grammar(self, schema: str) -> Grammar:
-        """What a text of this model may go on with that keeps to a JSON schema. Takes a moment.
+    async def grammar(self, schema: str) -> Grammar:
+        """What a text of this model may go on with that keeps to a JSON schema.
 
         Raises:
             UserError: none can be made.
         """
         if self._model.device.type != "cpu":  # where what may come next is asked for before it is known what came
             raise UserError("response_format: a schema is kept to by models that compute on a CPU alone")
-        return self._grammars.of(schema)
+        return await asyncio.get_running_loop().run_in_executor(self._of_grammars, self._grammars.of, schema)
 
-    async def _whole(self, order: Order, deadline: float, places: Places) -> Written:
+    async def _whole(self, order: Order, deadline: float, places: Places, spend: Spend) -> Written:
         tokens: Tokens = []
-        async for piece in self.write(order, deadline, places):
-            tokens = piece.tokens
+        try:
+            async for piece in self.write(order, deadline, places):
+                tokens = piece.tokens
+        finally:
+            spend(len(tokens))
         output = np.array([0, 0, *tokens], dtype=np.float32)
         return Written(self._task.decode([output], [dict(order.example)], order.parameters)[0], len(tokens))
 
@@ -319,6 +330,7 @@ class Writer:
         while self.busy():
             time.sleep(0.05)
         self._manager.stop(block=True)
+        self._of_grammars.shutdown(wait=False)
 
     def _started(self) -> Any:
         settings = GenerationConfig(

@@ -333,3 +333,11 @@ def test_what_is_not_written_in_time_is_said(edge: Running) -> None:
         asyncio.run(asked(time.monotonic(), streamed=True))
     assert b"was not ready in time" in events[-1]
     assert not served.scheduler.busy()
+
+
+def test_a_schema_that_would_take_long_to_read_is_refused(edge: Running) -> None:
+    large = {"type": "object", "properties": {f"name {number}": {"type": "string"} for number in range(3000)}}
+    body = {"model": "chat", "messages": TALK, "response_format": wanted(large)}
+    said = requests.post(f"{edge.address}/v1/chat/completions", json=body, timeout=60)
+    assert said.status_code == 422
+    assert said.json()["error"]["message"] == "response_format: the schema has more than 65536 characters"

@@ -194,3 +194,20 @@ def test_each_batch_is_told_with_its_tokens_and_padding() -> None:
 
     play(scenario)
     assert seen == [Batch(1, 1, 1, 1.5, 0.0), Batch(2, 6, 8, 0.0, 1.5)]
+
+
+def test_who_leaves_pays_for_what_was_computed_and_for_nothing_else() -> None:
+    gate, spent = Gate(), []
+
+    async def scenario() -> None:
+        with scheduler_of(gate, limits=Limits(items=1)) as scheduler:
+            left = scheduler.submit(["four", "and three"], NEVER, "who left", spent.append)
+            await gate.busy()
+            left.cancel()
+            other = scheduler.submit(["a"], NEVER, "who stays")
+            gate.open()
+            assert (await other).answers == ["A"]
+        assert gate.batches == [["four"], ["a"]]
+        assert spent == [len("four")]
+
+    play(scenario)

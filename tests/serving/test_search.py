@@ -12,7 +12,9 @@ import requests
 import torch
 from huggingface_hub import InferenceClient
 
+from serving.apart import MOST_TEXTS
 from serving.predictor import Predictor
+from serving.recipe import Serve
 from tests.serving.conftest import Running, entry
 from training.bundle import Bundle, open_bundle, write_bundle
 from training.recipe import Model
@@ -103,3 +105,38 @@ def test_the_document_says_what_stands_alone(edge: Running) -> None:
             {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
         ]
     }
+
+
+MANY = [f"{first} {second} late" for first in ("card", "parcel", "app", "slow", "lost") for second in "abcdefgh"]
+"""More texts than one item of the scheduler holds."""
+
+
+def test_many_texts_of_one_input_are_answered_as_few_are(bundles: dict[str, Bundle], edge: Running) -> None:
+    assert len(MANY) > 2 * MOST_TEXTS
+    inputs = {
+        "find": {"source_sentence": "my card is lost", "sentences": MANY},
+        "rank": {"query": "my card is lost", "texts": MANY},
+    }
+    for name, asked in inputs.items():
+        (direct,) = Predictor(bundles[name], device="cpu").predict([asked])
+        said = requests.post(f"{edge.address}/models/{name}", json={"inputs": [asked, asked]}).json()
+        for one in said:
+            assert flat(one) == pytest.approx(flat(direct), abs=1e-5)
+    best = requests.post(f"{edge.address}/models/rank", json={"inputs": inputs["rank"], "parameters": {"top_k": 3}})
+    assert flat(best.json()) == pytest.approx(flat(direct[:3]), abs=1e-5)
+
+
+def flat(answer: list[Any]) -> list[float]:
+    """The numbers of a similarity or a ranking, in order."""
+    return [number for one in answer for number in (one.values() if isinstance(one, dict) else [one])]
+
+
+def test_texts_count_as_inputs_do(bundles: dict[str, Bundle], edge_of: Callable[..., Any]) -> None:
+    with edge_of({name: entry(bundle) for name, bundle in bundles.items()}, Serve(max_items=8)) as running:
+        for name, asked in [
+            ("find", {"source_sentence": "a", "sentences": [""] * 9}),
+            ("rank", {"query": "a", "texts": ["b"] * 9}),
+        ]:
+            refused = requests.post(f"{running.address}/models/{name}", json={"inputs": asked})
+            assert refused.status_code == 413
+            assert refused.json()["error"]["message"] == "inputs: 9 were sent; 8 are allowed"

@@ -1,6 +1,8 @@
 """The words that tokens came from stand where the input has them, whatever the tokenizer and the Unicode form."""
 
 import itertools
+import random
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from training.inputs.text import Reader
+from training.inputs.text import JOINER, LAST_SIGN, MOST_MARKS, Reader, in_form
 from training.inputs.words import Word, origins, silent, special_tokens, words_of
 
 ENGLISH, CHINESE = "my card isn't late, the parcel is", "我的 包裹还没有到, please help"
@@ -122,3 +124,33 @@ def test_a_silent_text_keeps_its_special_tokens(bert: Reader) -> None:
     [tokens] = bert.read([{"text": "card ☃ late"}])
     kept = bert.tokenizer.convert_ids_to_tokens(silent(bert, tokens))
     assert kept == ["[CLS]", "[PAD]", "[PAD]", "[PAD]", "[SEP]"]
+
+
+MARKED = "a" + "\u0301" * 20_000 + "\u0323" * 20_000
+"""To put its marks in order takes the square of their number: minutes."""
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFKC", "NFD", "NFKD"])
+def test_a_long_row_of_marks_is_parted_and_ordered_part_by_part(form: str) -> None:
+    read = in_form(MARKED, form)
+    assert read.replace(JOINER, "").count("\u0323") == 20_000
+    assert max(map(len, read.split(JOINER))) <= MOST_MARKS + 1
+    assert in_form(read, form) == read
+    places = origins(MARKED, form)
+    assert len(places) == len(read)
+    assert [start for start, _ in places] == sorted(start for start, _ in places)
+    assert places[-1][1] == len(MARKED)
+
+
+def test_a_text_without_a_long_row_of_marks_is_in_the_form_that_unicode_says() -> None:
+    draw = random.Random(5)
+    signs = "aeé中ệ㍿ﬁ가ᄀ\u0301\u0323\u0344\u034f\ud800𝒳🏳"
+    for _ in range(500):
+        text = "".join(draw.choices(signs, k=draw.randint(1, 60)))
+        for form in ("NFC", "NFKC", "NFD", "NFKD"):
+            assert in_form(text, form) == unicodedata.normalize(form, text)
+            assert len(origins(text, form)) == len(in_form(text, form))
+
+
+def test_no_mark_lies_beyond_the_last_sign_that_is_looked_up() -> None:
+    assert not any(map(unicodedata.combining, map(chr, range(LAST_SIGN + 1, sys.maxunicode + 1))))

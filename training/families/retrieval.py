@@ -16,7 +16,7 @@ import torch
 from cluster.errors import UserError
 from training.inputs.text import Reader, padded
 from training.recipe import Model
-from training.tasks.task import Batch
+from training.tasks.task import Batch, Row
 
 PARTS = 4
 """Forward passes over a training batch. Queries are short and passages long: read in one, queries would be padding."""
@@ -136,6 +136,13 @@ class Pairs:
                 f"model.target: '{self.grade}' is no column of numbers; data.clean.types: {{{self.grade}: float}} "
                 "rejects the rows that hold none"
             ) from None
+
+
+def parted(row: Row, name: str, most: int) -> list[Row]:
+    """A row as several that hold at most so many of the texts in its list ``name``, where it has one."""
+    texts = row.get(name) or ()
+    starts = range(0, len(texts), most) if len(texts) > most else ()
+    return [{**row, name: texts[start : start + most]} for start in starts] or [row]
 
 
 # --- several texts to an example ----------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ reads rows the same way wherever they come from.
 
 import contextlib
 import datetime as dt
+import functools
+import itertools
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
-from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,16 @@ LONGEST = 512
 
 READABLE = (str, int, float, Decimal, dt.date, dt.time)
 """Types of a value that has a spelling; a ``bool`` is an ``int``, a ``datetime`` a ``date``."""
+
+MOST_MARKS = 30
+"""Combining marks in a row, as Unicode has it for texts that come in streams (UAX #15, Stream-Safe Text Format): to put
+more of them in order takes the square of their number."""
+
+JOINER = "\u034f"
+"""What parts a longer row of marks, and shows nothing."""
+
+LAST_SIGN = 0x1FFFF
+"""Beyond it are no marks."""
 
 Tokens = list[int]
 
@@ -175,7 +187,29 @@ def padded(tokens: Sequence[Sequence[int]], fill: int) -> tuple[npt.NDArray[np.i
 
 def in_form(text: str, form: str) -> str:
     """``text`` in a Unicode form; in the form that it has for ``none``."""
-    return text if form == "none" else normalize(cast(Any, form), text)
+    return text if form == "none" else unicodedata.normalize(cast(Any, form), marks_parted(text)[0])
+
+
+def marks_parted(text: str) -> tuple[str, Sequence[int]]:
+    """A text whose longer rows of combining marks are parted, and which character of the text each of its own is."""
+    if text.isascii() or len(text) <= MOST_MARKS:
+        return text, range(len(text))
+    signs = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    others = np.flatnonzero(~_marks()[np.minimum(signs, LAST_SIGN)])
+    begins, ends = np.append(-1, others) + 1, np.append(others, len(signs))
+    rows = zip(begins, ends, strict=True) if (ends - begins > MOST_MARKS).any() else ()
+    cuts = [at for first, end in rows for at in range(first + MOST_MARKS, end, MOST_MARKS)]
+    if not cuts:
+        return text, range(len(text))
+    pieces = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
+    return JOINER.join(pieces), np.insert(np.arange(len(signs)), cuts, np.array(cuts) - 1).tolist()
+
+
+@functools.cache
+def _marks() -> npt.NDArray[np.bool_]:
+    """Of every character up to ``LAST_SIGN`` whether it is, or comes apart into, combining marks."""
+    signs = map(chr, range(LAST_SIGN + 1))
+    return np.array([bool(unicodedata.combining(unicodedata.normalize("NFKD", sign)[0])) for sign in signs])
 
 
 def open_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.inputs.text import Reader, Tokens, in_form
+from training.inputs.text import Reader, Tokens, in_form, marks_parted
 from training.inputs.units import stripped
 
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
@@ -85,16 +85,19 @@ def special_tokens(reader: Reader) -> set[int]:
 
 def origins(text: str, form: str) -> list[Place]:
     """For each character of a text in a Unicode form, the characters of the text as it came that it was made of."""
-    if in_form(text, form) == text:
+    whole = in_form(text, form)
+    if whole == text:
         return [(index, index + 1) for index in range(len(text))]
+    parted, stands = marks_parted(text)
     found: list[Place] = []
     start = 0
-    for end in range(1, len(text) + 1):
-        piece = in_form(text[start:end], form)
-        if end == len(text) or in_form(text[start : end + 1], form) == piece + in_form(text[end], form):
-            found += [(start, end)] * len(piece)  # the next character changes nothing of these
+    for end in range(1, len(parted) + 1):
+        piece = in_form(parted[start:end], form)
+        if end == len(parted) or in_form(parted[start : end + 1], form) == piece + in_form(parted[end], form):
+            found += [(stands[start], stands[end - 1] + 1)] * len(piece)  # the next character changes nothing of these
             start = end
-    return found
+    # One further on may, in rare mixtures of scripts: of such a text only the whole is known.
+    return found if len(found) == len(whole) else [(0, len(text))] * len(whole)
 
 
 def _groups(

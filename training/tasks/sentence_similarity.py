@@ -14,7 +14,7 @@ from transformers import AutoModel
 from cluster.errors import UserError
 from cluster.settings import Count, Strict
 from training.evaluation import retrieval
-from training.families.retrieval import Pairs, Relevance, pad_lists, pad_texts, read_texts
+from training.families.retrieval import Pairs, Relevance, pad_lists, pad_texts, parted, read_texts
 from training.inputs.text import CELL, in_form
 from training.models import pooling
 from training.models.pooling import Pooling
@@ -204,6 +204,12 @@ class SentenceSimilarity(Task):
         there = [reader for reader in readers if set(reader.columns) & value.keys()] or [self.pairs.query]
         first, *rest = [reader.text(reader.row(index, value)) for reader in there]
         return {"source_sentence": first, "sentences": rest}
+
+    def apart(self, row: Row, most: int) -> list[Row]:
+        return parted(row, "sentences", most)
+
+    def together(self, answers: Sequence[Any], most: int, parameters: Mapping[str, Any]) -> Any:
+        return answers[0] if len(answers) == 1 else [score for scores in answers for score in scores]
 
     def text(self, row: Row) -> str:
         return str(row["source_sentence"])

@@ -198,6 +198,15 @@ class Task(ABC):
                 its content.
         """
 
+    def apart(self, row: Row, most: int) -> list[Row]:
+        """A row of many texts that are read one by one as several rows, each of at most so many of them."""
+        return [row]
+
+    def together(self, answers: Sequence[Any], most: int, parameters: Mapping[str, Any]) -> Any:
+        """The answer to a row, of those to the rows that :meth:`apart` made of it."""
+        (answer,) = answers
+        return answer
+
     @abstractmethod
     def text(self, row: Row) -> str:
         """What a person reads of a row, in the report."""

@@ -14,7 +14,7 @@ from cluster.errors import FewRowsError, UserError
 from cluster.settings import Strict
 from training.evaluation import retrieval
 from training.evaluation.metrics import sigmoid
-from training.families.retrieval import Pairs, Relevance, pad_lists, pad_texts, read_texts
+from training.families.retrieval import Pairs, Relevance, pad_lists, pad_texts, parted, read_texts
 from training.inputs.text import CELL, Reader, in_form
 from training.models import pooling
 from training.recipe import Model
@@ -182,6 +182,16 @@ class TextRanking(Task):
         if not isinstance(texts, list) or not texts or not all(isinstance(one, str) for one in texts):
             raise UserError(f"inputs[{index}].texts: a list of strings is needed")
         return {**value, "query": in_form(query, form), "texts": [in_form(one, form) for one in texts]}
+
+    def apart(self, row: Row, most: int) -> list[Row]:
+        return parted(row, "texts", most)
+
+    def together(self, answers: Sequence[Any], most: int, parameters: Mapping[str, Any]) -> Any:
+        if len(answers) == 1:
+            return answers[0]
+        ranked = [{**one, "index": part * most + one["index"]} for part, own in enumerate(answers) for one in own]
+        ranked.sort(key=lambda one: -one["score"])  # stable: of equal scores the first text stays first
+        return ranked[: parameters.get("top_k")]
 
     def text(self, row: Row) -> str:
         return str(row["query"])

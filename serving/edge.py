@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +49,7 @@ from serving.refusals import body_of
 from serving.shown import ADMIN_PATHS, OPEN_PATHS, Models, Shown, find, find_version, only
 from serving.traces import Traces
 from serving.watch import Question, Watch
+from training.tasks.task import Row
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +154,13 @@ class Edge:
                         texts = asyncio.ensure_future(compose(call, served, deadline, owner, spend, held))
                         return _composed(await request.unless_left(texts, _left(deadline)), served, held)
                     asked = time.monotonic()
-                    answered = await self._answered(request, call, served, deadline, owner, spend)
+                    items, counts = self._items(call, served)
+                    questions = [(item, call.parameters) for item in items]
+                    answers = served.scheduler.submit(questions, deadline, owner, spend)
+                    answered = await request.unless_left(answers, _left(deadline))
                     watched.runs = answered.runs
-                    return _written(call, model, served, answered, time.monotonic() - asked)
+                    whole = together(served.predictor.task, answered, counts, call.parameters)
+                    return _written(call, model, served, whole, time.monotonic() - asked)
                 except OverloadedError as error:
                     quick = _left(deadline) > QUICK * self._options.timeout_seconds
                     raise refusal(error, self._said(error, model, endpoint, key) if quick else ()) from None
@@ -175,22 +180,11 @@ class Edge:
         body = await request.body(self._options.max_body_bytes, self._options.timeout_seconds)
         return body if raw else endpoint.read(body, request.headers, self._options.max_items)
 
-    async def _answered(
-        self,
-        request: Request,
-        call: Call,
-        served: Served,
-        deadline: float,
-        owner: str | None,
-        spend: Callable[[int], None],
-    ) -> Answered:
-        task = served.predictor.task
+    def _items(self, call: Call, served: Served) -> tuple[list[Row], list[int]]:
+        """The inputs of a call as the scheduler's items, and of how many each input is."""
         rows = served.predictor.rows(call.inputs)
-        self._refuse_more(texts_in(task, rows))
-        items, counts = into_items(task, rows)
-        questions = [(item, call.parameters) for item in items]
-        answers = served.scheduler.submit(questions, deadline, owner, spend)
-        return together(task, await request.unless_left(answers, _left(deadline)), counts, call.parameters)
+        self._refuse_more(texts_in(served.predictor.task, rows))
+        return into_items(served.predictor.task, rows)
 
     def _check(self, call: Call | Composition, served: Served) -> None:
         self._refuse_more(call.items)

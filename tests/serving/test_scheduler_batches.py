@@ -197,7 +197,8 @@ def test_each_batch_is_told_with_its_tokens_and_padding() -> None:
 
 
 def test_who_leaves_pays_for_what_was_computed_and_for_nothing_else() -> None:
-    gate, spent = Gate(), []
+    gate = Gate()
+    spent: list[int] = []
 
     async def scenario() -> None:
         with scheduler_of(gate, limits=Limits(items=1)) as scheduler:

@@ -186,7 +186,7 @@ def evaluate(
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name@alias, name/3 or a bundle folder.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows to answer: csv, jsonl or parquet.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write here instead of to stdout.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write here; .csv keeps the rows.")] = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
     top_k: Annotated[int | None, typer.Option(help="How many labels each answer holds.", min=1)] = None,
@@ -194,7 +194,7 @@ def predict(
 ) -> None:
     """Answer every row of a file.
 
-    The answers are those of the endpoint, one line of JSON for each row.
+    The answers are those of the endpoint, one line of JSON for each row; in a .csv, after the row's own cells.
     """
     with working() as out:
         from serving.answering import answer_into, answer_to

@@ -21,6 +21,7 @@ import tempfile
 import time
 import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def commanded(address: str | None, words: list[str]) -> list[dict[str, Any]]:
 
 
 def list_jobs(address: str | None) -> list[dict[str, Any]]:
-    """Every job of the cluster, the newest first: id, status, command, exit_code, started and ended (Unix time)."""
+    """Every job of the cluster, the newest first: id, status, command, exit_code, started and ended (UTC)."""
     with plain_errors():
         found = connect(address).list_jobs()
     found.sort(key=lambda job: job.start_time or 0, reverse=True)
@@ -107,13 +108,17 @@ def list_jobs(address: str | None) -> list[dict[str, Any]]:
             "id": job.submission_id or job.job_id,
             "status": str(job.status.value if hasattr(job.status, "value") else job.status),
             "command": redact((job.metadata or {}).get("headrace") or job.entrypoint),
-            "started": job.start_time / 1000 if job.start_time else None,
-            "ended": job.end_time / 1000 if job.end_time else None,
+            "started": _moment(job.start_time),
+            "ended": _moment(job.end_time),
             "exit_code": job.driver_exit_code,
         }
         for job in found
         if not (job.submission_id or "").startswith(_id_of(PROBE_WORD))  # deleted, and noted once more as it ended
     ]
+
+
+def _moment(milliseconds: int | None) -> str | None:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds") if milliseconds else None
 
 
 def logs(address: str | None, job: str) -> int:

@@ -1,5 +1,9 @@
-"""Answers to the rows of a file: as many rows in memory as a chunk has, however many the file has."""
+"""Answers to the rows of a file: as many rows in memory as a chunk has, however many the file has.
 
+As lines of JSON; or as CSV, in which each row stands as it came with its answer after it.
+"""
+
+import csv
 import json
 import re
 import shutil
@@ -17,18 +21,27 @@ from serving.predictor import Predictor
 Chunks = Iterable[Sequence[Mapping[str, Any]]]
 """Rows, some at a time."""
 
-PLACE = re.compile(r"^inputs\[(\d+)\]")
+Write = Callable[[Mapping[str, Any], Any], None]
+"""Writes the answer to a row."""
+
+PLACE = re.compile(r"^inputs\[(\d+)\]\.?")
+
+ANSWER = "answer"
+"""The column of a CSV file that an answer stands in; of one that has parts, each in ``answer_PART``."""
 
 
 def answer_into(output: Path, predictor: Predictor, chunks: Chunks, parameters: Mapping[str, Any], total: int) -> int:
-    """Writes one line of JSON for each row to ``output``, which appears when it is whole; returns their number.
+    """Writes an answer for each row to ``output``, which appears when it is whole; returns their number.
+
+    Lines of JSON, but for a name that ends in ``.csv``.
 
     Raises:
         UserError: a row or a parameter is wrong; a row is named by its place among all.
         RunError: the file cannot be written.
     """
     with writing(output) as file:
-        return _answer(predictor, chunks, parameters, total, _to(file))
+        write = _to_csv(file) if output.suffix.lower() == ".csv" else _to(file)
+        return _answer(predictor, chunks, parameters, total, write)
 
 
 def answer_to(
@@ -55,13 +68,40 @@ def answer_to(
     return rows
 
 
-def _to(file: TextIO, form: Callable[[Any], Any] | None = None) -> Callable[[Any], None]:
+def _to(file: TextIO, form: Callable[[Any], Any] | None = None) -> Write:
     """What writes an answer as a line."""
 
-    def write(one: Any) -> None:
+    def write(row: Mapping[str, Any], one: Any) -> None:
         file.write(json.dumps(form(one) if form else one, ensure_ascii=False) + "\n")
 
     return write
+
+
+def _to_csv(file: TextIO) -> Write:
+    """What writes a row and its answer as a line of a table, whose columns are those of the first."""
+    lines: list[csv.DictWriter[str]] = []
+
+    def write(row: Mapping[str, Any], one: Any) -> None:
+        cells = {name: _cell(value) for name, value in row.items() if not isinstance(value, bytes)} | _flat(one)
+        if not lines:
+            lines.append(csv.DictWriter(file, list(cells), lineterminator="\n", extrasaction="ignore"))
+            lines[0].writeheader()
+        lines[0].writerow(cells)
+
+    return write
+
+
+def _flat(answer: Any) -> dict[str, Any]:
+    """An answer as cells: of labels with scores the likeliest, of an object its parts, of anything else its JSON."""
+    if isinstance(answer, list) and answer and isinstance(answer[0], dict) and answer[0].keys() == {"label", "score"}:
+        answer = answer[0]
+    if isinstance(answer, dict):
+        return {f"{ANSWER}_{part}": _cell(value) for part, value in answer.items()}
+    return {ANSWER: _cell(answer)}
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _answer(
@@ -69,7 +109,7 @@ def _answer(
     chunks: Chunks,
     parameters: Mapping[str, Any],
     total: int,
-    write: Callable[[Any], None],
+    write: Write,
 ) -> int:
     done = 0
     with progress("predicting", total=total, unit="rows") as bar:
@@ -78,12 +118,12 @@ def _answer(
                 answers = predictor.predict(rows, parameters, bar.advance)
             except UserError as error:
                 raise UserError(_placed(str(error), done)) from None
-            for one in answers:
-                write(one)
+            for row, one in zip(rows, answers, strict=True):
+                write(row, one)
             done += len(rows)
     return done
 
 
 def _placed(message: str, before: int) -> str:
     """A message about a row of a chunk as one about a row of the file."""
-    return PLACE.sub(lambda found: f"inputs[{int(found[1]) + before}]", message)
+    return PLACE.sub(lambda found: f"row {int(found[1]) + before + 1}: ", message)

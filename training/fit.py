@@ -21,7 +21,7 @@ from training.bundle import Bundle, ForeignFileError, open_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
 from training.finished import ASIDE
-from training.job import Job
+from training.job import Job, checkpoints
 from training.journal import Follower, Record, entries
 from training.preflight import check_early_stopping
 from training.recipe import Elastic, Recipe, Train
@@ -182,7 +182,12 @@ def followed(recipe: Recipe, encoded: Encoded, folder: Path, log: RunLog) -> Ite
     rows = recipe.train.epochs * len(encoded.split("train"))
     done = entries(folder / "metrics.jsonl")
     if done:
-        say(f"{recipe.name}: continues a run that was interrupted after step {done[-1]['step']} of {done[-1]['steps']}")
+        kept = max((path.name for path in checkpoints(folder).glob("step-*")), default=None)
+        begins = (
+            f"after step {int(kept.removeprefix('step-'))}, its last checkpoint," if kept else "before a checkpoint,"
+        )
+        anew = "continues a run" if kept else "begins anew: a run"
+        say(f"{recipe.name}: {anew} that was interrupted {begins} of {done[-1]['steps']} steps")
     with progress("training", total=rows, unit="rows", start=rows_of(done)) as bar:
 
         def show(records: list[Record]) -> None:

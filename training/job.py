@@ -50,3 +50,8 @@ class Job:
         """The encoded data, and the base on this node."""
         name, folder = self.base
         return open_encoded(Path(self.encoded), resolve_base(name, Path(folder)))
+
+
+def checkpoints(run: Path) -> Path:
+    """Where a run keeps its checkpoints: inside what Ray Train takes for its own, so that it accepts them."""
+    return run / "ray" / "checkpoints"

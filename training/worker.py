@@ -27,7 +27,7 @@ from cluster.storage import appear, building, plain_disk_errors
 from training import checkpoint, outputs
 from training.budget import find_budget
 from training.encode import Encoded
-from training.job import Job
+from training.job import Job, checkpoints
 from training.journal import Journal
 from training.loop import Moment, Trainee, as_record, make_trainee, predict, train
 from training.memory import most_held
@@ -167,11 +167,6 @@ def leave(trainee: Trainee, encoded: Encoded, folder: Path, *, apart: bool = Fal
                 outputs.save(unfinished / f"{name}.safetensors", values)
 
     on_rank_0(write)
-
-
-def checkpoints(folder: Path) -> Path:
-    """Where a run keeps its checkpoints: inside what Ray Train takes for its own, so that it accepts them."""
-    return folder / "ray" / "checkpoints"
 
 
 def on_rank_0(action: Callable[[], None]) -> None:

@@ -19,11 +19,11 @@ from cluster.errors import DiskError, HeadraceError
 from cluster.session import Resources
 from cluster.storage import building, plain_disk_errors
 from training import checkpoint
-from training.job import Job
+from training.job import Job, checkpoints
 from training.journal import Follower, Journal, Record, entries
 from training.loop import Trainee, as_record, train
 from training.recipe import Train
-from training.worker import checkpoints, ready
+from training.worker import ready
 from tuning.ledger import Epoch
 
 VALIDATION = "validation/"

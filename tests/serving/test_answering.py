@@ -1,5 +1,6 @@
 """A file of rows answered some rows at a time: the same answers, in bounded memory, whole or not at all."""
 
+import csv
 import gzip
 import io
 import json
@@ -115,9 +116,9 @@ def test_a_wrong_row_is_named_by_its_place_in_the_file_and_leaves_no_answers(bun
     output, out = tmp_path / "out.jsonl", io.StringIO()
     output.write_text("old\n")
     lacking = cast(Chunks, [ROWS[:3], [*ROWS[3:5], {"id": 5}]])
-    with pytest.raises(UserError, match=r"^inputs\[5\]\.text: missing"):
+    with pytest.raises(UserError, match=r"^row 6: text: missing"):
         answer_into(output, Predictor(bundle), lacking, {}, 6)
-    with pytest.raises(UserError, match=r"^inputs\[5\]\.text: missing"):
+    with pytest.raises(UserError, match=r"^row 6: text: missing"):
         answer_to(out, Predictor(bundle), lacking, {}, 6, as_json=False)
     assert (output.read_text(), out.getvalue()) == ("old\n", "")
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
@@ -132,3 +133,17 @@ def test_a_file_without_rows_has_no_answers(bundle: Bundle, tmp_path: Path) -> N
             (only,) = table.chunks
         assert (table.rows, only.num_rows) == (0, 0)
         assert "text" in only.column_names
+
+
+def test_a_table_has_each_row_with_its_answer_after_it(bundle: Bundle, tmp_path: Path) -> None:
+    predictor = Predictor(bundle)
+    rows = [{**row, "note": 'a "quoted", and\nbroken line', "tags": ["a", 1], "file": b"x"} for row in ROWS]
+    assert answer_into(tmp_path / "out.csv", predictor, [rows], {}, 7) == 7
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        told = list(csv.DictReader(file))
+    assert list(told[0]) == ["text", "id", "note", "tags", "answer_label", "answer_score"]
+    for row, line, answer in zip(rows, told, predictor.predict(rows), strict=True):
+        assert [line["text"], line["id"], line["note"]] == [row["text"], str(row["id"]), row["note"]]
+        assert json.loads(line["tags"]) == row["tags"]
+        assert line["answer_label"] == answer[0]["label"]
+        assert float(line["answer_score"]) == pytest.approx(answer[0]["score"], abs=1e-5)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from cluster.progress import say
 from training.data.files import ENDINGS
-from training.data.landing import ROW, Landed, written
+from training.data.landing import ROW, Landed, Reject, written
 from training.data.recipe import Source
 from training.data.sources import land
 from training.inputs import media
@@ -24,6 +24,9 @@ SOURCE = "file"
 
 RECIPE_KEY = re.compile(rf"data\.sources\.{SOURCE}\.(\w+)(:?)")
 
+
+SOME = 10
+"""Rows that a message names."""
 
 CHUNK, FILES_CHUNK = 10_000, 128
 """Rows that are held at once: enough for batches of equal lengths; fewer where each holds a picture or a sound."""
@@ -84,14 +87,36 @@ def open_table(
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         landed = _land(file, _source(file, encoding, delimiter), Path(folder), as_text)
         if landed.rejects:
-            first = landed.rejects[0]
-            raise UserError(
-                f"{file}:{first.row}: {first.reason}; mend or remove the row ({landed.rejected_rows} in all)"
-            )
+            first, *others = landed.rejects
+            more = f", and {landed.rejected_rows - 1} more: rows {_some(others)}" if others else ""
+            raise UserError(f"{file}:{first.row}: {first.reason}{more}; mend or remove them: each row gets an answer")
+        _check_columns(file, pq.read_schema(landed.paths[0]).names, signature)
         for warning in landed.warnings:
             say(_for_options(warning))
         tables = _chunks(landed.paths, chunk or (FILES_CHUNK if held else CHUNK))
         yield OpenTable(landed.rows, _readable(tables, as_text, held, file))
+
+
+def _some(rejects: Sequence[Reject]) -> str:
+    """Rows of a file that could not be read; the first ones, where there are many."""
+    return ", ".join(str(one.row) for one in rejects[:SOME]) + (" …" if len(rejects) > SOME else "")
+
+
+def _check_columns(file: Path, names: Collection[str], signature: Mapping[str, Any]) -> None:
+    """Refuses a file that lacks a column which a request may leave out: there, a wrong header would go unnoticed.
+
+    Raises:
+        UserError: naming the columns.
+    """
+    shapes = signature["input"].get("anyOf", [signature["input"]])
+    if any({"required", "anyOf"} & shape.keys() or shape.get("type") == "string" for shape in shapes):
+        return  # the model itself says what it lacks
+    lacking = [name for name in input_columns(signature) if name not in names]
+    if lacking:
+        raise UserError(
+            f"{file}: has no column {', '.join(lacking)}, which the model reads; it has "
+            f"{', '.join(name for name in names if name != ROW)}. Add it, empty where nothing is known"
+        )
 
 
 def _chunks(paths: Sequence[str], most: int) -> Iterator[pa.Table]:

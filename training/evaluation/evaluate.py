@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 BATCH = 32
 
+SOME = 10
+"""Labels that a message names."""
+
 
 def evaluate(bundle: Bundle, table: pa.Table | None) -> dict[str, Any]:
     """A model's metrics and those of its baselines from training; with ``table``, also its metrics there.
@@ -55,7 +58,8 @@ def measure(bundle: Bundle, rows: list[Row]) -> dict[str, float]:
     if not rows:
         raise UserError("there are no rows to measure the model on")
     task = bundle.task()
-    targets = [_target(task, number, row) if task.has_targets else None for number, row in enumerate(rows, 1)]
+    column = bundle.info["recipe"].get("model", {}).get("target")
+    targets = [_target(task, column, number, row) if task.has_targets else None for number, row in enumerate(rows, 1)]
     examples = task.encode(task.rows(rows))
     if task.has_targets:
         examples = [{**example, "target": target} for example, target in zip(examples, targets, strict=True)]
@@ -63,14 +67,17 @@ def measure(bundle: Bundle, rows: list[Row]) -> dict[str, float]:
     return task.metrics(outputs_of(task, model, examples), targets)
 
 
-def _target(task: Task, number: int, row: Row) -> Any:
+def _target(task: Task, column: Any, number: int, row: Row) -> Any:
     try:
         return task.encode_target(row)
     except KeyError as error:
-        raise UserError(
-            f"row {number}: {error} is neither a column there nor a target that the model knows; "
-            "the file needs the columns that the model was trained on"
-        ) from None
+        columns = [column] if isinstance(column, str) else column or ()
+        if error.args[0] not in columns or error.args[0] in row:
+            known = f"; it knows {', '.join(task.labels[:SOME])}{' …' if len(task.labels) > SOME else ''}"
+            raise UserError(
+                f"row {number}: {error} is no label that the model knows{known * bool(task.labels)}"
+            ) from None
+        raise UserError(f"the file has no column {error}, by which the model's answers are judged") from None
     except UserError as error:
         raise UserError(f"row {number}: {error}") from None
 

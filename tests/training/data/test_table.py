@@ -97,3 +97,22 @@ def test_pictures_are_read_beside_the_table_that_names_them(tmp_path: Path) -> N
     (tmp_path / "named.csv").write_text("picture\npictures/2.png\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"row 1, picture: pictures/2.png: there is no such file"):
         read_table(tmp_path / "named.csv", signature)
+
+
+def test_every_row_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a"}\n{"text"\n{"text": "b"}\n{"text\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: .*, and 1 more: rows 4; mend or remove them"):
+        read_table(file, {"input": {"type": "string"}})
+
+
+def test_a_file_without_a_column_that_a_request_may_leave_out_is_refused(tmp_path: Path) -> None:
+    """A table model takes a missing cell for unknown: each answer would be given, and none would be worth much."""
+    number = {"type": ["number", "null"]}
+    signature = {"input": {"type": "object", "properties": {"spend": number, "since": number}}}
+    (tmp_path / "rows.csv").write_text("Spend,since\n1,2\n")
+    told = r"rows\.csv: has no column spend, which the model reads; it has Spend, since"
+    with pytest.raises(UserError, match=told):
+        read_table(tmp_path / "rows.csv", signature)
+    (tmp_path / "rows.csv").write_text("spend,since\n,2\n")
+    assert read_table(tmp_path / "rows.csv", signature).num_rows == 1

@@ -148,7 +148,7 @@ def test_a_model_is_measured_on_other_rows(learned: tuple[Encoded, Trainee, Bund
     )
     result = evaluate(bundle, table)
     assert result["metrics"]["data/f1"] == 1.0
-    with pytest.raises(UserError, match="row 1: 'animal' is neither"):
+    with pytest.raises(UserError, match="row 1: 'animal' is no label that the model knows"):
         evaluate(bundle, pa.table({"text": ["a dog"], "entities": ['[{"start": 2, "end": 5, "label": "animal"}]']}))
     with pytest.raises(UserError, match="row 1: the span 2-50 is not within the text's 5 characters"):
         evaluate(bundle, pa.table({"text": ["a dog"], "entities": ['[{"start": 2, "end": 50, "label": "thing"}]']}))

@@ -84,14 +84,29 @@ def outline(value: Any, indent: str = "") -> list[str]:
 
 
 def measured(result: Mapping[str, Any]) -> list[str]:
-    """A model's metrics next to those of its baselines, and where its parts lie."""
+    """A model's metrics next to those of its baselines, what they come to, and where its parts lie."""
     columns = {"model": result["metrics"], **result.get("baselines", {})}
     rows = [
         {"": metric} | {name: f"{values[metric]:.4f}" if metric in values else "" for name, values in columns.items()}
         for metric in result["metrics"]
     ]
     places = {key: result[key] for key in ("model", "version", "bundle", "report") if result.get(key) is not None}
-    return [*table(rows), "", *outline(places)]
+    following = [f"next: headrace serve {result['model']}"] if result.get("version") else []
+    return [*table(rows), "", *_verdict(result), *outline(places), *following]
+
+
+def _verdict(result: Mapping[str, Any]) -> list[str]:
+    """How the model does by its headline metric, next to the best baseline."""
+    headline, sign = result["data"].get("headline"), -1 if result["data"].get("direction") == "min" else 1
+    value = result["metrics"].get(headline)
+    rivals = {name: one[headline] for name, one in result.get("baselines", {}).items() if headline in one}
+    if value is None or not rivals:
+        return []
+    best = max(rivals, key=lambda name: sign * rivals[name])
+    gain = sign * (value - rivals[best])
+    way = "better than" if gain > 0 else "worse than" if gain < 0 else "the same as"
+    by = f"{abs(gain):.4f} " if gain else ""
+    return [f"verdict: {headline} {value:.4f}, {by}{way} {best}, the best baseline", ""]
 
 
 def short(value: Any) -> str:

@@ -82,7 +82,9 @@ def test_the_whole_way(recipe: Path, tmp_path: Path) -> None:
     assert (result["model"], result["version"]) == ("topics", 1)
     assert result["metrics"].keys() >= {"test/accuracy", "validation/accuracy"}
     assert result["baselines"].keys() == {"majority", "tfidf", "frozen"}
-    assert result["data"].keys() == {"rows", "splits", "fingerprint", "baselines_learned_from"}
+    assert result["data"].keys() == {
+        *("rows", "splits", "fingerprint", "baselines_learned_from", "headline", "direction"),
+    }
     assert Path(result["report"]).is_file()
 
     with tempfile.TemporaryDirectory(dir="/tmp") as place, pytest.MonkeyPatch.context() as patch:

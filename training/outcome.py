@@ -57,6 +57,8 @@ def finish(
         "splits": {name: len(encoded.split(name)) for name in SPLITS},
         "fingerprint": fused.fingerprint,
         "baselines_learned_from": baselines["learned_from"],
+        "headline": "/".join(judged_by(encoded)),
+        "direction": direction(task),
     }
     with building(bundle_folder) as unfinished:
         write_bundle(
@@ -105,9 +107,8 @@ def report_data(
     bundle: Bundle, version: int, recipe: Recipe, fused: Fused, encoded: Encoded, folder: Path
 ) -> ReportData:
     """What the report shows of a run: the test split's answers, or the validation split's where there is no test."""
-    judged = "test" if len(encoded.split("test")) else "validation"
+    judged, headline = judged_by(encoded)
     history = entries(folder / "metrics.jsonl")
-    headline = encoded.task.final_headline or encoded.task.headline
     rows = asked(recipe, fused, encoded)[judged].to_pylist()
     return ReportData(
         name=recipe.name,
@@ -119,7 +120,7 @@ def report_data(
         baselines=bundle.info["baselines"],
         judged=judged,
         headline=headline,
-        direction=(encoded.task.metrics_known | encoded.task.metrics_of_answers)[headline],
+        direction=direction(encoded.task),
         titles={name: baseline.title for name, baseline in encoded.task.baselines.items()},
         labels=encoded.task.labels,
         outputs=said(folder, judged, bundle.info["temperature"]),
@@ -136,6 +137,17 @@ def report_data(
         seconds=sum(record["seconds"] for record in history),
         memory=max((record.get("memory", 0) for record in history), default=0),
     )
+
+
+def judged_by(encoded: Encoded) -> tuple[str, str]:
+    """The split and the metric by which a model is judged in the end."""
+    split = "test" if len(encoded.split("test")) else "validation"
+    return split, encoded.task.final_headline or encoded.task.headline
+
+
+def direction(task: Task) -> str:
+    """Whether more (``max``) or less (``min``) of that metric is better."""
+    return (task.metrics_known | task.metrics_of_answers)[task.final_headline or task.headline]
 
 
 def measured_baselines(recipe: Recipe, fused: Fused, encoded: Encoded) -> dict[str, Any]:

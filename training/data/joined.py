@@ -132,7 +132,10 @@ class Fusion:
         for hidden, source in origins.items():
             first = 0 if tables[source].numbered else 1  # Daft counts the rows of a Parquet file from 0
             numbers.setdefault(tables[source].name, table[hidden].fill_null(-first).to_numpy().astype(np.int64) + first)
-        return Rows(table.select(shown), numbers, self._column_sources(shown, numbers))
+        several = frozenset(
+            one.name for one in tables.values() if one.numbered and one.files > 1 and one.kind != "files"
+        )
+        return Rows(table.select(shown), numbers, self._column_sources(shown, numbers), several)
 
     def _column_sources(self, columns: list[str], numbers: Mapping[str, Any]) -> dict[str, str]:
         """The source that a column is looked up in: the first table that has it, else the main one."""

@@ -12,7 +12,7 @@ from training.data.rows import Rows
 from training.data.split import SPLITS, Parted
 from training.recipe import Recipe
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same recipe and data would give other rows: earlier results are then made again."""
 
 MAIN = "fused"
@@ -82,9 +82,8 @@ def _source(source: Landed) -> dict[str, Any]:
 
 
 def _main(fusion: Fusion, rows: Rows) -> dict[str, Any] | None:
-    """None where fused rows are not the rows of a source (GROUP BY, UNION), or of one in several files, each of which
-    numbers its rows from the start."""
-    if fusion.main is None or fusion.main not in rows.origins or fusion.sources[fusion.main].files > 1:
+    """None where fused rows are not the rows of a source (GROUP BY, UNION)."""
+    if fusion.main is None or fusion.main not in rows.origins:
         return None
     numbers = rows.origins[fusion.main]
     used = len(set(numbers[numbers > 0].tolist()))

@@ -107,7 +107,8 @@ class Statement:
         position = _outer_from(self.text)
         if position is None or not origins:
             return None
-        return f"{self.text[:position].rstrip()}, {', '.join(added)} {self.text[position:]}", origins
+        # On a line of its own: what stands before the FROM may be a comment that goes to the line's end.
+        return f"{self.text[:position].rstrip()}\n, {', '.join(added)} {self.text[position:]}", origins
 
     def outputs(self) -> list[str] | None:
         """The names of the result's columns; None where a ``*`` leaves them open."""

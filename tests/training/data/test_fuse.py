@@ -286,3 +286,26 @@ def test_notes_point_at_what_deserves_a_look(tmp_path: Path, home: Path, make_re
     ) in notes
     assert "extra: 45 of 75 rows have no value" in notes
     assert any("of the training rows are 'a'" in note for note in notes)
+
+
+def test_rows_of_several_files_that_a_join_multiplies_are_pointed_out(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    for part in (1, 2):
+        lines = [f"text {part} {row},{row % 5},{'ab'[row % 2]}" for row in range(50)]
+        (tmp_path / f"rows-{part}.csv").write_text("\n".join(["text,customer,label", *lines, "wrong,9,?"]) + "\n")
+    plans = [f"{customer},plan {copy}" for customer in range(5) for copy in range(3)]
+    (tmp_path / "plans.csv").write_text("\n".join(["customer,plan", *plans, "9,none"]) + "\n")
+    recipe = make_recipe(
+        {"t": {"read": "rows-*.csv"}, "c": {"read": "plans.csv"}},
+        "SELECT t.text, t.label -- what it is\nFROM t JOIN c ON t.customer = c.customer",
+        clean={"allowed": {"label": ["a", "b"]}},
+    )
+    fused = fuse(recipe)
+    assert fused.report["main"] == {"source": "t", "rows": 102, "used": 102, "unused": 0, "fused_rows": 302}
+    assert any("102 rows of t became 302 fused rows" in note for note in fused.report["notes"])
+    rejected = pq.read_table(fused.folder / "rejected.parquet").to_pylist()
+    assert [(one["row"], one["reason"]) for one in rejected] == [
+        (52, "not one of a, b (in file 1 of t)"),
+        (52, "not one of a, b (in file 2 of t)"),
+    ]

@@ -93,23 +93,25 @@ class Fusion:
         if tracked and self._statement:
             try:
                 table = self._named(engine.run(tracked[0], engine.tables(tables, numbered=True)))
-                return self._ordered(table, tracked[1], self._statement.order(), tables)
+                return self._ordered(table, tracked[1], self._statement.order(table.column_names), tables)
             except engine.StatementError:
                 pass  # the statement as written gives the error that its author understands, or works
         try:
             table = self._named(engine.run(text.strip().rstrip(";"), engine.tables(tables, numbered=False)))
         except engine.StatementError as error:
             raise UserError(self._failure(str(error), tables, held_out)) from None
-        order = self._statement.order() if self._statement else []
-        return self._ordered(table, {}, [one for one in order if one[0] in table.column_names], tables)
+        order = self._statement.order(table.column_names) if self._statement else []
+        return self._ordered(table, {}, order, tables)
 
     def _named(self, table: pa.Table) -> pa.Table:
-        """Daft calls a column ``c.plan`` where another table has a ``plan`` too; SQL calls it ``plan``."""
+        """Daft calls a column ``c.plan`` where another table has a ``plan`` too; SQL calls it ``plan``. An expression
+        without a name is called as Daft calls it."""
         names = self._statement.outputs() if self._statement else None
         if not names or len(names) > table.num_columns:
             return table
-        given = names + table.column_names[len(names) :]
-        single = [new if given.count(new) == 1 else old for new, old in zip(given, table.column_names, strict=True)]
+        there = table.column_names
+        given = [new or old for new, old in zip(names, there, strict=False)] + there[len(names) :]
+        single = [new if given.count(new) == 1 else old for new, old in zip(given, there, strict=True)]
         return table.rename_columns(single)
 
     def _failure(self, reason: str, tables: dict[str, Landed], held_out: str | None) -> str:

@@ -5,7 +5,7 @@ carry the row numbers of its tables: with them the result has one order whatever
 rejected row can be found again in its source.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import sqlglot
@@ -101,8 +101,8 @@ class Statement:
             if source:
                 origins[f"{ORIGIN}{index}"] = source
                 added.append(f'{_quoted(table.alias_or_name)}."{row_column(source)}" AS "{ORIGIN}{index}"')
-        for index, (ordered, name) in enumerate(self._order()):
-            if name is None:
+        for index, (ordered, column) in enumerate(self._order()):
+            if column is None:
                 added.append(f'{ordered.this.sql(DIALECT)} AS "{ORDER}{index}"')
         position = _outer_from(self.text)
         if position is None or not origins:
@@ -110,17 +110,23 @@ class Statement:
         # On a line of its own: what stands before the FROM may be a comment that goes to the line's end.
         return f"{self.text[:position].rstrip()}\n, {', '.join(added)} {self.text[position:]}", origins
 
-    def outputs(self) -> list[str] | None:
-        """The names of the result's columns; None where a ``*`` leaves them open."""
-        names = list(self._tree.named_selects)
-        return None if self._tree.is_star else names
+    def outputs(self) -> list[str | None] | None:
+        """The names of the result's columns, None for an expression without one; None where a ``*`` leaves them open."""
+        return None if self._tree.is_star else [_output_name(one) for one in self._tree.selects]
 
-    def order(self) -> list[tuple[str, bool, bool]]:
-        """The outermost ORDER BY as ``(column of the result, descending, nulls first)``."""
-        return [
-            (name or f"{ORDER}{index}", bool(ordered.args.get("desc")), bool(ordered.args.get("nulls_first")))
-            for index, (ordered, name) in enumerate(self._order())
-        ]
+    def order(self, columns: Sequence[str]) -> list[tuple[str, bool, bool]]:
+        """The outermost ORDER BY as ``(column of the result, descending, nulls first)``.
+
+        Args:
+            columns: of the result, hidden ones last; what is ordered by something else is left out.
+        """
+        items = []
+        for index, (ordered, column) in enumerate(self._order()):
+            name = f"{ORDER}{index}" if column is None else column
+            name = columns[name] if isinstance(name, int) else name
+            if name in columns:
+                items.append((name, bool(ordered.args.get("desc")), bool(ordered.args.get("nulls_first"))))
+        return items
 
     def joins(self) -> Iterator[Join]:
         """Every join of the statement, the outermost first."""
@@ -173,19 +179,19 @@ class Statement:
         natural = any(join.args.get("method") for join in tree.find_all(exp.Join))
         return not inner_star and not natural and not any(_aggregates(one) for one in tree.expressions)
 
-    def _order(self) -> list[tuple[exp.Ordered, str | None]]:
-        """The ORDER BY's items, with the column of the result that each names, where it names one."""
+    def _order(self) -> list[tuple[exp.Ordered, int | str | None]]:
+        """The ORDER BY's items, with the name or the place of the result's column that each names, if it names one."""
         order = self._tree.args.get("order")
-        outputs = list(self._tree.named_selects)
-        items = []
+        outputs = [_output_name(one) for one in self._tree.selects]
+        items: list[tuple[exp.Ordered, int | str | None]] = []
         for ordered in order.expressions if order else []:
             key = ordered.this
-            name: str | None = None
-            if isinstance(key, exp.Literal) and not key.is_string and int(key.name) <= len(outputs):
-                name = outputs[int(key.name) - 1]
+            column: int | str | None = None
+            if isinstance(key, exp.Literal) and not key.is_string and 0 < int(key.name) <= len(outputs):
+                column = int(key.name) - 1
             elif isinstance(key, exp.Column) and not key.table and key.name in outputs:
-                name = key.name
-            items.append((ordered, name))
+                column = key.name
+            items.append((ordered, column))
         return items
 
 
@@ -194,6 +200,10 @@ def _outer_tables(tree: exp.Select) -> list[exp.Table]:
     sides = [start.this] if start else []
     sides += [join.this for join in tree.args.get("joins") or [] if join.args.get("kind") not in ("SEMI", "ANTI")]
     return [side for side in sides if isinstance(side, exp.Table)]
+
+
+def _output_name(selected: exp.Expr) -> str | None:
+    return selected.output_name or None
 
 
 def _counted(star: exp.Star) -> bool:

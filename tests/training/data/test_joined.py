@@ -125,6 +125,19 @@ def test_an_order_by_is_kept(order: str, sources: dict[str, Landed], duck: duckd
     assert found.to_pylist() == duck.sql(statement).to_arrow_table().to_pylist()
 
 
+def test_expressions_without_a_name_leave_the_others_theirs(sources: dict[str, Landed]) -> None:
+    statement = "SELECT upper(t.label), t.id, t.text, t.customer AS who FROM tickets t ORDER BY 1, 2 DESC"
+    table = Fusion(statement, sources, set()).rows().table
+    assert table.column_names == ["label", "id", "text", "who"]
+    keys = list(zip(table["label"].to_pylist(), [-number for number in table["id"].to_pylist()], strict=True))
+    assert keys == sorted(keys)
+    counted = "SELECT label, COUNT(*) FROM tickets GROUP BY label ORDER BY 2 DESC"
+    table = Fusion(counted, sources, set()).rows().table
+    assert all(table.column_names)
+    counts = table[1].to_pylist()
+    assert counts == sorted(counts, reverse=True)
+
+
 def test_an_order_by_of_what_is_not_selected(sources: dict[str, Landed], duck: duckdb.DuckDBPyConnection) -> None:
     statement = "SELECT t.text FROM tickets t ORDER BY t.label, t.id DESC LIMIT 20"
     found = Fusion(statement, sources, set()).rows().table

@@ -1,18 +1,23 @@
 """The fuse statement run over landed sources: one table whose rows have one order and know where they came from."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from cluster.complaints import nearest
 from cluster.errors import UserError
 from training.data import engine
 from training.data.joins import measure
 from training.data.landing import HIDDEN, Landed
 from training.data.rows import Rows, digests, ranks
-from training.data.statement import ORIGIN, Statement, UnreadableError
+from training.data.statement import ORIGIN, Statement, UnreadableError, quoted
 from training.mapped import taken
+
+UNKNOWN_COLUMN = re.compile(r"Column (\"[^\"]*\"|\S+) not found")
+UNKNOWN_TABLE = re.compile(r"Table not found: (\"[^\"]*\"|\S+)")
 
 
 def main_source(statement: str | None, joined: Sequence[str]) -> str | None:
@@ -33,7 +38,8 @@ class Fusion:
     FROM. Without a statement a source is simply read. ``key`` is where in the recipe the statement stands.
 
     Raises:
-        UserError: the statement names a held out source, whose rows would then be trained on.
+        UserError: the statement names a held out source, whose rows would then be trained on, or calls a function that
+            Daft takes for another than SQL does.
     """
 
     def __init__(
@@ -51,6 +57,9 @@ class Fusion:
             self._statement = Statement(statement, self.joined)
         except UnreadableError:  # Daft will say what is wrong, or understand it all the same
             return
+        misread = Statement(statement, sources).misread()
+        if misread:
+            raise UserError(f"{key}: {misread}")
         leaked = Statement(statement, sources).named() & held_out
         if leaked:
             name = min(leaked)
@@ -117,7 +126,7 @@ class Fusion:
     def _failure(self, reason: str, tables: dict[str, Landed], held_out: str | None) -> str:
         where = f"{self.key} (with '{held_out}' in the place of '{self.main}')" if held_out else self.key
         there = "; ".join(f"{name}({', '.join(landed.schema.names)})" for name, landed in tables.items())
-        return f"{where}: {reason.rstrip('.')}. The tables are {there}"
+        return f"{where}: {reason.rstrip('.')}{_perhaps(reason, tables)} The tables are {there}"
 
     def _ordered(
         self, table: pa.Table, origins: dict[str, str], order: list[tuple[str, bool, bool]], tables: dict[str, Landed]
@@ -146,6 +155,19 @@ class Fusion:
         main = next(iter(numbers))
         having = {name: set(self.sources[name].schema.names) for name in numbers}
         return {one: next((name for name, names in having.items() if one in names), main) for one in columns}
+
+
+def _perhaps(reason: str, tables: Mapping[str, Landed]) -> str:
+    """The name that was probably meant where Daft knows none like that; it tells capital letters from small ones."""
+    column, table = UNKNOWN_COLUMN.search(reason), UNKNOWN_TABLE.search(reason)
+    if column:
+        known = [name for landed in tables.values() for name in landed.schema.names]
+        near = nearest(column[1].strip('"'), known)
+    else:
+        near = nearest(table[1].strip('"'), tables) if table else None
+    if near is None:
+        return "."
+    return f", did you mean {near if near.isidentifier() else quoted(near)}?"
 
 
 def _ties(keys: list[Any], places: Any) -> bool:

@@ -7,6 +7,7 @@ rejected row can be found again in its source.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import sqlglot
 from sqlglot import expressions as exp
@@ -80,6 +81,14 @@ class Statement:
         """The sources that the statement reads."""
         return {table.name for table in self._tree.find_all(exp.Table) if self._source(table)}
 
+    def misread(self) -> str | None:
+        """A function that Daft runs, and takes for another than SQL does, with what to write instead."""
+        words = list(sqlglot.tokenize(self.text, DIALECT))
+        for word, after in pairwise(words):
+            if word.text.upper() == "SUBSTR" and after.token_type == TokenType.L_PAREN:
+                return "substr would count from 0, and SQL's from 1; write substring(text, start, length)"
+        return None
+
     def main(self) -> str | None:
         """The source whose rows become the rows of the result: the first table of the outermost FROM.
 
@@ -100,7 +109,7 @@ class Statement:
             source = self._source(table)
             if source:
                 origins[f"{ORIGIN}{index}"] = source
-                added.append(f'{_quoted(table.alias_or_name)}."{row_column(source)}" AS "{ORIGIN}{index}"')
+                added.append(f'{quoted(table.alias_or_name)}."{row_column(source)}" AS "{ORIGIN}{index}"')
         for index, (ordered, column) in enumerate(self._order()):
             if column is None:
                 added.append(f'{ordered.this.sql(DIALECT)} AS "{ORDER}{index}"')
@@ -111,7 +120,7 @@ class Statement:
         return f"{self.text[:position].rstrip()}\n, {', '.join(added)} {self.text[position:]}", origins
 
     def outputs(self) -> list[str | None] | None:
-        """The names of the result's columns, None for an expression without one; None where a ``*`` leaves them open."""
+        """The names of the result's columns, None for one without a name; None where a ``*`` leaves them open."""
         return None if self._tree.is_star else [_output_name(one) for one in self._tree.selects]
 
     def order(self, columns: Sequence[str]) -> list[tuple[str, bool, bool]]:
@@ -145,7 +154,7 @@ class Statement:
     def _relation(self, node: exp.Expr) -> Relation:
         alias = node.alias_or_name
         if isinstance(node, exp.Table):
-            return Relation(alias, node.name, _quoted(node.name), self._source(node))
+            return Relation(alias, node.name, quoted(node.name), self._source(node))
         inner = self._first(node.this, set()) if isinstance(node, exp.Subquery) else None
         return Relation(alias, f"{alias} (over {inner})" if inner else alias, node.this.sql(DIALECT), None)
 
@@ -224,7 +233,8 @@ def _outer_from(text: str) -> int | None:
     return None
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name as SQL takes it whatever letters it has."""
     return f'"{name}"'
 
 
@@ -233,7 +243,7 @@ def _join(join: exp.Join, lefts: tuple[Relation, ...], right: Relation, context:
     using = [identifier.name for identifier in join.args.get("using") or []]
     condition = join.args.get("on")
     if using:
-        keys = tuple((lefts[0].alias, _quoted(name), _quoted(name)) for name in using)
+        keys = tuple((lefts[0].alias, quoted(name), quoted(name)) for name in using)
         return Join(kind, f"USING ({', '.join(using)})", lefts, right, keys, False, context)
     parts = list(condition.flatten()) if isinstance(condition, exp.And) else [condition] if condition else []
     found = [_key(part, lefts, right) for part in parts]

@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from cluster.errors import UserError
 from training import mapped
 from training.data import engine
 from training.data.joined import Fusion, main_source
@@ -241,3 +242,27 @@ def test_a_disk_that_takes_nothing_is_no_fault_of_the_statement(
     monkeypatch.setenv("HEADRACE_HOME", "/proc/nowhere")
     with pytest.raises(OSError, match="/proc/nowhere"):
         engine.run("SELECT id, text FROM tickets", engine.tables(sources, numbered=False))
+
+
+CURED = {
+    "trim(text)": "strip(text)",
+    "ltrim(text)": "lstrip(text)",
+    "rtrim(text)": "rstrip(text)",
+    "btrim(text)": "strip(text)",
+    "nullif(text, label)": "CASE WHEN a = b THEN NULL ELSE a END",
+    "ifnull(text, label)": "coalesce(a, b)",
+    "nvl(text, label)": "coalesce(a, b)",
+    "if(text = label, text, label)": "CASE WHEN … THEN … ELSE … END",
+    "CASE WHEN text = label THEN text END": "write ELSE NULL",
+    "substring(text from 1 for 2)": "substring(text, start, length)",
+    "position('t' in text)": "find(text, 'part')",
+    "strpos(text, 't')": "find(text, 'part')",
+    "text ~ 't'": "regexp_match(text, 'pattern')",
+}
+
+
+@pytest.mark.parametrize("expression", CURED)
+def test_what_the_engine_calls_otherwise_is_told(expression: str, sources: dict[str, Landed]) -> None:
+    with pytest.raises(UserError) as raised:
+        Fusion(f"SELECT {expression} AS x FROM tickets", sources, set()).rows()
+    assert CURED[expression] in str(raised.value)

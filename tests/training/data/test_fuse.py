@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import UserError
 from training import mapped
 from training.data.fuse import fuse, inspect
 from training.data.split import SPLITS
@@ -264,6 +265,8 @@ def test_a_look_at_a_sample(shop: Callable[..., Recipe], home: Path) -> None:
     assert any("rows of tickets find no partner" in note for note in found["notes"])
     assert list((home / "fused").iterdir()) == []
     assert inspect(shop(), 10_000).report["sampled"] == []
+    with pytest.raises(UserError, match=r"^tickets: 2 of 402 rows cannot be used, more than data\.max_rejected: 0 "):
+        inspect(shop(max_rejected=0), 10_000)
 
 
 def test_notes_point_at_what_deserves_a_look(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:

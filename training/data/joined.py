@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from cluster.complaints import nearest
 from cluster.errors import UserError
-from training.data import engine
+from training.data import casts, engine
 from training.data.joins import measure
 from training.data.landing import HIDDEN, Landed
 from training.data.rows import Rows, digests, ranks
@@ -89,6 +89,13 @@ class Fusion:
             return []
         tables = {name: self.sources[name] for name in self.joined}
         return measure(self._statement, engine.tables(tables, numbered=False))
+
+    def casts(self) -> list[dict[str, Any]]:
+        """What each cast could not read."""
+        if self._statement is None:
+            return []
+        tables = {name: self.sources[name] for name in self.joined}
+        return casts.measure(self._statement, engine.tables(tables, numbered=False))
 
     def _read(self, name: str) -> Rows:
         frame = engine.tables({name: self.sources[name]}, numbered=True)[name]

@@ -39,6 +39,7 @@ def make_report(
     - ``main``: of the source whose rows become fused rows, how many are ``used`` and how many ``fused_rows`` they make,
       or None where that cannot be told;
     - ``joins``: see :func:`training.data.joins.measure`;
+    - ``casts``: see :func:`training.data.casts.measure`;
     - ``cleaned``: for the ``fused`` table and each held out source, ``rows``, the ``cleaning`` steps with what each
       ``removed``, and what is ``kept``;
     - ``split``: how the rows were parted, and the near copies ``removed`` to hold the splits apart;
@@ -55,6 +56,7 @@ def make_report(
         "sources": {name: _source(source) for name, source in landed.items()},
         "main": _main(fusion, fused[MAIN]),
         "joins": fusion.joins(),
+        "casts": fusion.casts(),
         "cleaned": {name: _fused(fused[name], cleaned[name]) for name in fused},
         "split": parted.report,
         "rejected": _rejected(landed, cleaned),
@@ -127,6 +129,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         *(warning for source in report["sources"].values() for warning in source.get("warnings", [])),
         *_on_rejects(report),
         *_on_joins(report),
+        *_on_casts(report),
         *_on_columns(report),
         *_on_copies(report),
         *_on_labels(report),
@@ -164,6 +167,14 @@ def _on_joins(report: dict[str, Any]) -> list[str]:
             f"partners ({', '.join(dict.fromkeys(repeated)) or 'see joins'}); aggregate them first if that is not meant"
         )
     return said
+
+
+def _on_casts(report: dict[str, Any]) -> list[str]:
+    return [
+        f"fuse: {cast['cast']} makes {cast['missing']:,} of {cast['values']:,} values of {cast['source']} missing, as "
+        f"'{cast['example']}'"
+        for cast in report["casts"]
+    ]
 
 
 def _on_columns(report: dict[str, Any]) -> list[str]:

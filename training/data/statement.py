@@ -5,7 +5,7 @@ carry the row numbers of its tables: with them the result has one order whatever
 rejected row can be found again in its source.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -57,6 +57,24 @@ class Join:
     keys: tuple[tuple[str, str, str], ...]
     rest: bool
     context: str
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A cast of what one source has.
+
+    Attributes:
+        written: the cast as SQL.
+        source: whose values are cast; ``alias`` is what the statement calls it there.
+        operand: what is cast, of this source's columns alone.
+        kind: the type.
+    """
+
+    written: str
+    source: str
+    alias: str
+    operand: str
+    kind: str
 
 
 class Statement:
@@ -151,6 +169,25 @@ class Statement:
                 yield _join(join, tuple(before), right, context)
                 before.append(right)
 
+    def casts(self, columns: Mapping[str, Collection[str]]) -> Iterator[Cast]:
+        """Every cast of what one source has, but to text, which loses nothing, and in a CASE, which may look first.
+
+        Args:
+            columns: of each source.
+        """
+        for cast in self._tree.find_all(exp.Cast):
+            select = cast.find_ancestor(exp.Select)
+            if select is None or cast.to.is_type(*exp.DataType.TEXT_TYPES) or cast.find_ancestor(exp.Case):
+                continue
+            if cast.this.find(exp.AggFunc, exp.Window, exp.Query):
+                continue
+            sides = {side.alias_or_name: self._source(side) for side in _outer_tables(select)}
+            owners = {_side_of(column, sides, columns) for column in cast.this.find_all(exp.Column)}
+            alias = owners.pop() if len(owners) == 1 else None
+            source = sides.get(alias) if alias else None
+            if alias and source:
+                yield Cast(cast.sql(), source, alias, cast.this.sql(DIALECT), cast.to.sql())
+
     def _relation(self, node: exp.Expr) -> Relation:
         alias = node.alias_or_name
         if isinstance(node, exp.Table):
@@ -213,6 +250,14 @@ def _outer_tables(tree: exp.Select) -> list[exp.Table]:
 
 def _output_name(selected: exp.Expr) -> str | None:
     return selected.output_name or None
+
+
+def _side_of(column: exp.Column, sides: Mapping[str, str | None], columns: Mapping[str, Collection[str]]) -> str | None:
+    """The table of a FROM, by its alias, that a column belongs to; None where that cannot be told."""
+    if column.table:
+        return column.table
+    having = [alias for alias, source in sides.items() if source is None or column.name in columns[source]]
+    return having[0] if len(having) == 1 else None
 
 
 def _counted(star: exp.Star) -> bool:

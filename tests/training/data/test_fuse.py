@@ -312,3 +312,11 @@ def test_rows_of_several_files_that_a_join_multiplies_are_pointed_out(
         (52, "not one of a, b (in file 1 of t)"),
         (52, "not one of a, b (in file 2 of t)"),
     ]
+
+
+def test_what_a_cast_makes_missing_is_noted(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:
+    lines = [f"text {row},{'ab'[row % 2]},{'1,5' if row % 10 else 2}".replace("1,5", '"1,5"') for row in range(50)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label,price", *lines]) + "\n")
+    recipe = make_recipe({"t": {"read": "t.csv"}}, "SELECT text, label, CAST(price AS DOUBLE) AS price FROM t")
+    note = "fuse: CAST(price AS DOUBLE) makes 45 of 50 values of t missing, as '1,5'"
+    assert note in fuse(recipe).report["notes"]

@@ -266,3 +266,29 @@ def test_what_the_engine_calls_otherwise_is_told(expression: str, sources: dict[
     with pytest.raises(UserError) as raised:
         Fusion(f"SELECT {expression} AS x FROM tickets", sources, set()).rows()
     assert CURED[expression] in str(raised.value)
+
+
+def test_values_that_a_cast_cannot_read_are_counted(tmp_path: Path) -> None:
+    amounts = ["12.5", "1,234.50", "1,234.50", "n/a", "", "7"]
+    write(tmp_path / "o.csv", "id,amount,day", [(n, one, f"2024-0{n + 1}-31") for n, one in enumerate(amounts)])
+    write(tmp_path / "c.csv", "id,name", [(1, "x"), (2, "y")])
+    sources = {name: land(name, Source(read=f"{name}.csv"), tmp_path, tmp_path) for name in "oc"}
+
+    def found(statement: str) -> list[tuple[Any, ...]]:
+        return [tuple(one.values()) for one in Fusion(statement, sources, set()).casts()]
+
+    lost = ("CAST(amount AS DOUBLE)", "o", 5, 3, "1,234.50")
+    assert found("SELECT SUM(CAST(amount AS DOUBLE)) AS total FROM o") == [lost]
+    assert found("SELECT c.name, q.n FROM c JOIN (SELECT id, CAST(amount AS DOUBLE) AS n FROM o) q ON c.id = q.id") == [
+        lost
+    ]
+    assert found("SELECT c.name, amount::DOUBLE AS n, x.day::DATE AS d FROM c JOIN o AS x ON c.id = x.id") == [
+        lost,
+        ("CAST(x.day AS DATE)", "o", 6, 3, "2024-02-31"),
+    ]
+    plain = "SELECT CAST(replace(amount, ',', '') AS DOUBLE) AS n FROM o"
+    assert found(plain) == [("CAST(REPLACE(amount, ',', '') AS DOUBLE)", "o", 5, 1, "n/a")]
+    guarded = (
+        "SELECT CASE WHEN amount = 'n/a' THEN NULL ELSE CAST(id AS STRING) END AS n, CAST(id AS STRING) AS i FROM o"
+    )
+    assert found(guarded) == []

@@ -34,6 +34,8 @@ def problems_of(folder: Path, search: str, more: str = "") -> list[str]:
     ("search", "message"),
     [
         ("train.learning_rat: {uniform: [0.1, 0.2]}", "no field of the recipe, did you mean 'train.learning_rate'?"),
+        ("train.lr: {uniform: [0.1, 0.2]}", "no field of the recipe, did you mean 'train.learning_rate'?"),
+        ("train.batch: {choice: [8, 16]}", "no field of the recipe, did you mean 'train.batch_size'?"),
         ("learning_rate: {uniform: [0.1, 0.2]}", "no field of the recipe, did you mean 'train.learning_rate'?"),
         ("train.epochs: {uniform: [1, 5]}", "takes whole numbers; use int_uniform instead of uniform"),
         ("train.batch_size: {log_uniform: [8, 64]}", "takes whole numbers; use int_uniform instead of log_uniform"),

@@ -90,6 +90,11 @@ class Fusion:
         tables = {name: self.sources[name] for name in self.joined}
         return measure(self._statement, engine.tables(tables, numbered=False))
 
+    def multiplied(self, rows: int) -> bool:
+        """Whether the joins must have made several rows of one for there to be so many."""
+        only_joins = self._statement is not None and self._statement.only_joins()
+        return only_joins and self.main is not None and rows > self.sources[self.main].rows
+
     def casts(self) -> list[dict[str, Any]]:
         """What each cast could not read."""
         if self._statement is None:

@@ -84,13 +84,15 @@ def _source(source: Landed) -> dict[str, Any]:
 
 
 def _main(fusion: Fusion, rows: Rows) -> dict[str, Any] | None:
-    """None where fused rows are not the rows of a source (GROUP BY, UNION)."""
-    if fusion.main is None or fusion.main not in rows.origins:
+    """None where fused rows are not the rows of a source (GROUP BY, UNION). Where its rows come through a subquery,
+    which ones are used is not known, but more rows than it has are."""
+    if fusion.main is None or not (fusion.main in rows.origins or fusion.multiplied(len(rows))):
         return None
-    numbers = rows.origins[fusion.main]
-    used = len(set(numbers[numbers > 0].tolist()))
+    numbers = rows.origins.get(fusion.main)
+    used = None if numbers is None else len(set(numbers[numbers > 0].tolist()))
     total = fusion.sources[fusion.main].rows
-    return {"source": fusion.main, "rows": total, "used": used, "unused": total - used, "fused_rows": len(rows)}
+    unused = None if used is None else total - used
+    return {"source": fusion.main, "rows": total, "used": used, "unused": unused, "fused_rows": len(rows)}
 
 
 def _fused(rows: Rows, cleaned: Cleaned) -> dict[str, Any]:
@@ -160,10 +162,11 @@ def _on_joins(report: dict[str, Any]) -> list[str]:
         if "types" in join:
             said.append(f"{what}: {join['types']}")
     main = report["main"]
-    if main and main["fused_rows"] > main["used"]:
+    used = main and (main["rows"] if main["used"] is None else main["used"])
+    if main and main["fused_rows"] > used:
         repeated = [join["right"]["table"] for join in report["joins"] if join["right"].get("repeated_keys")]
         said.append(
-            f"{main['used']:,} rows of {main['source']} became {main['fused_rows']:,} fused rows: a join found several "
+            f"{used:,} rows of {main['source']} became {main['fused_rows']:,} fused rows: a join found several "
             f"partners ({', '.join(dict.fromkeys(repeated)) or 'see joins'}); aggregate them first if that is not meant"
         )
     return said

@@ -85,9 +85,9 @@ class Statement:
     """
 
     def __init__(self, text: str, sources: Collection[str]) -> None:
-        self.text = text.strip().rstrip(";").strip()
         self.sources = set(sources)
         try:
+            self.text = _without_end(text)
             trees = sqlglot.parse(self.text, dialect=DIALECT)
         except SqlglotError as error:
             raise UnreadableError(str(error).splitlines()[0]) from None
@@ -131,11 +131,16 @@ class Statement:
         for index, (ordered, column) in enumerate(self._order()):
             if column is None:
                 added.append(f'{ordered.this.sql(DIALECT)} AS "{ORDER}{index}"')
-        position = _outer_from(self.text)
+        before, position = _outer_from(self.text)
         if position is None or not origins:
             return None
+        comma = "" if before == TokenType.COMMA else ", "
         # On a line of its own: what stands before the FROM may be a comment that goes to the line's end.
-        return f"{self.text[:position].rstrip()}\n, {', '.join(added)} {self.text[position:]}", origins
+        return f"{self.text[:position].rstrip()}\n{comma}{', '.join(added)} {self.text[position:]}", origins
+
+    def only_joins(self) -> bool:
+        """Whether there can be more rows than the main source has only because joins find several partners."""
+        return bool(self._tree.find(exp.Join)) and not self._tree.find(exp.SetOperation)
 
     def outputs(self) -> list[str | None] | None:
         """The names of the result's columns, None for one without a name; None where a ``*`` leaves them open."""
@@ -268,14 +273,23 @@ def _aggregates(expression: exp.Expr) -> bool:
     return any(found.find_ancestor(exp.Window) is None for found in expression.find_all(exp.AggFunc))
 
 
-def _outer_from(text: str) -> int | None:
-    """Where the FROM of the outermost SELECT begins."""
-    depth = 0
+def _without_end(text: str) -> str:
+    """A statement without the semicolons, the comments and the white space after it."""
+    tokens = list(sqlglot.tokenize(text, DIALECT))
+    while tokens and tokens[-1].token_type == TokenType.SEMICOLON:
+        tokens.pop()
+    return text[: tokens[-1].end + 1].strip() if tokens else ""
+
+
+def _outer_from(text: str) -> tuple[TokenType | None, int | None]:
+    """What stands before the FROM of the outermost SELECT, and where that begins."""
+    depth, before = 0, None
     for token in sqlglot.tokenize(text, DIALECT):
         depth += (token.token_type == TokenType.L_PAREN) - (token.token_type == TokenType.R_PAREN)
         if depth == 0 and token.token_type == TokenType.FROM:
-            return token.start
-    return None
+            return before, token.start
+        before = token.token_type
+    return before, None
 
 
 def quoted(name: str) -> str:

@@ -320,3 +320,22 @@ def test_what_a_cast_makes_missing_is_noted(tmp_path: Path, home: Path, make_rec
     recipe = make_recipe({"t": {"read": "t.csv"}}, "SELECT text, label, CAST(price AS DOUBLE) AS price FROM t")
     note = "fuse: CAST(price AS DOUBLE) makes 45 of 50 values of t missing, as '1,5'"
     assert note in fuse(recipe).report["notes"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "WITH w AS (SELECT * FROM t) SELECT w.text, w.label FROM w JOIN c ON w.customer = c.customer",
+        "SELECT q.text, q.label FROM (SELECT * FROM t) q JOIN c ON q.customer = c.customer",
+    ],
+)
+def test_rows_that_are_multiplied_behind_a_subquery_are_pointed_out(
+    statement: str, tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    lines = [f"text {row},{row % 5},{'ab'[row % 2]}" for row in range(50)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,customer,label", *lines]) + "\n")
+    plans = [f"{customer},plan {copy}" for customer in range(5) for copy in range(3)]
+    (tmp_path / "c.csv").write_text("\n".join(["customer,plan", *plans]) + "\n")
+    report = fuse(make_recipe({"t": {"read": "t.csv"}, "c": {"read": "c.csv"}}, statement)).report
+    assert report["main"] == {"source": "t", "rows": 50, "used": None, "unused": None, "fused_rows": 150}
+    assert any(note.startswith("50 rows of t became 150 fused rows") for note in report["notes"])

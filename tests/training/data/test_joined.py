@@ -235,6 +235,18 @@ def test_nothing_is_added_where_rows_are_not_those_of_a_source(sources: dict[str
         assert Statement(STATEMENTS[case], sources).tracked(engine.row_column) is None, case
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT t.id FROM tickets t; -- done",
+        "SELECT id, FROM tickets",
+        "SELECT t.id -- a comma,\nFROM tickets t -- all",
+    ],
+)
+def test_rows_are_known_whatever_stands_around_the_statement(statement: str, sources: dict[str, Landed]) -> None:
+    assert Fusion(statement, sources, set()).rows().origins["tickets"].tolist() == list(range(2, 202))
+
+
 def test_a_disk_that_takes_nothing_is_no_fault_of_the_statement(
     sources: dict[str, Landed], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,18 @@ from cluster.yaml_lines import Keys
 NO_MAPPING = ("model_type", "dict_type")
 UNKNOWN, MISSING = "extra_forbidden", "missing"
 SHOULD_BE = "input should be "
+ALIASES = {
+    "lr": "learning_rate",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "wd": "weight_decay",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "lr_scheduler": "schedule",
+    "warmup_ratio": "warmup",
+}
+"""What others call a key of ours, whose letters do not tell."""
+
 LIKE = 0.65  # of difflib's 0 to 1; below it `intent` is taken for `text`
 
 
@@ -61,6 +73,10 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The one of ``known`` that was probably meant; None where none is near."""
     lowered = {one.lower(): one for one in known}
+    section, dot, key = name.lower().rpartition(".")
+    called = f"{section}{dot}{ALIASES.get(key, key)}"
+    if called in lowered:
+        return lowered[called]
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=LIKE)
     begun = [one for one in lowered if one.startswith(name.lower()) or name.lower().startswith(one)]
     found = close or (begun if len(begun) == 1 else [])

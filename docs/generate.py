@@ -29,7 +29,8 @@ def recipe_page() -> str:
     parts = [
         "# The recipe\n\nEvery key of a recipe, made from the program itself (`make docs`). Required keys have no "
         "default. `${env:NAME}` reads the environment; relative paths are relative to the recipe; any key can be set "
-        "on the command line by its dotted name, as in `headrace train recipe.yaml train.epochs=1`.\n"
+        "on the command line by its dotted name, as in `headrace train recipe.yaml train.epochs=1`. What SQL "
+        "`data.fuse` understands: [sql.md](sql.md).\n"
     ]
     waiting: list[tuple[str, type[BaseModel]]] = [("", headrace.recipe_model())]
     while waiting:

@@ -342,7 +342,7 @@ NONE_TO_WATCH = "data.split={validation: 0, test: 0.2}"
             "command line model.adapt.lora.targets: 'nosuch' is found in no linear layer",
         ),
         (
-            ["tune={search: {train.epochs: {choice: [1, 2]}}}", NONE_TO_WATCH],
+            ["tune={search: {train.seed: {choice: [1, 2]}}}", NONE_TO_WATCH],
             "command line tune: trials are compared on validation rows and there are none; set data.split.validation\n",
         ),
         (
@@ -372,7 +372,7 @@ def test_what_a_sample_lacks_is_no_fault_of_the_recipe(
     head, *rows = (recipe.parent / "sentences.csv").read_text(encoding="utf-8").splitlines()
     rows.sort(key=lambda row: row.rpartition(",")[2])
     (recipe.parent / "sentences.csv").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
-    changes = ["data.split={}", "train.early_stopping={}", "tune={search: {train.epochs: {choice: [1, 2]}}}"]
+    changes = ["data.split={}", "train.early_stopping={}", "tune={search: {train.seed: {choice: [1, 2]}}}"]
     assert main_in_process(monkeypatch, "check", str(recipe), *changes, "--rows", "20", "--json") == 0
     plan = json.loads(capfd.readouterr().out)["plan"]
     assert plan["memory of a worker"].startswith("not to be told beforehand: model.target: 'topic' has 1 label")

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 READING_BATCH = 64
 """Rows at once when the model is only read; without gradients twice a training batch fits."""
 
+SHOWN_ROWS = 5
+"""Rows of a batch that an error names."""
+
 
 @dataclass
 class Position:
@@ -228,7 +231,7 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, heat: float
         rate = heat * trainee.options.learning_rate
         raise RunError(
             f"step {trainee.position.step + 1}: the loss is {mean_loss.item()} and the gradient's norm {norm.item()} "
-            f"at learning rate {rate:.3g}, on training rows {', '.join(map(str, batch.tolist()))}. No weight was "
+            f"at learning rate {rate:.3g}, on training rows {_first_rows(batch)}. No weight was "
             "changed. Lower train.learning_rate, or look at these rows of train.parquet."
         )
     for group in trainee.optimizer.param_groups:
@@ -237,6 +240,11 @@ def train_step(trainee: Trainee, rows: EncodedSplit, batch: Indices, heat: float
     trainee.scaler.update()
     trainee.optimizer.zero_grad()
     return mean_loss.item(), norm.item()
+
+
+def _first_rows(batch: Indices) -> str:
+    first = ", ".join(map(str, batch[:SHOWN_ROWS].tolist()))
+    return f"{first} and {len(batch) - SHOWN_ROWS} more" if len(batch) > SHOWN_ROWS else first
 
 
 def own_parts(trainee: Trainee, rows: EncodedSplit, batch: Indices) -> list[tuple[Indices, float]]:

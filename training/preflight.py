@@ -42,6 +42,10 @@ def task_problems(document: Document) -> list[str]:
         roles = task.roles | task.optional_roles
         for role in inputs.keys() - roles.keys():
             problems.append(document.problem(("model", "inputs", role), unknown_key(role, list(roles))))
+        for role, columns in inputs.items():
+            if (target := model.get("target")) and target in (columns if isinstance(columns, list) else [columns]):
+                message = f"'{target}' is the target; a model that reads it learns nothing else"
+                problems.append(document.problem(("model", "inputs", role), message))
         for role in task.roles.keys() - inputs.keys():
             message = f"{task.name} needs '{role}': {task.roles[role]}"
             problems.append(document.problem(("model", "inputs"), message))

@@ -10,6 +10,7 @@ searcher, the scheduler and the table can be made from them again at any moment.
                error.txt        of a failed trial, the full text
 """
 
+import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -139,7 +140,12 @@ class Ledger:
 
 
 def better(trials: list[Trial], mode: str) -> list[Trial]:
-    """Trials that have a value, the best first; of equals, the earlier. Those that ran to their end come first."""
+    """Trials that have a value, the best first; of equals, the earlier. Those that ran to their end come first.
+
+    A value that is not finite is none: it is neither less nor more than another.
+    """
     sign = -1 if mode == "max" else 1
-    valued = [trial for trial in trials if trial.value is not None and trial.status != FAILED]
-    return sorted(valued, key=lambda trial: (trial.status != FINISHED, sign * (trial.value or 0.0), trial.number))
+    valued = [(trial, trial.value) for trial in trials if trial.value is not None and trial.status != FAILED]
+    ranked = [(trial.status != FINISHED, sign * value, trial.number) for trial, value in valued if math.isfinite(value)]
+    known = {trial.number: trial for trial in trials}
+    return [known[number] for _, _, number in sorted(ranked)]

@@ -46,10 +46,13 @@ class Tune(Strict):
     metric: str | None = Field(None, description="A metric of the task, on validation. Default: the task's headline.")
     search: dict[str, Range] = Field(min_length=1, description="Recipe field by its dotted name: its range.")
     scheduler: Literal["asha", "none"] = Field(
-        "asha", description="asha stops the weaker half of the trials after 1, 2, 4, 8, … epochs."
+        "asha",
+        description="asha stops the weaker half of the trials after 1, 2, 4, 8, … epochs; needs one number of epochs.",
     )
     algorithm: Literal["optuna", "random", "grid"] = Field(
-        "optuna", description="How combinations are chosen: learning from earlier trials, blindly, or all of them."
+        "optuna",
+        description="How combinations are chosen: learning from earlier trials, blindly, or all of them. Unless all "
+        "are tried, the first is the recipe's own where it lies within the ranges.",
     )
     seed: Seed = Field(7, description="What the choices are drawn from.")
 

@@ -6,7 +6,7 @@ what is proposed as trial 5 depends on trials 1 to 4, the seed and the number 5,
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tuning.ledger import FAILED, FINISHED, STOPPED, UNFINISHED, Ledger, Trial
+from tuning.ledger import FAILED, FINISHED, STOPPED, UNFINISHED, Epoch, Ledger, Trial
 from tuning.recipe import Tune
 from tuning.space import Dimension, Space
 
@@ -37,12 +37,20 @@ ATTEMPTS = 20
 """How often a combination that was tried already is drawn again before it is tried twice."""
 
 
-def propose(space: Space, trials: Sequence[Trial], tune: Tune, mode: str) -> dict[str, Any]:
-    """The combination of the next trial, given what is known of the earlier ones; a new one where there is one."""
+def propose(
+    space: Space, trials: Sequence[Trial], tune: Tune, mode: str, own: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The combination of the next trial, given what is known of the earlier ones; a new one where there is one.
+
+    Args:
+        own: what the recipe itself has, which is tried before anything is drawn.
+    """
     tried = [trial.params for trial in trials]
     combinations = space.combinations()
     if combinations is not None and combinations <= tune.trials:  # few enough for each, whatever the algorithm
         return next(params for params in space.grid() if params not in tried)
+    if own is not None and own not in tried:
+        return dict(own)
     params: dict[str, Any] = {}
     for attempt in range(ATTEMPTS):
         params = _ask(space, trials, tune, mode, attempt)
@@ -54,10 +62,19 @@ def propose(space: Space, trials: Sequence[Trial], tune: Tune, mode: str) -> dic
 class NextTrial(Searcher):  # type: ignore[misc]  # Ray's class has no types
     """Gives Ray Tune the trials that were interrupted, then new ones, until the sweep is complete."""
 
-    def __init__(self, ledger: Ledger, space: Space, tune: Tune, mode: str, assign: Callable[[Trial], Any]) -> None:
-        """``assign`` turns a trial into what the worker is given."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        space: Space,
+        tune: Tune,
+        mode: str,
+        assign: Callable[[Trial], Any],
+        own: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``assign`` turns a trial into what the worker is given; ``own`` is as of :func:`propose`."""
         super().__init__(metric="value", mode=mode)
         self._ledger, self._space, self._tune, self._direction, self._assign = ledger, space, tune, mode, assign
+        self._own = own
         self._continued = ledger.unfinished()
 
     def suggest(self, trial_id: str) -> Any:
@@ -67,7 +84,7 @@ class NextTrial(Searcher):  # type: ignore[misc]  # Ray's class has no types
         known = [self._ledger.trials[number] for number in sorted(self._ledger.trials)]
         if len(known) >= self._space.trials(self._tune.trials):
             return Searcher.FINISHED
-        return self._assign(self._ledger.begin(propose(self._space, known, self._tune, self._direction)))
+        return self._assign(self._ledger.begin(propose(self._space, known, self._tune, self._direction, self._own)))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: the ledger knows."""
@@ -93,7 +110,7 @@ def scheduler(tune: Tune, mode: str, most_epochs: int, ended: Sequence[Trial]) -
         stand_in: Any = SimpleNamespace(trial_id=f"ended-{trial.number}")
         nobody: Any = None
         asha.on_trial_add(nobody, stand_in)
-        for epoch in trial.epochs:
+        for epoch in filter(_is_valued, trial.epochs):
             asha.on_trial_result(nobody, stand_in, {"epoch": epoch["epoch"], "value": epoch["value"]})
     return asha
 
@@ -139,14 +156,19 @@ def _value(dimension: Dimension, asked: Any) -> Any:
 
 
 def _as_optuna(trial: Trial, space: Space, distributions: dict[str, BaseDistribution]) -> optuna.trial.FrozenTrial:
-    values = {epoch["epoch"]: epoch["value"] for epoch in trial.epochs if math.isfinite(epoch["value"])}
+    values = {epoch["epoch"]: epoch["value"] for epoch in filter(_is_valued, trial.epochs)}
+    finished = trial.status == FINISHED and trial.kept is not None and _is_valued(trial.kept)
     return optuna.trial.create_trial(
-        state=STATES[trial.status],
-        value=trial.value if trial.status == FINISHED else None,
+        state=STATES[FAILED if trial.status == FINISHED and not finished else trial.status],
+        value=trial.value if finished else None,
         params={dimension.name: _asked(dimension, trial.params[dimension.name]) for dimension in space.dimensions},
         distributions=distributions,
         intermediate_values=values,
     )
+
+
+def _is_valued(epoch: Epoch) -> bool:
+    return math.isfinite(epoch["value"])
 
 
 def _asked(dimension: Dimension, value: Any) -> Any:

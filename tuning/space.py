@@ -34,6 +34,9 @@ NOT_SEARCHED = {
 ENCODING_FIELDS = ("model.base", "model.max_length")
 """Fields that rows are encoded by: each of their values is encoded once, before the first trial."""
 
+MOST_CORNERS = 200
+"""Combinations of a space's values and ends that are tried on the recipe before anything runs."""
+
 WHOLE = "a whole number is needed"
 
 SIGNIFICANT_DIGITS = 4
@@ -62,6 +65,10 @@ class Dimension:
         if self.kind == "choice":
             return self.values
         return tuple(range(int(self.low), int(self.high) + 1)) if self.kind == "int_uniform" else None
+
+    def corners(self) -> tuple[Any, ...]:
+        """All values of a choice, the two ends of a range."""
+        return self.values if self.kind == "choice" else (self.low, self.high)
 
     def rounded(self, value: float) -> float:
         """``value`` with a few significant digits, still inside the range."""
@@ -107,15 +114,31 @@ class Space:
 def check_search(tune: Tune, document: Document) -> list[str]:
     """What is wrong with ``tune.search``: a finished line, with file, line and cure, for each problem.
 
-    Every value of a choice and both ends of a range must be ones that the field itself would take.
+    Every value of a choice and both ends of a range must be ones that the field itself would take, and that go with
+    those of the other fields.
     """
     problems = []
     for name, given in tune.search.items():
         written = _written(document, name)
         problems += [document.problem(written, message) for message in _problems(name, given)]
-    if tune.algorithm == "grid" and not problems:
+        outer = next((other for other in tune.search if name.startswith(f"{other}.")), None)
+        if outer:
+            problems.append(
+                document.problem(written, f"stands within {outer}, which is searched too; search one of them")
+            )
+    if problems:
+        return problems
+    if tune.algorithm == "grid":
         problems += _grid_problems(tune, document)
-    return problems
+    space = Space.of(tune)
+    lengths = next((one.discrete() for one in space.dimensions if one.name == "train.epochs"), None)
+    if tune.scheduler == "asha" and lengths and len(lengths) > 1:
+        message = (
+            "asha compares trials epoch by epoch, and one of few epochs has lowered its learning rate earlier; "
+            "set tune.scheduler: none, or leave train.epochs out"
+        )
+        problems.append(document.problem(_written(document, "train.epochs"), message))
+    return problems + _misfits(space, document)
 
 
 def apply(recipe: AnyRecipe, params: Mapping[str, Any]) -> AnyRecipe:
@@ -125,11 +148,35 @@ def apply(recipe: AnyRecipe, params: Mapping[str, Any]) -> AnyRecipe:
         *parents, last = name.split(".")
         inner = tree
         for key in parents:
-            if inner.get(key) is None:  # an optional section that the recipe leaves out
+            if not isinstance(inner.get(key), dict):  # left out, or a word in the place of a section, as adapt: full
                 inner[key] = {}
             inner = inner[key]
         inner[last] = value
     return type(recipe).model_validate(tree, context={"folder": recipe.folder})
+
+
+def own_params(recipe: Recipe, space: Space) -> dict[str, Any] | None:
+    """What the recipe itself has for the searched fields; None where that lies outside of the space."""
+    params = {}
+    for dimension in space.dimensions:
+        own = _value_of(recipe, dimension.name)
+        if dimension.kind == "choice":  # where a section may be written with fewer keys than it has
+            name, values = dimension.name, dimension.values
+            same = [one for one in values if _value_of(apply(recipe, {name: one}), name) == own]
+        else:
+            number = isinstance(own, int if dimension.kind == "int_uniform" else int | float)
+            same = [own] if number and dimension.low <= own <= dimension.high else []
+        if not same:
+            return None
+        params[dimension.name] = same[0]
+    return params
+
+
+def _value_of(recipe: Recipe, name: str) -> Any:
+    value: Any = recipe.model_dump()
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def searchable() -> list[str]:
@@ -169,6 +216,38 @@ def _grid_problems(tune: Tune, document: Document) -> list[str]:
         message = f"the grid has {combinations} combinations and tune.trials is {tune.trials}; raise it or list fewer"
         return [document.problem(("tune", "trials"), message)]
     return []
+
+
+def _misfits(space: Space, document: Document) -> list[str]:
+    """What the recipe as a whole does not take: values that do not go together, by the fewest that do not."""
+    values = {name: document.values[name] for name in Recipe.model_fields if name in document.values}
+    try:
+        recipe = Recipe.model_validate(values, context={"folder": document.path.parent})
+    except ValidationError:  # told by itself
+        return []
+    corners = [[(one.name, value) for value in one.corners()] for one in space.dimensions]
+    problems = []
+    for combination in itertools.islice(itertools.product(*corners), MOST_CORNERS):
+        params = dict(combination)
+        if not _unfit(recipe, params):
+            continue
+        for name in list(params):
+            fewer = {other: value for other, value in params.items() if other != name}
+            params = fewer if _unfit(recipe, fewer) else params
+        told = ", ".join(f"{name}: {value}" for name, value in params.items())
+        message = f"the recipe does not take {told}: {_unfit(recipe, params)}"
+        problems.append(document.problem(_written(document, next(iter(params))), message))
+    return list(dict.fromkeys(problems))
+
+
+def _unfit(recipe: Recipe, params: Mapping[str, Any]) -> str:
+    """Why the recipe cannot have these values; empty where it can."""
+    try:
+        apply(recipe, params)
+    except ValidationError as error:
+        message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        return message[:1].lower() + message[1:]
+    return ""
 
 
 def _dimension(name: str, given: Range) -> Dimension:

@@ -32,7 +32,7 @@ from tuning.ledger import Ledger, Trial, better
 from tuning.preflight import check_rows, judged
 from tuning.recipe import Tune
 from tuning.results import best_yaml, draw, overrides, text
-from tuning.space import ENCODING_FIELDS, Space, apply
+from tuning.space import ENCODING_FIELDS, Space, apply, own_params
 
 RAY_TUNE_SETTINGS = {
     # Several CSV, JSON and TensorBoard files for each trial, of what the ledger has already.
@@ -282,7 +282,14 @@ def run_on_ray_tune(setup: Setup, plan: Plan, bar: Progress) -> None:
         tune_config=TuneConfig(
             num_samples=setup.remaining,
             max_concurrent_trials=plan.at_once,
-            search_alg=NextTrial(ledger, setup.space, tune, mode, lambda trial: assignment(setup, plan, trial)),
+            search_alg=NextTrial(
+                ledger,
+                setup.space,
+                tune,
+                mode,
+                lambda trial: assignment(setup, plan, trial),
+                own_params(setup.recipe, setup.space),
+            ),
             scheduler=scheduler(tune, mode, setup.most_epochs, ledger.ended()),
             reuse_actors=plan.workers == 1,
             trial_name_creator=trial_name,

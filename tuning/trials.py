@@ -5,6 +5,7 @@ importing torch) is paid once for the sweep. A trial of several workers drives R
 """
 
 import contextlib
+import math
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from ray import tune
 
-from cluster.errors import DiskError, HeadraceError
+from cluster.errors import DiskError, HeadraceError, RunError
 from cluster.session import Resources
 from cluster.storage import building, plain_disk_errors
 from training import checkpoint
@@ -113,7 +114,17 @@ def _validated(record: Record) -> bool:
 
 
 def _epoch(record: Record, metric: str, seconds: float) -> Epoch:
+    """What an epoch brought.
+
+    Raises:
+        RunError: the metric is no number that trials could be compared by.
+    """
     metrics = {name.removeprefix(VALIDATION): value for name, value in record.items() if name.startswith(VALIDATION)}
+    if not math.isfinite(metrics[metric]):
+        raise RunError(
+            f"epoch {record['epoch'] + 1}: {metric} on validation is {metrics[metric]}, which compares with nothing; "
+            "lower train.learning_rate, or name another tune.metric"
+        )
     return {
         "epoch": record["epoch"] + 1,
         "value": metrics[metric],

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from cluster.errors import FewRowsError, UserError
 from cluster.session import usable_cores
-from training.preflight import count_weights, plan
+from cluster.settings import read
+from training.preflight import count_weights, plan, task_problems
 from training.recipe import Recipe
 from training.tasks.task import task_class
 from training.tasks.text_classification import TextClassification
@@ -63,6 +64,16 @@ def test_a_metric_is_one_of_the_problem(options: dict[str, str], headline: str) 
         assert {name for name in ("accuracy", "rmse", "micro_f1") if name in known} == {headline}
     wrong: dict[str, Any] = {"problem": ["regression"]}  # which is told as such, where options are checked
     assert "rmse" in task_class("text-classification").metrics_with(wrong)
+
+
+def test_a_target_among_the_inputs_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for inputs in ("[text, team]", "team"):
+        model = f"{{task: text-classification, base: b, target: team,\n  inputs: {{text: {inputs}}}}}"
+        path.write_text(f"name: x\ndata: {{sources: {{t: {{read: t.csv}}}}}}\nmodel: {model}\n", encoding="utf-8")
+        assert task_problems(read(path)) == [
+            "recipe.yaml:4 model.inputs.text: 'team' is the target; a model that reads it learns nothing else"
+        ]
 
 
 STARS = {"problem": "ordinal", "order": ["poor", "fair", "good"]}

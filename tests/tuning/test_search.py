@@ -52,6 +52,31 @@ def test_a_searcher_that_was_killed_proposes_what_it_would_have(tmp_path: Path, 
     assert len({str(params) for params in undisturbed}) == 12  # a seed for the whole sweep would repeat the first ones
 
 
+@pytest.mark.parametrize("algorithm", ["optuna", "random"])
+def test_the_recipes_own_values_are_tried_first_and_once(algorithm: str) -> None:
+    tune = tune_of(algorithm=algorithm)
+    space, own = Space.of(tune), {"train.learning_rate": 2e-4, "model.adapt": "full"}
+    trials = [Trial(1, propose(space, [], tune, "max", own), "finished", [epoch(1, 0.5, last=True)])]
+    assert trials[0].params == own
+    assert propose(space, trials, tune, "max", own) == propose(space, trials, tune, "max")
+    earlier = [Trial(1, {"train.learning_rate": 1e-3, "model.adapt": "head"}, "finished", [epoch(1, 0.5, last=True)])]
+    assert propose(space, earlier, tune, "max", own) == own  # a sweep that was begun without it
+
+
+def test_what_is_no_number_is_worse_than_every_number() -> None:
+    nan = float("nan")
+    trials = [
+        Trial(n, {}, "finished", [epoch(1, value, last=True)]) for n, value in enumerate([1.0, nan, 0.5, nan, 0.1])
+    ]
+    assert [trial.value for trial in better(trials, "min")] == [0.1, 0.5, 1.0]
+    assert [trial.value for trial in better(trials, "max")] == [1.0, 0.5, 0.1]
+    tune = tune_of()
+    params = {"train.learning_rate": 1e-3, "model.adapt": "full"}
+    known = [Trial(n, params, "finished", [epoch(1, value, last=True)]) for n, value in enumerate([nan, 0.5])]
+    assert propose(Space.of(tune), known, tune, "max").keys() == params.keys()
+    assert scheduler(tune, "max", 2, known)
+
+
 def test_another_seed_proposes_something_else(tmp_path: Path) -> None:
     first, other = (run(Ledger(tmp_path / str(seed)), tune_of(seed=seed), 1) for seed in (1, 2))
     assert first != other

@@ -7,9 +7,9 @@ from pydantic import BaseModel
 
 from cluster.errors import RecipeError
 from cluster.settings import Document, read
-from training.recipe import Recipe
+from training.recipe import Lora, Recipe
 from tuning.recipe import Tune
-from tuning.space import Space, apply, check_search, searchable
+from tuning.space import Space, apply, check_search, own_params, searchable
 
 
 class Settings(BaseModel):
@@ -34,6 +34,8 @@ def problems_of(folder: Path, search: str, more: str = "") -> list[str]:
     ("search", "message"),
     [
         ("train.learning_rat: {uniform: [0.1, 0.2]}", "no field of the recipe, did you mean 'train.learning_rate'?"),
+        ("train.lr: {uniform: [0.1, 0.2]}", "no field of the recipe, did you mean 'train.learning_rate'?"),
+        ("train.batch: {choice: [8, 16]}", "no field of the recipe, did you mean 'train.batch_size'?"),
         ("learning_rate: {uniform: [0.1, 0.2]}", "no field of the recipe, did you mean 'train.learning_rate'?"),
         ("train.epochs: {uniform: [1, 5]}", "takes whole numbers; use int_uniform instead of uniform"),
         ("train.batch_size: {log_uniform: [8, 64]}", "takes whole numbers; use int_uniform instead of log_uniform"),
@@ -81,11 +83,87 @@ def test_a_name_that_is_nothing_lists_what_there_is(tmp_path: Path) -> None:
     assert "train.workers" not in problem
 
 
+RECIPE = """
+name: x
+data: {sources: {t: {read: t.csv}}}
+model: {task: text-classification, base: b, inputs: {text: text}, target: y%s}
+tune:
+  search:
+    %s
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "search", "message"),
+    [
+        (
+            ", adapt: {lora: {}}, bundle: adapter",
+            "model.adapt: {choice: [full, head]}",
+            "recipe.yaml:7 tune.search.model.adapt: the recipe does not take model.adapt: full: bundle: adapter leaves "
+            "the base out, which adapt: full and freeze change; say lora or head",
+        ),
+        (
+            ", adapt: {freeze: [layer]}",
+            "model.adapt.lora.r: {choice: [4]}",
+            "recipe.yaml:7 tune.search.model.adapt.lora.r: the recipe does not take model.adapt.lora.r: 4: "
+            "full, head, {lora: …} or {freeze: …}, not {'freeze': ['layer'], 'lora': {'r': 4}}",
+        ),
+        (
+            "",
+            "model.bundle: {choice: [whole, adapter]}",
+            "recipe.yaml:7 tune.search.model.bundle: the recipe does not take model.bundle: adapter: bundle: adapter "
+            "leaves the base out, which adapt: full and freeze change; say lora or head",
+        ),
+        ("", "{model.bundle: {choice: [whole, adapter]}, model.adapt: {choice: [head]}}", None),
+        ("", "model.adapt.lora.r: {choice: [4, 8]}", None),
+        (
+            "",
+            "{model.adapt: {choice: [head]}, model.adapt.lora.r: {choice: [4, 8]}}",
+            "recipe.yaml:7 tune.search.model.adapt.lora.r: stands within model.adapt, which is searched too; "
+            "search one of them",
+        ),
+        (
+            "",
+            "train.epochs: {int_uniform: [1, 4]}",
+            "recipe.yaml:7 tune.search.train.epochs: asha compares trials epoch by epoch, and one of few epochs has "
+            "lowered its learning rate earlier; set tune.scheduler: none, or leave train.epochs out",
+        ),
+    ],
+)
+def test_values_that_do_not_go_with_the_rest_of_the_recipe(
+    tmp_path: Path, model: str, search: str, message: str | None
+) -> None:
+    tune, document = read_tune(tmp_path, RECIPE % (model, search))
+    assert check_search(tune, document) == ([message] if message else [])
+
+
+def test_a_recipes_own_values_are_known_where_they_lie_inside(tmp_path: Path) -> None:
+    def own(search: dict[str, object]) -> dict[str, object] | None:
+        return own_params(recipe, Space.of(Tune.model_validate({"search": search})))
+
+    _, document = read_tune(tmp_path, RECIPE % (", adapt: {lora: {}}", "train.warmup: {choice: [0.1]}"))
+    values = {name: value for name, value in document.values.items() if name != "tune"}
+    recipe = Recipe.model_validate(values)
+    inside = {"train.learning_rate": {"log_uniform": [1e-5, 1e-3]}, "model.adapt": {"choice": ["full", {"lora": {}}]}}
+    assert own(inside) == {"train.learning_rate": 1e-4, "model.adapt": {"lora": {}}}
+    assert own({"train.learning_rate": {"uniform": [0.01, 0.1]}}) is None
+    assert own({"train.early_stopping.patience": {"int_uniform": [1, 3]}}) is None
+    assert own({"model.adapt.lora.r": {"int_uniform": [4, 8]}}) == {"model.adapt.lora.r": 8}
+
+
+def test_a_section_takes_the_place_of_a_word(tmp_path: Path) -> None:
+    _, document = read_tune(tmp_path, RECIPE % ("", "train.warmup: {choice: [0.1]}"))
+    recipe = Recipe.model_validate({name: value for name, value in document.values.items() if name != "tune"})
+    adapt = apply(recipe, {"model.adapt.lora.r": 4}).model.adapt
+    assert isinstance(adapt, Lora)
+    assert adapt.lora.r == 4
+
+
 @pytest.mark.parametrize(
     "search",
     [
         "train.learning_rate: {log_uniform: [1e-5, 5.0e-4]}",
-        "train.epochs: {int_uniform: [1, 4]}",
+        "train.epochs: {choice: [4]}",
         "train.early_stopping.patience: {int_uniform: [1, 4]}",
         "train.early_stopping: {choice: [null, {metric: accuracy, patience: 1}]}",
         "model.adapt: {choice: [full, head]}",
@@ -103,13 +181,13 @@ def test_every_searchable_field_is_one_of_the_recipe() -> None:
 
 
 def test_a_grid_of_ranges_or_of_too_many_is_refused(tmp_path: Path) -> None:
-    grid = "  algorithm: grid\n"
+    grid = "  algorithm: grid\n  scheduler: none\n"
     assert problems_of(tmp_path, "train.warmup: {uniform: [0, 0.2]}", grid) == [
         "recipe.yaml:3 tune.search.train.warmup: a grid needs a list of values, {choice: […]}, not a range; "
         "or use algorithm: optuna or random"
     ]
     assert problems_of(tmp_path, "train.epochs: {int_uniform: [1, 9]}", grid + "  trials: 8\n") == [
-        "recipe.yaml:5 tune.trials: the grid has 9 combinations and tune.trials is 8; raise it or list fewer"
+        "recipe.yaml:6 tune.trials: the grid has 9 combinations and tune.trials is 8; raise it or list fewer"
     ]
     assert problems_of(tmp_path, "train.epochs: {int_uniform: [1, 8]}", grid + "  trials: 8\n") == []
 

@@ -1,6 +1,7 @@
 """Real sweeps on a local Ray: a failing trial, weak ones, more trials later, and a driver that is killed."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -30,9 +31,9 @@ from tuning.ledger import Ledger, Trial
 from tuning.preflight import judged
 from tuning.recipe import Tune
 from tuning.search import propose
-from tuning.space import Space, apply
+from tuning.space import Space, apply, own_params
 from tuning.sweep import Sweep, plan_for, sweep
-from tuning.trials import Assignment, epochs
+from tuning.trials import Assignment, _epoch, epochs
 
 WriteRecipe = Callable[..., Path]
 StartSweep = Callable[[Path], subprocess.Popen[str]]
@@ -81,6 +82,12 @@ def test_a_sweep_with_a_failing_trial(write_recipe: WriteRecipe, home: Path, cap
     files = {file: file.stat().st_mtime_ns for file in done.folder.glob("trials/*/*")}
     assert run(path).trials == done.trials  # a finished sweep is found done
     assert {file: file.stat().st_mtime_ns for file in done.folder.glob("trials/*/*")} == files
+
+
+def test_a_metric_that_is_no_number_fails_its_trial() -> None:
+    record = {"step": 4, "epoch": 1, "loss": 0.1, "best": True, "last": True, "validation/loss": math.nan}
+    with pytest.raises(RunError, match=r"^epoch 2: loss on validation is nan, which compares with nothing; lower "):
+        _epoch(record, "loss", 1.0)
 
 
 def test_where_all_trials_fail_the_sweep_does(write_recipe: WriteRecipe, home: Path) -> None:
@@ -172,7 +179,9 @@ def test_a_killed_sweep_goes_on(
             [one["loss"] for one in undisturbed], abs=1e-4
         )
     space, known = Space.of(recipe.tune), list(after.trials.values())
-    proposed = [propose(space, known[:number], recipe.tune, "max") for number in range(4)]
+    own = own_params(recipe, space)
+    assert own == {"train.learning_rate": recipe.train.learning_rate}
+    proposed = [propose(space, known[:number], recipe.tune, "max", own) for number in range(4)]
     assert [row["params"] for row in answer["trials"]] == proposed
 
 

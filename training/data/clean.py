@@ -24,6 +24,7 @@ from training.mapped import changed, parts
 from training.recipe import Model
 
 TRUE, FALSE = {"true", "t", "yes", "y", "1"}, {"false", "f", "no", "n", "0"}
+Form = Literal["NFC", "NFKC", "NFD", "NFKD"]
 WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
@@ -67,7 +68,7 @@ def clean(rows: Rows, options: Clean, model: Model) -> Cleaned:
     if options.types:
         _types(done, options.types)
     if options.allowed:
-        _allowed(done, options.allowed)
+        _allowed(done, options.allowed, options.unicode)
     for column in options.drop_empty:
         done.drop("drop_empty", empty(done.rows.table[column]), column=column)
     _unusable(done, model)
@@ -80,7 +81,7 @@ def clean(rows: Rows, options: Clean, model: Model) -> Cleaned:
     return done
 
 
-def _normalise(rows: Rows, form: Literal["NFC", "NFKC", "NFD", "NFKD"], model: Model) -> Rows:
+def _normalise(rows: Rows, form: Form, model: Model) -> Rows:
     """Brings every text to a Unicode form, by Python's tables: Arrow's kernel decomposes even where NFC composes.
 
     Where the target holds character spans of a text that the form makes longer or shorter, they move with it.
@@ -100,7 +101,7 @@ def _normalise(rows: Rows, form: Literal["NFC", "NFKC", "NFD", "NFKD"], model: M
     return rows.with_table(changed(rows.table, in_form))
 
 
-def _in_form(text: str | None, form: Literal["NFC", "NFKC", "NFD", "NFKD"]) -> str | None:
+def _in_form(text: str | None, form: Form) -> str | None:
     """A text in a Unicode form. A list written as JSON stays one: a wide quotation mark in it must not end a string."""
     if text is None or text.isascii() or text == (changed := normalize(form, text)):
         return text
@@ -110,7 +111,7 @@ def _in_form(text: str | None, form: Literal["NFC", "NFKC", "NFD", "NFKD"]) -> s
     return changed
 
 
-def _inside(value: Any, form: Literal["NFC", "NFKC", "NFD", "NFKD"]) -> Any:
+def _inside(value: Any, form: Form) -> Any:
     if isinstance(value, str):
         return normalize(form, value)
     if isinstance(value, list):
@@ -118,9 +119,7 @@ def _inside(value: Any, form: Literal["NFC", "NFKC", "NFD", "NFKD"]) -> Any:
     return {key: _inside(one, form) for key, one in value.items()} if isinstance(value, dict) else value
 
 
-def _move_spans(
-    table: pa.Table, before: list[str | None], column: str, target: str, form: Literal["NFC", "NFKC", "NFD", "NFKD"]
-) -> pa.Table:
+def _move_spans(table: pa.Table, before: list[str | None], column: str, target: str, form: Form) -> pa.Table:
     field_ = table.schema.field(target)
     if not (pa.types.is_string(field_.type) or pa.types.is_nested(field_.type)):
         return table
@@ -216,11 +215,11 @@ READERS: dict[str, tuple[Callable[[Any], Any], pa.DataType]] = {
 }
 
 
-def _allowed(done: Cleaned, allowed: Mapping[str, list[Any]]) -> None:
-    """A missing value is no other value: it is `drop_empty` that removes it."""
+def _allowed(done: Cleaned, allowed: Mapping[str, list[Any]], form: Form | Literal["none"]) -> None:
+    """A missing value is no other value: it is `drop_empty` that removes it. Those allowed are in the rows' form."""
     bad: dict[str, Mask] = {}
     for column, values in allowed.items():
-        known = {as_text(value) for value in values}
+        known = {as_text(value) if form == "none" else normalize(form, as_text(value)) for value in values}
         known |= {as_text(float(value)) for value in values if isinstance(value, int) and not isinstance(value, bool)}
         bad[column] = np.concatenate([_unknown(part[column], known) for part in parts(done.rows.table)])
     reasons = {column: f"not one of {_shown(values)}" for column, values in allowed.items()}

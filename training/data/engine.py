@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -23,7 +24,24 @@ CURES = {
     "CrossJoin": "write JOIN … ON with the columns that belong together",
     "non-equality join": "keep equalities in the ON and move the other conditions into a WHERE",
     "QUALIFY": "put the window function into a subquery and filter around it with WHERE",
+    "'TRIM'": "write strip(text)",
+    "`btrim` not found": "write strip(text)",
+    "`ltrim` not found": "write lstrip(text)",
+    "`rtrim` not found": "write rstrip(text)",
+    "`nullif` not found": "write CASE WHEN a = b THEN NULL ELSE a END",
+    "`ifnull` not found": "write coalesce(a, b)",
+    "`nvl` not found": "write coalesce(a, b)",
+    "`if` not found": "write CASE WHEN … THEN … ELSE … END",
+    "no else result": "write ELSE NULL before the END",
+    "[FOR len])": "write substring(text, start, length), which counts from 1",
+    "'POSITION'": "write find(text, 'part'), which counts from 0 and gives -1 where the part is not there",
+    "`strpos` not found": "write find(text, 'part'), which counts from 0 and gives -1 where the part is not there",
+    "operator: '~'": "write regexp_match(text, 'pattern')",
+    "'TOP'": "write LIMIT at the end",
 }
+
+
+LINE = re.compile(r"SQL error at Line: (\d+)")
 
 
 MORSEL = 8_192
@@ -60,7 +78,8 @@ def lazy_frame(statement: str, sources: "Mapping[str, daft.DataFrame]") -> "daft
         frame: daft.DataFrame = module.sql(statement, register_globals=False, **sources)
         return frame
     except Exception as error:  # noqa: BLE001  Daft raises its own types and plain Exception alike
-        raise StatementError(_reason(error)) from None
+        line = LINE.search(str(error)) if "\n" in statement else None
+        raise StatementError(f"{f'line {line[1]} of the statement: ' if line else ''}{_reason(error)}") from None
 
 
 def collect(frame: "daft.DataFrame") -> pa.Table:

@@ -172,7 +172,7 @@ class Sample:
 def inspect(recipe: Recipe, sample_rows: int) -> Sample:
     """The same over the first ``sample_rows`` of the main source and of held out ones; joined tables are read whole.
 
-    Nothing is kept on disk. Rejected rows do not stop it.
+    Nothing is kept on disk. Rejected rows stop it only where all rows were read: of a few rows they tell little.
 
     Raises:
         UserError, RunError: as :func:`fuse`.
@@ -185,7 +185,7 @@ def inspect(recipe: Recipe, sample_rows: int) -> Sample:
             name: land(name, source, recipe.folder, work, limit=sample_rows if name in sampled else None)
             for name, source in recipe.data.sources.items()
         }
-        done = assemble(recipe, landed, max_rejected=1.0)
-    cut = [name for name in landed if name in sampled and landed[name].rows >= sample_rows]
+        cut = [name for name in landed if name in sampled and landed[name].rows >= sample_rows]
+        done = assemble(recipe, landed, max_rejected=1.0 if cut else recipe.data.max_rejected)
     corpus = {} if done.corpus is None else {CORPUS: done.corpus}
     return Sample(done.parted.tables | corpus, {"sampled": cut, **done.report})

@@ -30,7 +30,11 @@ HIDDEN = "__headrace_"
 """The prefix of columns that are ours and never reach a fused table."""
 
 ROW = HIDDEN + "row"
-"""The column of a landed file that holds each row's number in its source."""
+"""The column of a landed file that holds each row's number in its file, and above :data:`FILE_ROWS` which file."""
+
+FILE_ROWS = 2**36
+"""Added to the row numbers of a source's second file, twice to those of its third, and so on. Daft's own ids count the
+partitions of a table in the same way."""
 
 PART_ROWS = 50_000
 PART_CHARACTERS = 16_000_000  # of a text file, where its rows are long
@@ -130,6 +134,7 @@ class Landing:
         self.rejects: list[Reject] = []
         self.rejected_rows = 0
         self.warnings: list[str] = []
+        self.file = 0  # of several, the one that rows come from, counted from 0
         self._columns: dict[str, _Column] = {}
         self._parts: list[Path] = []
         self._part_folder = folder / f"{name}.parts-{uuid.uuid4().hex[:8]}"
@@ -156,7 +161,7 @@ class Landing:
         room = len(numbers) if self.limit is None else min(len(numbers), self.limit - self.rows)
         if room <= 0:
             return
-        arrays = {ROW: pa.array(numbers[:room], pa.int64())}
+        arrays = {ROW: pa.array(np.asarray(numbers[:room], dtype=np.int64) + self.file * FILE_ROWS)}
         for name, values in columns.items():
             array = _wide(values[:room]) if isinstance(values, pa.Array) else self._typed(name, values[:room])
             arrays[name] = self._column(name).see(array, self._infers(name))

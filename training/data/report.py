@@ -12,7 +12,7 @@ from training.data.rows import Rows
 from training.data.split import SPLITS, Parted
 from training.recipe import Recipe
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same recipe and data would give other rows: earlier results are then made again."""
 
 MAIN = "fused"
@@ -39,6 +39,7 @@ def make_report(
     - ``main``: of the source whose rows become fused rows, how many are ``used`` and how many ``fused_rows`` they make,
       or None where that cannot be told;
     - ``joins``: see :func:`training.data.joins.measure`;
+    - ``casts``: see :func:`training.data.casts.measure`;
     - ``cleaned``: for the ``fused`` table and each held out source, ``rows``, the ``cleaning`` steps with what each
       ``removed``, and what is ``kept``;
     - ``split``: how the rows were parted, and the near copies ``removed`` to hold the splits apart;
@@ -55,6 +56,7 @@ def make_report(
         "sources": {name: _source(source) for name, source in landed.items()},
         "main": _main(fusion, fused[MAIN]),
         "joins": fusion.joins(),
+        "casts": fusion.casts(),
         "cleaned": {name: _fused(fused[name], cleaned[name]) for name in fused},
         "split": parted.report,
         "rejected": _rejected(landed, cleaned),
@@ -82,14 +84,15 @@ def _source(source: Landed) -> dict[str, Any]:
 
 
 def _main(fusion: Fusion, rows: Rows) -> dict[str, Any] | None:
-    """None where fused rows are not the rows of a source (GROUP BY, UNION), or of one in several files, each of which
-    numbers its rows from the start."""
-    if fusion.main is None or fusion.main not in rows.origins or fusion.sources[fusion.main].files > 1:
+    """None where fused rows are not the rows of a source (GROUP BY, UNION). Where its rows come through a subquery,
+    which ones are used is not known, but more rows than it has are."""
+    if fusion.main is None or not (fusion.main in rows.origins or fusion.multiplied(len(rows))):
         return None
-    numbers = rows.origins[fusion.main]
-    used = len(set(numbers[numbers > 0].tolist()))
+    numbers = rows.origins.get(fusion.main)
+    used = None if numbers is None else len(set(numbers[numbers > 0].tolist()))
     total = fusion.sources[fusion.main].rows
-    return {"source": fusion.main, "rows": total, "used": used, "unused": total - used, "fused_rows": len(rows)}
+    unused = None if used is None else total - used
+    return {"source": fusion.main, "rows": total, "used": used, "unused": unused, "fused_rows": len(rows)}
 
 
 def _fused(rows: Rows, cleaned: Cleaned) -> dict[str, Any]:
@@ -128,6 +131,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         *(warning for source in report["sources"].values() for warning in source.get("warnings", [])),
         *_on_rejects(report),
         *_on_joins(report),
+        *_on_casts(report),
         *_on_columns(report),
         *_on_copies(report),
         *_on_labels(report),
@@ -158,13 +162,22 @@ def _on_joins(report: dict[str, Any]) -> list[str]:
         if "types" in join:
             said.append(f"{what}: {join['types']}")
     main = report["main"]
-    if main and main["fused_rows"] > main["used"]:
+    used = main and (main["rows"] if main["used"] is None else main["used"])
+    if main and main["fused_rows"] > used:
         repeated = [join["right"]["table"] for join in report["joins"] if join["right"].get("repeated_keys")]
         said.append(
-            f"{main['used']:,} rows of {main['source']} became {main['fused_rows']:,} fused rows: a join found several "
+            f"{used:,} rows of {main['source']} became {main['fused_rows']:,} fused rows: a join found several "
             f"partners ({', '.join(dict.fromkeys(repeated)) or 'see joins'}); aggregate them first if that is not meant"
         )
     return said
+
+
+def _on_casts(report: dict[str, Any]) -> list[str]:
+    return [
+        f"fuse: {cast['cast']} makes {cast['missing']:,} of {cast['values']:,} values of {cast['source']} missing, as "
+        f"'{cast['example']}'"
+        for cast in report["casts"]
+    ]
 
 
 def _on_columns(report: dict[str, Any]) -> list[str]:

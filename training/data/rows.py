@@ -2,17 +2,15 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from training.data.landing import Reject, as_text
+from training.data.landing import FILE_ROWS, Reject, as_text
 from training.mapped import filtered, parts
-
-FIRST_PARTITION = 2**36  # from here on Daft's ids tell of a partition on a cluster, and no longer which row it is
 
 Mask = npt.NDArray[np.bool_]
 
@@ -25,11 +23,13 @@ class Rows:
         table: the columns that the statement selects.
         origins: source to the number of the row there, for each fused row; 0 where an outer join found none.
         column_source: column to the source whose rows are named when one of its values is rejected.
+        files: sources of several files, each of which numbers its rows from the start; see ``landing.FILE_ROWS``.
     """
 
     table: pa.Table
     origins: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     column_source: Mapping[str, str] = field(default_factory=dict)
+    files: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -39,18 +39,22 @@ class Rows:
         if mask.all():
             return self
         origins = {source: numbers[mask] for source, numbers in self.origins.items()}
-        return Rows(filtered(self.table, mask), origins, self.column_source)
+        return replace(self, table=filtered(self.table, mask), origins=origins)
 
     def with_table(self, table: pa.Table) -> "Rows":
         """The same rows with changed values."""
-        return Rows(table, self.origins, self.column_source)
+        return replace(self, table=table)
 
     def reject(self, index: int, column: str, value: object, reason: str) -> Reject:
         """The row at ``index``, put aside for a value of ``column``."""
         source = self.column_source.get(column, "fuse")
         number = int(self.origins[source][index]) if source in self.origins else index + 1
-        known = 0 < number < FIRST_PARTITION
-        return Reject(source, number if known else None, column, None if value is None else as_text(value), reason)
+        file, row = divmod(number, FILE_ROWS)
+        if row and source in self.files:
+            reason = f"{reason} (in file {file + 1} of {source})"
+        elif file:  # a partition of a cluster, whose ids do not tell which row it is
+            row = 0
+        return Reject(source, row or None, column, None if value is None else as_text(value), reason)
 
 
 def ranks(column: pa.ChunkedArray, *, descending: bool = False, nulls_first: bool = False) -> npt.NDArray[np.int64]:

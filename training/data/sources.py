@@ -75,7 +75,7 @@ def land(
     if kind == "parquet":
         return _land_parquet(name, files, work, limit)
     landing = Landing(work, name, infer=kind == "csv", limit=limit, as_written=as_written)
-    for file in files:
+    for landing.file, file in enumerate(files):
         before = len(landing.rejects)
         _land_text(name, source, file, kind, landing)
         if len(files) > 1:
@@ -123,8 +123,8 @@ def _land_parquet(name: str, files: list[File], work: Path, limit: int | None) -
             files=len(files),
         )
     landing = Landing(work, name, limit=limit)
-    first = 1
-    for one in opened:
+    for landing.file, one in enumerate(opened):
+        first = 1
         landing.declare(one.schema_arrow.names)
         for batch in one.iter_batches(batch_size=PART_ROWS):
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))

@@ -5,8 +5,9 @@ carry the row numbers of its tables: with them the result has one order whatever
 rejected row can be found again in its source.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import sqlglot
 from sqlglot import expressions as exp
@@ -58,6 +59,24 @@ class Join:
     context: str
 
 
+@dataclass(frozen=True)
+class Cast:
+    """A cast of what one source has.
+
+    Attributes:
+        written: the cast as SQL.
+        source: whose values are cast; ``alias`` is what the statement calls it there.
+        operand: what is cast, of this source's columns alone.
+        kind: the type.
+    """
+
+    written: str
+    source: str
+    alias: str
+    operand: str
+    kind: str
+
+
 class Statement:
     """A fuse statement over ``sources``.
 
@@ -66,9 +85,9 @@ class Statement:
     """
 
     def __init__(self, text: str, sources: Collection[str]) -> None:
-        self.text = text.strip().rstrip(";").strip()
         self.sources = set(sources)
         try:
+            self.text = _without_end(text)
             trees = sqlglot.parse(self.text, dialect=DIALECT)
         except SqlglotError as error:
             raise UnreadableError(str(error).splitlines()[0]) from None
@@ -79,6 +98,14 @@ class Statement:
     def named(self) -> set[str]:
         """The sources that the statement reads."""
         return {table.name for table in self._tree.find_all(exp.Table) if self._source(table)}
+
+    def misread(self) -> str | None:
+        """A function that Daft runs, and takes for another than SQL does, with what to write instead."""
+        words = list(sqlglot.tokenize(self.text, DIALECT))
+        for word, after in pairwise(words):
+            if word.text.upper() == "SUBSTR" and after.token_type == TokenType.L_PAREN:
+                return "substr would count from 0, and SQL's from 1; write substring(text, start, length)"
+        return None
 
     def main(self) -> str | None:
         """The source whose rows become the rows of the result: the first table of the outermost FROM.
@@ -100,26 +127,38 @@ class Statement:
             source = self._source(table)
             if source:
                 origins[f"{ORIGIN}{index}"] = source
-                added.append(f'{_quoted(table.alias_or_name)}."{row_column(source)}" AS "{ORIGIN}{index}"')
-        for index, (ordered, name) in enumerate(self._order()):
-            if name is None:
+                added.append(f'{quoted(table.alias_or_name)}."{row_column(source)}" AS "{ORIGIN}{index}"')
+        for index, (ordered, column) in enumerate(self._order()):
+            if column is None:
                 added.append(f'{ordered.this.sql(DIALECT)} AS "{ORDER}{index}"')
-        position = _outer_from(self.text)
+        before, position = _outer_from(self.text)
         if position is None or not origins:
             return None
-        return f"{self.text[:position].rstrip()}, {', '.join(added)} {self.text[position:]}", origins
+        comma = "" if before == TokenType.COMMA else ", "
+        # On a line of its own: what stands before the FROM may be a comment that goes to the line's end.
+        return f"{self.text[:position].rstrip()}\n{comma}{', '.join(added)} {self.text[position:]}", origins
 
-    def outputs(self) -> list[str] | None:
-        """The names of the result's columns; None where a ``*`` leaves them open."""
-        names = list(self._tree.named_selects)
-        return None if self._tree.is_star else names
+    def only_joins(self) -> bool:
+        """Whether there can be more rows than the main source has only because joins find several partners."""
+        return bool(self._tree.find(exp.Join)) and not self._tree.find(exp.SetOperation)
 
-    def order(self) -> list[tuple[str, bool, bool]]:
-        """The outermost ORDER BY as ``(column of the result, descending, nulls first)``."""
-        return [
-            (name or f"{ORDER}{index}", bool(ordered.args.get("desc")), bool(ordered.args.get("nulls_first")))
-            for index, (ordered, name) in enumerate(self._order())
-        ]
+    def outputs(self) -> list[str | None] | None:
+        """The names of the result's columns, None for one without a name; None where a ``*`` leaves them open."""
+        return None if self._tree.is_star else [_output_name(one) for one in self._tree.selects]
+
+    def order(self, columns: Sequence[str]) -> list[tuple[str, bool, bool]]:
+        """The outermost ORDER BY as ``(column of the result, descending, nulls first)``.
+
+        Args:
+            columns: of the result, hidden ones last; what is ordered by something else is left out.
+        """
+        items = []
+        for index, (ordered, column) in enumerate(self._order()):
+            name = f"{ORDER}{index}" if column is None else column
+            name = columns[name] if isinstance(name, int) else name
+            if name in columns:
+                items.append((name, bool(ordered.args.get("desc")), bool(ordered.args.get("nulls_first"))))
+        return items
 
     def joins(self) -> Iterator[Join]:
         """Every join of the statement, the outermost first."""
@@ -135,10 +174,29 @@ class Statement:
                 yield _join(join, tuple(before), right, context)
                 before.append(right)
 
+    def casts(self, columns: Mapping[str, Collection[str]]) -> Iterator[Cast]:
+        """Every cast of what one source has, but to text, which loses nothing, and in a CASE, which may look first.
+
+        Args:
+            columns: of each source.
+        """
+        for cast in self._tree.find_all(exp.Cast):
+            select = cast.find_ancestor(exp.Select)
+            if select is None or cast.to.is_type(*exp.DataType.TEXT_TYPES) or cast.find_ancestor(exp.Case):
+                continue
+            if cast.this.find(exp.AggFunc, exp.Window, exp.Query):
+                continue
+            sides = {side.alias_or_name: self._source(side) for side in _outer_tables(select)}
+            owners = {_side_of(column, sides, columns) for column in cast.this.find_all(exp.Column)}
+            alias = owners.pop() if len(owners) == 1 else None
+            source = sides.get(alias) if alias else None
+            if alias and source:
+                yield Cast(cast.sql(), source, alias, cast.this.sql(DIALECT), cast.to.sql())
+
     def _relation(self, node: exp.Expr) -> Relation:
         alias = node.alias_or_name
         if isinstance(node, exp.Table):
-            return Relation(alias, node.name, _quoted(node.name), self._source(node))
+            return Relation(alias, node.name, quoted(node.name), self._source(node))
         inner = self._first(node.this, set()) if isinstance(node, exp.Subquery) else None
         return Relation(alias, f"{alias} (over {inner})" if inner else alias, node.this.sql(DIALECT), None)
 
@@ -172,19 +230,19 @@ class Statement:
         natural = any(join.args.get("method") for join in tree.find_all(exp.Join))
         return not inner_star and not natural and not any(_aggregates(one) for one in tree.expressions)
 
-    def _order(self) -> list[tuple[exp.Ordered, str | None]]:
-        """The ORDER BY's items, with the column of the result that each names, where it names one."""
+    def _order(self) -> list[tuple[exp.Ordered, int | str | None]]:
+        """The ORDER BY's items, with the name or the place of the result's column that each names, if it names one."""
         order = self._tree.args.get("order")
-        outputs = list(self._tree.named_selects)
-        items = []
+        outputs = [_output_name(one) for one in self._tree.selects]
+        items: list[tuple[exp.Ordered, int | str | None]] = []
         for ordered in order.expressions if order else []:
             key = ordered.this
-            name: str | None = None
-            if isinstance(key, exp.Literal) and not key.is_string and int(key.name) <= len(outputs):
-                name = outputs[int(key.name) - 1]
+            column: int | str | None = None
+            if isinstance(key, exp.Literal) and not key.is_string and 0 < int(key.name) <= len(outputs):
+                column = int(key.name) - 1
             elif isinstance(key, exp.Column) and not key.table and key.name in outputs:
-                name = key.name
-            items.append((ordered, name))
+                column = key.name
+            items.append((ordered, column))
         return items
 
 
@@ -195,6 +253,18 @@ def _outer_tables(tree: exp.Select) -> list[exp.Table]:
     return [side for side in sides if isinstance(side, exp.Table)]
 
 
+def _output_name(selected: exp.Expr) -> str | None:
+    return selected.output_name or None
+
+
+def _side_of(column: exp.Column, sides: Mapping[str, str | None], columns: Mapping[str, Collection[str]]) -> str | None:
+    """The table of a FROM, by its alias, that a column belongs to; None where that cannot be told."""
+    if column.table:
+        return column.table
+    having = [alias for alias, source in sides.items() if source is None or column.name in columns[source]]
+    return having[0] if len(having) == 1 else None
+
+
 def _counted(star: exp.Star) -> bool:
     return isinstance(star.parent, exp.Count)
 
@@ -203,17 +273,27 @@ def _aggregates(expression: exp.Expr) -> bool:
     return any(found.find_ancestor(exp.Window) is None for found in expression.find_all(exp.AggFunc))
 
 
-def _outer_from(text: str) -> int | None:
-    """Where the FROM of the outermost SELECT begins."""
-    depth = 0
+def _without_end(text: str) -> str:
+    """A statement without the semicolons, the comments and the white space after it."""
+    tokens = list(sqlglot.tokenize(text, DIALECT))
+    while tokens and tokens[-1].token_type == TokenType.SEMICOLON:
+        tokens.pop()
+    return text[: tokens[-1].end + 1].strip() if tokens else ""
+
+
+def _outer_from(text: str) -> tuple[TokenType | None, int | None]:
+    """What stands before the FROM of the outermost SELECT, and where that begins."""
+    depth, before = 0, None
     for token in sqlglot.tokenize(text, DIALECT):
         depth += (token.token_type == TokenType.L_PAREN) - (token.token_type == TokenType.R_PAREN)
         if depth == 0 and token.token_type == TokenType.FROM:
-            return token.start
-    return None
+            return before, token.start
+        before = token.token_type
+    return before, None
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name as SQL takes it whatever letters it has."""
     return f'"{name}"'
 
 
@@ -222,7 +302,7 @@ def _join(join: exp.Join, lefts: tuple[Relation, ...], right: Relation, context:
     using = [identifier.name for identifier in join.args.get("using") or []]
     condition = join.args.get("on")
     if using:
-        keys = tuple((lefts[0].alias, _quoted(name), _quoted(name)) for name in using)
+        keys = tuple((lefts[0].alias, quoted(name), quoted(name)) for name in using)
         return Join(kind, f"USING ({', '.join(using)})", lefts, right, keys, False, context)
     parts = list(condition.flatten()) if isinstance(condition, exp.And) else [condition] if condition else []
     found = [_key(part, lefts, right) for part in parts]

@@ -18,6 +18,9 @@ MOMENT = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d:\d\d(\.\d{1,6})?Z?)?", re.AS
 LONGEST_VALUE = 40
 """Characters of a text that may be a number or a moment; a sentence need not be looked at."""
 
+NO_NUMBER = ("nan", "+nan", "-nan")
+"""Texts, in small letters, that :func:`read_number` takes for a missing number."""
+
 A_NUMBER = "a number is needed"
 A_DATE = "a date such as 2026-03-31 or 2026-03-31T14:05:00 is needed"
 
@@ -26,7 +29,7 @@ def infer(column: pa.ChunkedArray) -> Kind:
     """The kind that a column of the training rows looks like.
 
     Text is a number where every value that is there reads as one and none starts with a padding zero, as codes do; a
-    date where every value reads as one; else a category.
+    date where every value reads as one; else a category. What says that it is no number, ``NaN``, is not there.
     """
     if pa.types.is_boolean(column.type):
         return "category"
@@ -35,7 +38,8 @@ def infer(column: pa.ChunkedArray) -> Kind:
     if pa.types.is_temporal(column.type):
         return "date"
     texts = [str(cell).strip() for cell in column.unique().to_pylist() if cell is not None and str(cell).strip()]
-    if texts and _all_read(texts, read_number) and not any(_padded(text) for text in texts):
+    numbers = [text for text in texts if text.lower() not in NO_NUMBER]
+    if numbers and _all_read(numbers, read_number) and not any(_padded(text) for text in numbers):
         return "number"
     return "date" if texts and _all_read(texts, read_seconds) else "category"
 

@@ -21,6 +21,9 @@ from cluster.errors import FewRowsError, UserError
 from training.inputs.cells import A_DATE, A_NUMBER, Kind, infer, read_label, read_number, read_seconds
 from training.inputs.text import READABLE, in_form
 
+LONGEST_SHOWN = 40
+"""Characters of a value in an error."""
+
 LEAST_SEEN = 2
 """Rows that a category must stand in; rarer ones are read as unknown, which teaches the model what that means."""
 
@@ -355,10 +358,18 @@ def cycles(seconds: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
 
 
 def _read_all(name: str, column: pa.ChunkedArray, read: Any, wanted: str) -> list[Any]:
-    try:
-        values = [read(cell) for cell in column.to_pylist()]
-    except ValueError:
-        raise UserError(f"model.inputs: '{name}' cannot be read: {wanted} in every row; see options.kinds") from None
+    values, wrong = [], []
+    for cell in column.to_pylist():
+        try:
+            values.append(read(cell))
+        except ValueError:
+            wrong.append(cell)
+    if wrong:
+        found = ", ".join(f"'{one[:LONGEST_SHOWN]}'" for one in list(dict.fromkeys(map(str, wrong)))[:3])
+        raise UserError(
+            f"model.inputs: '{name}' cannot be read: {wanted}, and {len(wrong):,} of {len(column):,} training rows "
+            f"have another value, as {found}; have data.fuse make it a number, a date or NULL, or change options.kinds"
+        )
     if all(value is None for value in values):
         raise FewRowsError(f"model.inputs: '{name}' is empty in every training row; leave it out")
     return values

@@ -48,10 +48,11 @@ class Timeline:
         """The grid of the moments of each series.
 
         Raises:
-            UserError: they are no moments, or no series has two different ones.
+            UserError: they are no moments, dates written as whole numbers, or no series has two different ones.
         """
         every = [cell for one in moments for cell in one]
         if every and all(isinstance(cell, int) and not isinstance(cell, bool) for cell in every):
+            _refuse_dates(every, column)
             lines = [np.unique(np.asarray(one, dtype=np.int64)) for one in moments]
             return cls("count", _commonest(lines, column), int(lines[0][0]) if len(lines[0]) else 0)
         seconds = [np.unique(np.asarray([_second(cell, column) for cell in one], dtype=np.int64)) for one in moments]
@@ -125,6 +126,27 @@ class Timeline:
             if chosen
             else (np.zeros((len(places), 0)))
         )
+
+
+def _refuse_dates(numbers: Sequence[int], column: str) -> None:
+    """Whole numbers such as 20240131, or 202401, count nothing: after 20240131 comes no 20240132."""
+    for length, form, whole in ((8, "%Y%m%d", "{}"), (6, "%Y%m", "concat({}, '01')")):
+        if all(_is_date(str(one), length, form) for one in numbers):
+            text = whole.format(f"CAST({column} AS STRING)")
+            raise UserError(
+                f"model.inputs.time: '{column}' holds dates as whole numbers, as {numbers[0]}, which cannot be counted "
+                f"on; select to_date({text}, '%Y%m%d') AS {column} in data.fuse"
+            )
+
+
+def _is_date(digits: str, length: int, form: str) -> bool:
+    if len(digits) != length or not "1900" <= digits[:4] <= "2100":
+        return False
+    try:
+        dt.datetime.strptime(digits, form)
+    except ValueError:
+        return False
+    return True
 
 
 def _second(cell: Any, column: str) -> int:

@@ -200,7 +200,24 @@ RECIPES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a column that the statement does not have": (
         {"fuse": "SELECT r.txt, r.label FROM rows r"},
-        "data.fuse: Column txt not found in r. The tables are rows(id, text, label)",
+        "data.fuse: Column txt not found in r, did you mean text? The tables are rows(id, text, label)",
+    ),
+    "a column in other letters": (
+        {"fuse": "SELECT text, Label AS label FROM rows"},
+        "data.fuse: Column Label not found in current scope, did you mean label? The tables are rows(id, text, label)",
+    ),
+    "a table that is almost a source": (
+        {"fuse": "SELECT * FROM row"},
+        "data.fuse: Table not found: row, did you mean rows? The tables are rows(id, text, label)",
+    ),
+    "no SQL in its third line": (
+        {"fuse": "SELECT text,\n  label\n  FORM rows r"},
+        "data.fuse: line 3 of the statement: Expected: end of statement, found: rows. "
+        "The tables are rows(id, text, label)",
+    ),
+    "a function that counts otherwise": (
+        {"fuse": "SELECT substr(text, 1, 3) AS text, label FROM rows"},
+        "data.fuse: substr would count from 0, and SQL's from 1; write substring(text, start, length)",
     ),
     "a table that is no source": (
         {"fuse": "SELECT * FROM tickets"},

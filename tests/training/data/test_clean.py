@@ -36,6 +36,14 @@ def test_unicode_form(form: str, expected: str) -> None:
     assert cleaned({"text": ["e\u0301 \uff46"]}, unicode=form).rows.table["text"].to_pylist() == [expected]
 
 
+def test_allowed_values_are_in_the_form_of_the_rows() -> None:
+    values = {"label": ["（甲）", "(乙)", "丙"]}
+    done = cleaned(values, unicode="NFKC", allowed={"label": ["（甲）", "（乙）"]})
+    assert done.rows.table["label"].to_pylist() == ["(甲)", "(乙)"]
+    as_it_is = cleaned(values, unicode="none", allowed={"label": ["（甲）", "（乙）"]})
+    assert as_it_is.rows.table["label"].to_pylist() == ["（甲）"]
+
+
 TYPES: dict[str, tuple[list[Any], list[Any], list[Any]]] = {
     "integer": (["1", " 2 ", "+3", "", None, "4.0", "x", "1_000"], [1, 2, 3, None, None], ["4.0", "x", "1_000"]),
     "float": (["1", "2.5", "1e3", None, "nan", "inf", "1,5"], [1.0, 2.5, 1000.0, None], ["nan", "inf", "1,5"]),

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import UserError
 from training import mapped
 from training.data.fuse import fuse, inspect
 from training.data.split import SPLITS
@@ -264,6 +265,8 @@ def test_a_look_at_a_sample(shop: Callable[..., Recipe], home: Path) -> None:
     assert any("rows of tickets find no partner" in note for note in found["notes"])
     assert list((home / "fused").iterdir()) == []
     assert inspect(shop(), 10_000).report["sampled"] == []
+    with pytest.raises(UserError, match=r"^tickets: 2 of 402 rows cannot be used, more than data\.max_rejected: 0 "):
+        inspect(shop(max_rejected=0), 10_000)
 
 
 def test_notes_point_at_what_deserves_a_look(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:
@@ -286,3 +289,53 @@ def test_notes_point_at_what_deserves_a_look(tmp_path: Path, home: Path, make_re
     ) in notes
     assert "extra: 45 of 75 rows have no value" in notes
     assert any("of the training rows are 'a'" in note for note in notes)
+
+
+def test_rows_of_several_files_that_a_join_multiplies_are_pointed_out(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    for part in (1, 2):
+        lines = [f"text {part} {row},{row % 5},{'ab'[row % 2]}" for row in range(50)]
+        (tmp_path / f"rows-{part}.csv").write_text("\n".join(["text,customer,label", *lines, "wrong,9,?"]) + "\n")
+    plans = [f"{customer},plan {copy}" for customer in range(5) for copy in range(3)]
+    (tmp_path / "plans.csv").write_text("\n".join(["customer,plan", *plans, "9,none"]) + "\n")
+    recipe = make_recipe(
+        {"t": {"read": "rows-*.csv"}, "c": {"read": "plans.csv"}},
+        "SELECT t.text, t.label -- what it is\nFROM t JOIN c ON t.customer = c.customer",
+        clean={"allowed": {"label": ["a", "b"]}},
+    )
+    fused = fuse(recipe)
+    assert fused.report["main"] == {"source": "t", "rows": 102, "used": 102, "unused": 0, "fused_rows": 302}
+    assert any("102 rows of t became 302 fused rows" in note for note in fused.report["notes"])
+    rejected = pq.read_table(fused.folder / "rejected.parquet").to_pylist()
+    assert [(one["row"], one["reason"]) for one in rejected] == [
+        (52, "not one of a, b (in file 1 of t)"),
+        (52, "not one of a, b (in file 2 of t)"),
+    ]
+
+
+def test_what_a_cast_makes_missing_is_noted(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:
+    lines = [f"text {row},{'ab'[row % 2]},{'1,5' if row % 10 else 2}".replace("1,5", '"1,5"') for row in range(50)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label,price", *lines]) + "\n")
+    recipe = make_recipe({"t": {"read": "t.csv"}}, "SELECT text, label, CAST(price AS DOUBLE) AS price FROM t")
+    note = "fuse: CAST(price AS DOUBLE) makes 45 of 50 values of t missing, as '1,5'"
+    assert note in fuse(recipe).report["notes"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "WITH w AS (SELECT * FROM t) SELECT w.text, w.label FROM w JOIN c ON w.customer = c.customer",
+        "SELECT q.text, q.label FROM (SELECT * FROM t) q JOIN c ON q.customer = c.customer",
+    ],
+)
+def test_rows_that_are_multiplied_behind_a_subquery_are_pointed_out(
+    statement: str, tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    lines = [f"text {row},{row % 5},{'ab'[row % 2]}" for row in range(50)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,customer,label", *lines]) + "\n")
+    plans = [f"{customer},plan {copy}" for customer in range(5) for copy in range(3)]
+    (tmp_path / "c.csv").write_text("\n".join(["customer,plan", *plans]) + "\n")
+    report = fuse(make_recipe({"t": {"read": "t.csv"}, "c": {"read": "c.csv"}}, statement)).report
+    assert report["main"] == {"source": "t", "rows": 50, "used": None, "unused": None, "fused_rows": 150}
+    assert any(note.startswith("50 rows of t became 150 fused rows") for note in report["notes"])

@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from cluster.errors import UserError
 from training import mapped
 from training.data import engine
 from training.data.joined import Fusion, main_source
@@ -125,6 +126,19 @@ def test_an_order_by_is_kept(order: str, sources: dict[str, Landed], duck: duckd
     assert found.to_pylist() == duck.sql(statement).to_arrow_table().to_pylist()
 
 
+def test_expressions_without_a_name_leave_the_others_theirs(sources: dict[str, Landed]) -> None:
+    statement = "SELECT upper(t.label), t.id, t.text, t.customer AS who FROM tickets t ORDER BY 1, 2 DESC"
+    table = Fusion(statement, sources, set()).rows().table
+    assert table.column_names == ["label", "id", "text", "who"]
+    keys = list(zip(table["label"].to_pylist(), [-number for number in table["id"].to_pylist()], strict=True))
+    assert keys == sorted(keys)
+    counted = "SELECT label, COUNT(*) FROM tickets GROUP BY label ORDER BY 2 DESC"
+    table = Fusion(counted, sources, set()).rows().table
+    assert all(table.column_names)
+    counts = table[1].to_pylist()
+    assert counts == sorted(counts, reverse=True)
+
+
 def test_an_order_by_of_what_is_not_selected(sources: dict[str, Landed], duck: duckdb.DuckDBPyConnection) -> None:
     statement = "SELECT t.text FROM tickets t ORDER BY t.label, t.id DESC LIMIT 20"
     found = Fusion(statement, sources, set()).rows().table
@@ -221,6 +235,18 @@ def test_nothing_is_added_where_rows_are_not_those_of_a_source(sources: dict[str
         assert Statement(STATEMENTS[case], sources).tracked(engine.row_column) is None, case
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT t.id FROM tickets t; -- done",
+        "SELECT id, FROM tickets",
+        "SELECT t.id -- a comma,\nFROM tickets t -- all",
+    ],
+)
+def test_rows_are_known_whatever_stands_around_the_statement(statement: str, sources: dict[str, Landed]) -> None:
+    assert Fusion(statement, sources, set()).rows().origins["tickets"].tolist() == list(range(2, 202))
+
+
 def test_a_disk_that_takes_nothing_is_no_fault_of_the_statement(
     sources: dict[str, Landed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,3 +254,53 @@ def test_a_disk_that_takes_nothing_is_no_fault_of_the_statement(
     monkeypatch.setenv("HEADRACE_HOME", "/proc/nowhere")
     with pytest.raises(OSError, match="/proc/nowhere"):
         engine.run("SELECT id, text FROM tickets", engine.tables(sources, numbered=False))
+
+
+CURED = {
+    "trim(text)": "strip(text)",
+    "ltrim(text)": "lstrip(text)",
+    "rtrim(text)": "rstrip(text)",
+    "btrim(text)": "strip(text)",
+    "nullif(text, label)": "CASE WHEN a = b THEN NULL ELSE a END",
+    "ifnull(text, label)": "coalesce(a, b)",
+    "nvl(text, label)": "coalesce(a, b)",
+    "if(text = label, text, label)": "CASE WHEN … THEN … ELSE … END",
+    "CASE WHEN text = label THEN text END": "write ELSE NULL",
+    "substring(text from 1 for 2)": "substring(text, start, length)",
+    "position('t' in text)": "find(text, 'part')",
+    "strpos(text, 't')": "find(text, 'part')",
+    "text ~ 't'": "regexp_match(text, 'pattern')",
+}
+
+
+@pytest.mark.parametrize("expression", CURED)
+def test_what_the_engine_calls_otherwise_is_told(expression: str, sources: dict[str, Landed]) -> None:
+    with pytest.raises(UserError) as raised:
+        Fusion(f"SELECT {expression} AS x FROM tickets", sources, set()).rows()
+    assert CURED[expression] in str(raised.value)
+
+
+def test_values_that_a_cast_cannot_read_are_counted(tmp_path: Path) -> None:
+    amounts = ["12.5", "1,234.50", "1,234.50", "n/a", "", "7"]
+    write(tmp_path / "o.csv", "id,amount,day", [(n, one, f"2024-0{n + 1}-31") for n, one in enumerate(amounts)])
+    write(tmp_path / "c.csv", "id,name", [(1, "x"), (2, "y")])
+    sources = {name: land(name, Source(read=f"{name}.csv"), tmp_path, tmp_path) for name in "oc"}
+
+    def found(statement: str) -> list[tuple[Any, ...]]:
+        return [tuple(one.values()) for one in Fusion(statement, sources, set()).casts()]
+
+    lost = ("CAST(amount AS DOUBLE)", "o", 5, 3, "1,234.50")
+    assert found("SELECT SUM(CAST(amount AS DOUBLE)) AS total FROM o") == [lost]
+    assert found("SELECT c.name, q.n FROM c JOIN (SELECT id, CAST(amount AS DOUBLE) AS n FROM o) q ON c.id = q.id") == [
+        lost
+    ]
+    assert found("SELECT c.name, amount::DOUBLE AS n, x.day::DATE AS d FROM c JOIN o AS x ON c.id = x.id") == [
+        lost,
+        ("CAST(x.day AS DATE)", "o", 6, 3, "2024-02-31"),
+    ]
+    plain = "SELECT CAST(replace(amount, ',', '') AS DOUBLE) AS n FROM o"
+    assert found(plain) == [("CAST(REPLACE(amount, ',', '') AS DOUBLE)", "o", 5, 1, "n/a")]
+    guarded = (
+        "SELECT CASE WHEN amount = 'n/a' THEN NULL ELSE CAST(id AS STRING) END AS n, CAST(id AS STRING) AS i FROM o"
+    )
+    assert found(guarded) == []

@@ -61,6 +61,9 @@ def learned(values: list[Any], kind: type[Any], **settings: Any) -> Any:
         (["2017-10-02 10:56:33", None], "date"),
         (["DSL", "No", "DSL"], "category"),
         ([" ", ""], "category"),
+        (["1.5", "NaN", "", "nan"], "number"),
+        (["nan", "NaN"], "category"),
+        (["1.5", "NA"], "category"),
     ],
 )
 def test_a_column_is_of_the_kind_it_looks_like(values: list[Any], kind: str) -> None:
@@ -185,7 +188,17 @@ def test_columns_are_the_same_after_they_were_kept() -> None:
     ("kinds", "values", "message"),
     [
         ({}, [None, None], r"'c' is empty in every training row; leave it out"),
-        ({"c": "number"}, ["a", "b"], r"'c' cannot be read: a number is needed in every row"),
+        (
+            {"c": "number"},
+            ["a", "b"],
+            r"'c' cannot be read: a number is needed, and 2 of 2 training rows have another value",
+        ),
+        ({"c": "number"}, ["1", "NA", "NA"], r"2 of 3 training rows have another value, as 'NA'; have data\.fuse make"),
+        (
+            {"c": "date"},
+            ["2026-01-01", "soon"],
+            r"a date such as .* 1 of 2 training rows have another value, as 'soon'",
+        ),
         ({}, ["one", "two"], r"'c' is another text in every row, .* name it under `text` if it is prose"),
         ({"d": "number"}, [1, 2], r"model\.options\.kinds: 'd' is not among the columns"),
     ],

@@ -18,6 +18,9 @@ from cluster.errors import UserError
 from tests.training.recipes import recipe_of
 from training.bundle import open_bundle, write_bundle
 from training.data.fuse import fuse
+from training.data.joined import Fusion
+from training.data.recipe import Source
+from training.data.sources import land
 from training.encode import encode
 from training.evaluation import metrics
 from training.evaluation.baselines import measure
@@ -60,6 +63,25 @@ def test_steps_are_found_and_counted_on(moments: list[Any], season: int, followi
     assert Timeline(**timeline.save()) == timeline
     told = [timeline.moment(int(place)) for place in places]
     assert timeline.places(told, "t").tolist() == places.tolist()
+
+
+@pytest.mark.parametrize(
+    ("moments", "selected"),
+    [
+        ([20240429, 20240430, 20240501], "to_date(CAST(day AS STRING), '%Y%m%d') AS day"),
+        ([202311, 202312, 202401], "to_date(concat(CAST(day AS STRING), '01'), '%Y%m%d') AS day"),
+    ],
+)
+def test_dates_that_are_written_as_numbers_are_not_counted(moments: list[int], selected: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'day' holds dates as whole numbers, as 20") as raised:
+        Timeline.learn([moments], "day")
+    assert f"; select {selected} in data.fuse" in str(raised.value)
+    (tmp_path / "t.csv").write_text("\n".join(["day", *map(str, moments)]) + "\n")
+    landed = land("t", Source(read="t.csv"), tmp_path, tmp_path)
+    days = Fusion(f"SELECT {selected} FROM t", {"t": landed}, set()).rows().table["day"].to_pylist()
+    assert [day.year * 100 + day.month for day in days] == [int(str(one)[:6]) for one in moments]
+    for counts in ([20240430, 20240431], [202312, 202313], [2023, 2024], [20240430, 5]):
+        assert Timeline.learn([counts], "day").unit == "count"
 
 
 def test_what_is_no_time_is_told() -> None:

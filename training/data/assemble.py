@@ -117,13 +117,21 @@ def _shown(reject: Reject) -> str:
 
 
 def _check_columns(recipe: Recipe, rows: Rows, held_out: str | None) -> None:
-    """Every column that the recipe names must be in the fused table."""
+    """Every column that the recipe names must be in the fused table, as something that the recipe can mean."""
     there = rows.table.column_names
     of = f"'{held_out}'" if held_out else "the fused table"
     problems = [
         f"{key}: there is no column '{column}' in {of}{_perhaps(column, there)} has {', '.join(there)}"
         for key, column in _named_columns(recipe, held_out is not None)
         if column not in there
+    ]
+    options: Clean = recipe.data.clean
+    problems += [
+        f"data.clean.{key}: '{column}' holds lists or mappings ({rows.table.schema.field(column).type}), and only "
+        "single values have a type or are allowed; take them apart in data.fuse, or leave the column out here"
+        for key, named in (("types", options.types), ("allowed", options.allowed))
+        for column in named
+        if column in there and pa.types.is_nested(rows.table.schema.field(column).type)
     ]
     if problems:
         raise UserError("\n".join(problems))

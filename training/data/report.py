@@ -12,7 +12,7 @@ from training.data.rows import Rows
 from training.data.split import SPLITS, Parted
 from training.recipe import Recipe
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same recipe and data would give other rows: earlier results are then made again."""
 
 MAIN = "fused"

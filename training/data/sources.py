@@ -14,7 +14,7 @@ from training.data.databases import land_database
 from training.data.encodings import encoding_of
 from training.data.files import File, delimiter_of, find, format_of
 from training.data.hub import land_hub, local_folder
-from training.data.landing import HIDDEN, PART_ROWS, Landed, Landing
+from training.data.landing import HIDDEN, PART_ROWS, Landed, Landing, is_plain
 from training.data.names import land_names, named
 from training.data.recipe import Source
 from training.data.text_files import land_csv, land_json, land_jsonl
@@ -111,8 +111,9 @@ def _land_parquet(name: str, files: list[File], work: Path, limit: int | None) -
     opened = [_open_parquet(name, file) for file in files]
     schemas = [one.schema_arrow for one in opened]
     same = all(schema.remove_metadata().equals(schemas[0].remove_metadata()) for schema in schemas)
-    _check_names(name, schemas)
-    if same and limit is None:
+    for file, schema in zip(files, schemas, strict=True):
+        _check_names(name, file, schema)
+    if same and limit is None and all(map(is_plain, schemas[0].types)):
         return Landed(
             name=name,
             kind="parquet",
@@ -146,8 +147,10 @@ def _open_parquet(name: str, file: File) -> pq.ParquetFile:
         raise UserError(f"data.sources.{name}: {file.name} is no Parquet file: {reason}") from None
 
 
-def _check_names(name: str, schemas: list[pa.Schema]) -> None:
-    for schema in schemas:
-        hidden = next((column for column in schema.names if column.startswith(HIDDEN)), None)
-        if hidden:
-            raise UserError(f"data.sources.{name}: a column may not be called '{hidden}'; rename it")
+def _check_names(name: str, file: File, schema: pa.Schema) -> None:
+    hidden = next((column for column in schema.names if column.startswith(HIDDEN)), None)
+    if hidden:
+        raise UserError(f"data.sources.{name}: a column may not be called '{hidden}'; rename it")
+    twice = next((column for column in schema.names if schema.names.count(column) > 1), None)
+    if twice:
+        raise UserError(f"data.sources.{name}: {file.name} has two columns named '{twice}'; rename one")

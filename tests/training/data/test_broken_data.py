@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -279,6 +280,35 @@ def test_a_recipe_that_does_not_fit_its_data_is_told_exactly(
         fuse(make_recipe(**{"sources": {"rows": {"read": "rows.csv"}}, **options}))
     rejected = next(iter(home.rglob("*-rejected.parquet")), None)
     assert str(raised.value) == message.format(folder=tmp_path, rejected=rejected)
+
+
+def test_a_parquet_file_with_broken_pages_is_told(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    table = pa.table({"text": [f"text {n}" for n in range(500)], "label": ["a", "b"] * 250})
+    pq.write_table(table, tmp_path / "rows.parquet", compression="none", use_dictionary=False)
+    data = bytearray((tmp_path / "rows.parquet").read_bytes())
+    data[4:60] = b"\xff" * 56
+    (tmp_path / "rows.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=r"^data\.sources\.rows: the source cannot be read: "):
+        fuse(make_recipe({"rows": {"read": "rows.parquet"}}))
+
+
+@pytest.mark.parametrize("rule", [{"types": {"tags": "string"}}, {"allowed": {"tags": ["a"]}}])
+def test_a_rule_for_single_values_on_lists_is_told(
+    rule: dict[str, Any], tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    pq.write_table(pa.table({"text": ["one"], "label": ["a"], "tags": [["x", "y"]]}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=rf"^data\.clean\.{next(iter(rule))}: 'tags' holds lists or mappings"):
+        fuse(make_recipe({"rows": {"read": "rows.parquet"}}, clean=rule))
+
+
+def test_times_apart_are_described(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:
+    count = 40
+    columns = {"text": [f"text number {n}" for n in range(count)], "label": ["a", "b"] * (count // 2)}
+    took = pa.array(range(count), pa.duration("s"))
+    pq.write_table(pa.table({**columns, "took": took}), tmp_path / "rows.parquet")
+    assert fuse(make_recipe({"rows": {"read": "rows.parquet"}})).report["columns"]["took"]["distinct"] == count
 
 
 def test_nothing_half_done_stays(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:

@@ -1,7 +1,11 @@
 """Files as tables: types that lose nothing, encodings, rows that cannot be read, several files as one."""
 
+import datetime as dt
+import decimal
 import gzip
 import json
+import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import pytest
 
 from cluster.errors import RunError, UserError
 from training.data import text_files
-from training.data.landing import ROW, Landed
+from training.data.landing import ROW, Landed, Landing, as_text
 from training.data.recipe import Source
 from training.data.sources import identity, land
 
@@ -194,6 +198,86 @@ def test_parquet_stays_where_it_is(tmp_path: Path) -> None:
         {"id": "2", "more": None},
         {"id": "x", "more": 1},
     ]
+
+
+EXACT: dict[str, tuple[pa.Array, str]] = {
+    "ids of twenty digits": (
+        pa.array([decimal.Decimal(10**19 + n) for n in range(3)], pa.decimal128(20, 0)),
+        "string",
+    ),
+    "ids of few digits": (pa.array([decimal.Decimal(7), None], pa.decimal128(20, 0)), "int64"),
+    "ids written as fractions": (pa.array([decimal.Decimal(2**62), None], pa.decimal128(38, 10)), "int64"),
+    "prices": (pa.array([decimal.Decimal("19.99"), decimal.Decimal("0.10"), None], pa.decimal128(12, 2)), "double"),
+    "averages": (pa.array([decimal.Decimal("3.3333333333333333")], pa.decimal128(38, 16)), "double"),
+    "fractions too large": (pa.array([decimal.Decimal("1234567890123456.5")], pa.decimal128(20, 1)), "string"),
+    "numbers beyond a sign": (pa.array([2**63, 2**63 + 1], pa.uint64()), "string"),
+    "numbers without a sign": (pa.array([2**62, None], pa.uint64()), "int64"),
+    "times of a day": (pa.array([dt.time(1, 2, 3)], pa.time32("s")), "time64[us]"),
+    "views": (pa.array(["a", None], pa.string_view()), "string"),
+    "lists of views": (pa.array([["a"], None], pa.list_(pa.string_view())), "string"),
+}
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_a_parquet_column_keeps_each_value(case: str, tmp_path: Path) -> None:
+    column, kind = EXACT[case]
+    pq.write_table(pa.table({"value": column}), tmp_path / "rows.parquet")
+    landed = read(tmp_path, "rows.parquet")
+    assert str(landed.schema.field("value").type) == kind
+    expected = column.to_pylist()
+    if kind == "string":
+        expected = [None if one is None else one if isinstance(one, str) else as_text(one) for one in expected]
+    if kind == "double":
+        expected = [None if one is None else float(one) for one in expected]
+    assert values(landed, "value") == expected
+
+
+def test_a_decimal_is_the_float_that_its_digits_read_as(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    decimals = [decimal.Decimal(chance.randrange(10**15)).scaleb(-chance.randrange(1, 15)) for _ in range(500)]
+    pq.write_table(pa.table({"value": pa.array(decimals, pa.decimal128(38, 15))}), tmp_path / "rows.parquet")
+    assert values(read(tmp_path, "rows.parquet"), "value") == [float(str(one)) for one in decimals]
+
+
+DECIMALS: dict[str, tuple[list[Any], list[Any]]] = {
+    "large ids": (
+        [decimal.Decimal("10000000000000000001"), decimal.Decimal("10000000000000000002"), None],
+        ["10000000000000000001", "10000000000000000002", None],
+    ),
+    "small ids": ([decimal.Decimal("1E+3"), decimal.Decimal("7.00"), 5], [1000, 7, 5]),
+    "fractions": ([decimal.Decimal("1.50"), decimal.Decimal("NaN"), 2], [1.5, None, 2.0]),
+    "with floats": ([decimal.Decimal("1.50"), 0.25, decimal.Decimal("NaN")], [1.5, 0.25, None]),
+    "large ids with floats": ([decimal.Decimal(2**60 + 1), 0.25], [str(2**60 + 1), "0.25"]),
+    "infinite": ([decimal.Decimal("Infinity"), decimal.Decimal(1)], [math.inf, 1.0]),
+    "more digits than Arrow has": ([decimal.Decimal(10**80)], [str(10**80)]),
+}
+
+
+@pytest.mark.parametrize("case", DECIMALS)
+@pytest.mark.parametrize("apart", [False, True])
+def test_decimals_of_a_database_keep_their_digits(case: str, apart: bool, tmp_path: Path) -> None:
+    given, expected = DECIMALS[case]
+    assert in_parts(tmp_path, [[one] for one in given] if apart else [given]) == expected
+
+
+def in_parts(folder: Path, parts: list[list[Any]]) -> list[Any]:
+    landing = Landing(folder, "rows")
+    for part in parts:
+        landing.add({"value": part}, range(len(part)))
+    return values(landing.finish("database"), "value")
+
+
+@pytest.mark.parametrize("parts", [[[2**53 + 1], [0.5]], [[0.5], [2**53 + 1]], [[2**53 + 1, 0.5]]])
+def test_whole_numbers_that_no_float_holds_are_text_beside_floats(parts: list[list[Any]], tmp_path: Path) -> None:
+    assert set(in_parts(tmp_path, parts)) == {str(2**53 + 1), "0.5"}
+
+
+def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
+    pq.write_table(pa.table([[1], [2]], names=["label", "label"]), tmp_path / "rows.parquet")
+    with pytest.raises(
+        UserError, match=r"data\.sources\.rows: rows\.parquet has two columns named 'label'; rename one"
+    ):
+        read(tmp_path, "rows.parquet")
 
 
 def test_packed_tabbed_and_addressed_files(tmp_path: Path) -> None:

@@ -20,6 +20,11 @@ def plain(value: decimal.Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def finite(values: Sequence[Any]) -> bool:
+    """Whether none of the values is infinite, which a database may have among its decimals."""
+    return not any(isinstance(value, decimal.Decimal) and value.is_infinite() for value in values)
+
+
 def array(values: Sequence[Any]) -> pa.Array:
     """Finite decimals, whole numbers and None as an array; NaN, which databases have for a missing number, is null.
 

@@ -26,7 +26,7 @@ from cluster.errors import UserError
 from training.data import decimals
 from training.data.decimals import Decimals
 from training.data.row_digest import RowDigest
-from training.data.text_types import TextType, no_blanks
+from training.data.text_types import TextType, no_blanks, without
 from training.mapped import PART
 
 HIDDEN = "__headrace_"
@@ -79,6 +79,8 @@ class Landed:
         numbered: the files hold :data:`ROW`.
         ordered: the order of the rows means something and is the same each time they are read.
         digest: of the rows, and of their order where they are ``ordered``; only where it was asked for.
+        warnings: what may be wrong with a file.
+        notes: what the author of a recipe would want to know of the columns' types.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Landed:
     digest: str | None = None
     files: int = 1
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Landing:
@@ -104,6 +107,7 @@ class Landing:
         infer: values are text, as in CSV, and types are found by looking at all of them.
         limit: land no more rows than this.
         as_written: columns that stay text, whatever their values look like: ``1.50`` is not ``1.5``.
+        missing: texts that stand for nothing, where types are inferred.
     """
 
     def __init__(
@@ -114,12 +118,14 @@ class Landing:
         infer: bool = False,
         limit: int | None = None,
         as_written: Collection[str] = (),
+        missing: Collection[str] = (),
     ) -> None:
         self.folder = folder
         self.name = name
         self.infer = infer
         self.limit = limit
         self.as_written = as_written
+        self.missing = pa.array(list(missing), pa.string())
         self.rows = 0
         self.rejects: list[Reject] = []
         self.rejected_rows = 0
@@ -153,6 +159,8 @@ class Landing:
         arrays = {ROW: pa.array(numbers[:room], pa.int64())}
         for name, values in columns.items():
             array = _wide(values[:room]) if isinstance(values, pa.Array) else self._typed(name, values[:room])
+            if self.infer and len(self.missing):
+                array = without(array, self.missing)
             self._column(name).see(array, self._infers(name))
             arrays[name] = array
         self._write_part(pa.table(arrays))
@@ -182,12 +190,17 @@ class Landing:
             digest=total.hex(schema) if total else None,
             files=files,
             warnings=self.warnings,
+            notes=self._notes(),
         )
 
     def _column(self, name: str) -> "_Column":
         if name.startswith(HIDDEN):
             raise UserError(f"data.sources.{self.name}: a column may not be called '{name}'; rename it")
         return self._columns.setdefault(name, _Column())
+
+    def _notes(self) -> list[str]:
+        inferred = {name: column for name, column in self._columns.items() if self._infers(name)}
+        return [note for name, column in inferred.items() if (note := column.texts.note(self.name, name))]
 
     def _infers(self, name: str) -> bool:
         return self.infer and name not in self.as_written
@@ -287,7 +300,7 @@ def typed(values: Sequence[Any]) -> pa.Array:
     if not kinds:
         return pa.nulls(len(values))
     try:
-        if kinds <= {decimal.Decimal, int} and decimal.Decimal in kinds and not _any_infinite(values):
+        if kinds <= {decimal.Decimal, int} and decimal.Decimal in kinds and decimals.finite(values):
             return decimals.array(values)
         if kinds <= {decimal.Decimal, int, float} and kinds != {int}:
             return _floats(values)
@@ -306,10 +319,6 @@ def _floats(values: Sequence[Any]) -> pa.Array:
         if value is not None and not isinstance(value, float) and LARGEST_EXACT < abs(value) < math.inf:
             raise OverflowError
     return pa.array([None if value is None else float(value) for value in present], pa.float64())
-
-
-def _any_infinite(values: Sequence[Any]) -> bool:
-    return any(isinstance(value, decimal.Decimal) and value.is_infinite() for value in values)
 
 
 def _moments(values: Sequence[dt.datetime | None]) -> pa.Array:

@@ -66,7 +66,7 @@ def make_report(
     if corpus is not None:
         report["corpus"] = {"rows": corpus.num_rows, "columns": corpus.column_names}
     _check_sums(report)
-    return {**report, "notes": notes(report)}
+    return {**report, "notes": [*(note for source in landed.values() for note in source.notes), *notes(report)]}
 
 
 def _source(source: Landed) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def identity(name: str, source: Source, recipe_folder: Path, work: Path) -> tupl
         return ["files", source.pattern, named(find(name, source, recipe_folder), recipe_folder)], None
     if source.read is not None:
         files = find(name, source, recipe_folder)
-        how = [format_of(name, source, files), source.encoding, delimiter_of(source, files[0])]
+        how = [format_of(name, source, files), source.encoding, delimiter_of(source, files[0]), source.missing]
         return [*how, [_digest(name, file) for file in files]], None
     folder = local_folder(source, recipe_folder) if source.hub is not None else None
     if folder is not None:
@@ -52,12 +52,14 @@ def land(
     work: Path,
     limit: int | None = None,
     as_written: Collection[str] = (),
+    texts: Collection[str] = (),
 ) -> Landed:
     """The source as Parquet below ``work``, or in its own place.
 
     Args:
         limit: land only the first rows.
         as_written: columns of a text file that stay text, whatever their values look like.
+        texts: columns that stay text where types are inferred, as from CSV.
 
     Raises:
         UserError: the source is missing, or cannot be read as what the recipe says it is.
@@ -68,13 +70,19 @@ def land(
     if source.hub is not None:
         return land_hub(name, source, recipe_folder, Landing(work, name, limit=limit))
     if source.files is not None:
-        landing = Landing(work, name, infer=True, limit=limit)
+        landing = Landing(work, name, infer=True, limit=limit, as_written=texts)
         return land_names(source, find(name, source, recipe_folder), recipe_folder, landing)
     files = find(name, source, recipe_folder)
     kind = format_of(name, source, files)
+    if source.missing and kind != "csv":
+        raise UserError(
+            f"data.sources.{name}.missing: it is for CSV files, and {files[0].name} is {kind}; leave it out"
+        )
     if kind == "parquet":
         return _land_parquet(name, files, work, limit)
-    landing = Landing(work, name, infer=kind == "csv", limit=limit, as_written=as_written)
+    infer = kind == "csv"
+    kept = {*as_written, *texts} if infer else as_written
+    landing = Landing(work, name, infer=infer, limit=limit, as_written=kept, missing=source.missing)
     for file in files:
         before = len(landing.rejects)
         _land_text(name, source, file, kind, landing)

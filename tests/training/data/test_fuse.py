@@ -286,3 +286,18 @@ def test_notes_point_at_what_deserves_a_look(tmp_path: Path, home: Path, make_re
     ) in notes
     assert "extra: 45 of 75 rows have no value" in notes
     assert any("of the training rows are 'a'" in note for note in notes)
+
+
+def test_versions_that_the_recipe_calls_text_stay_apart(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    lines = [f"text number {n},{'ab'[n % 2]},{['1.1', '1.10', '2.0'][n % 3]}" for n in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label,version", *lines]))
+    sources = {"rows": {"read": "rows.csv"}}
+    noted = fuse(make_recipe(sources)).report
+    assert noted["columns"]["version"]["distinct"] == 2
+    assert any(note.startswith("version: 1.1 and 1.10 of rows are read as one number") for note in noted["notes"])
+    kept = make_recipe(sources, clean={"types": {"version": "string"}})
+    for report in (fuse(kept).report, inspect(kept, 1000).report):
+        assert report["columns"]["version"]["distinct"] == 3
+        assert not any("version" in note for note in report["notes"])

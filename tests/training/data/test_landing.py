@@ -46,6 +46,8 @@ TYPES = {
     "decimal": (["1.50", "-0.25", "3", "1e-5"], "double"),
     "coordinate": (["-23.548945985189434", "0.1"], "double"),
     "comma": (["1,5", "2,5"], "string"),
+    "article numbers": (["12E3", "1E4", "10E3"], "string"),
+    "exponents": (["1e+04", "2.5E7", "1E-05"], "double"),
     "version": (["1.10.1", "1.2.0"], "string"),
     "yes and no": (["yes", "no"], "string"),
     "lower truth": (["true", "false", ""], "bool"),
@@ -72,6 +74,58 @@ def test_a_type_is_taken_only_if_nothing_is_lost(case: str, tmp_path: Path) -> N
         assert values(landed, "value") == [value or None for value in written]
     if kind in ("int64", "double"):
         assert values(landed, "value") == [float(value) if value.strip() else None for value in written]
+
+
+VERSIONS = "name,value\na,1.1\nb,1.10\nc,2.0\n"
+
+
+def test_a_column_that_is_called_text_is_read_as_written(tmp_path: Path) -> None:
+    landed = read(tmp_path, "rows.csv", VERSIONS)
+    assert values(landed, "value") == [1.1, 1.1, 2.0]
+    assert landed.notes == [
+        "value: 1.1 and 1.10 of rows are read as one number; data.clean.types: {value: string} keeps them apart"
+    ]
+    kept = land("rows", Source(read="rows.csv"), tmp_path, tmp_path / "work", texts=["value"])
+    assert (values(kept, "value"), kept.notes) == (["1.1", "1.10", "2.0"], [])
+
+
+def test_prices_are_numbers_without_a_note(tmp_path: Path) -> None:
+    landed = read(tmp_path, "rows.csv", "name,value\na,1.50\nb,2.00\nc,1.50\n")
+    assert (values(landed, "value"), landed.notes) == ([1.5, 2.0, 1.5], [])
+
+
+def test_words_among_numbers_are_pointed_out_and_can_be_read_as_nothing(tmp_path: Path) -> None:
+    ages = [str(n % 90) for n in range(60_000)] + ["NA", "-", "NA"]
+    content = "age,day,zip,mood\n" + "".join(
+        f"{age},{'2024-01-31' if n else 'unknown'},{'NA' if n == 7 else '01234'},{'good' if n % 2 else '3'}\n"
+        for n, age in enumerate(ages)
+    )
+    landed = read(tmp_path, "rows.csv", content)
+    assert landed.notes == [
+        "age: read as text, though all but 3 of 60,003 values in rows are numbers ('NA' 2, '-' 1); "
+        'data.sources.rows.missing: ["NA", "-"] reads those as empty',
+        "day: read as text, though all but 1 of 60,003 values in rows are times ('unknown' 1); "
+        'data.sources.rows.missing: ["unknown"] reads those as empty',
+    ]
+    mended = read(tmp_path, "rows.csv", missing=["NA", "-", "unknown"])
+    assert values(mended, "age") == [*(n % 90 for n in range(60_000)), None, None, None]
+    assert (str(mended.schema.field("day").type), mended.notes) == ("date32[day]", [])
+    assert values(mended, "zip")[6:9] == ["01234", None, "01234"]
+
+
+def test_what_stands_for_nothing_is_a_matter_of_csv(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^data\.sources\.rows\.missing: it is for CSV files, and rows\.jsonl is jsonl"
+    ):
+        read(tmp_path, "rows.jsonl", '{"a": "NA"}', missing="NA")
+
+
+def test_what_stands_for_nothing_is_part_of_a_files_identity(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a\nNA\n")
+    known = [
+        identity("rows", Source(read="rows.csv", missing=missing), tmp_path, tmp_path)[0] for missing in ([], ["NA"])
+    ]
+    assert known[0] != known[1]
 
 
 TEXT = "id,text\n1,房间很大，床有2M宽\n2,早餐太差，无论去多少人\n"

@@ -1,5 +1,6 @@
 """The data stage's report: what became of every row. Its numbers add up, and it says in words what deserves a look."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ def make_report(
     cleaned: dict[str, Cleaned],
     parted: Parted,
     corpus: pa.Table | None = None,
+    noted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of ``fuse.json``.
 
@@ -44,7 +46,7 @@ def make_report(
     - ``split``: how the rows were parted, and the near copies ``removed`` to hold the splits apart;
     - ``rejected``, ``target``, ``inputs``, ``labels`` by split, ``columns``;
     - ``corpus``: its ``rows`` and ``columns``, where the recipe names one;
-    - ``notes``: sentences for a person.
+    - ``notes``: sentences for a person, those that were ``noted`` before among them.
     """
     tables = parted.tables
     whole = pa.concat_tables([tables[name] for name in SPLITS], promote_options="permissive")
@@ -66,7 +68,8 @@ def make_report(
     if corpus is not None:
         report["corpus"] = {"rows": corpus.num_rows, "columns": corpus.column_names}
     _check_sums(report)
-    return {**report, "notes": [*(note for source in landed.values() for note in source.notes), *notes(report)]}
+    on_types = [note for source in landed.values() for note in source.notes]
+    return {**report, "notes": [*on_types, *noted, *notes(report)]}
 
 
 def _source(source: Landed) -> dict[str, Any]:

@@ -81,9 +81,10 @@ class TextType:
             return None
         shown = ", ".join(f"'{word}' {number:,}" for word, number in self.words.most_common())
         what = "numbers" if self._others[0] in ("integer", "float") else "times"
+        words = json.dumps([*self.words], ensure_ascii=False)
         return (
-            f"{column}: read as text, though all but {count:,} of {self.rows:,} values in {source} are {what} "
-            f"({shown}); data.sources.{source}.missing: {json.dumps([*self.words], ensure_ascii=False)} reads those as empty"
+            f"{column}: read as text, though all but {count:,} of {self.rows:,} values in {source} are {what} ({shown}"
+            f"); data.sources.{source}.missing: {words} reads those as empty"
         )
 
     def _set_words_aside(self, present: pa.Array) -> None:

@@ -22,6 +22,7 @@ MAIN = "fused"
 MUCH = 0.2  # a share of rows without a partner, or without a value, that deserves a word
 COPIED = 0.05
 LOPSIDED = 0.9
+UNEVEN = 2  # times as many rows, or as few, as a split was to get
 
 
 def make_report(
@@ -132,6 +133,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         *_on_rejects(report),
         *_on_joins(report),
         *_on_columns(report),
+        *_on_splits(report),
         *_on_copies(report),
         *_on_labels(report),
     ]
@@ -177,6 +179,24 @@ def _on_columns(report: dict[str, Any]) -> list[str]:
         for column in used
         if report["columns"][column]["missing"] > MUCH * report["rows"]
     ]
+
+
+def _on_splits(report: dict[str, Any]) -> list[str]:
+    said = []
+    by, asked, unstratified = (report["split"][key] for key in ("by", "asked", "unstratified"))
+    if unstratified:
+        said.append(
+            f"data.split.{by.replace(' ', ': ', 1)}: too few rows share a value to keep the shares; "
+            f"{' and '.join(unstratified)} were filled up without regard to it"
+        )
+    for name, wanted in asked.items():
+        rows = report["splits"][name]
+        if not wanted / UNEVEN <= rows <= wanted * UNEVEN:
+            said.append(
+                f"{name}: {rows:,} rows where {wanted:,} were asked for; rows of one group, of one time and near "
+                "copies of each other stay together or are left out"
+            )
+    return said
 
 
 def _on_copies(report: dict[str, Any]) -> list[str]:

@@ -301,3 +301,20 @@ def test_versions_that_the_recipe_calls_text_stay_apart(
     for report in (fuse(kept).report, inspect(kept, 1000).report):
         assert report["columns"]["version"]["distinct"] == 3
         assert not any("version" in note for note in report["notes"])
+
+
+def test_splits_far_from_what_was_asked_for_are_noted(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    shops = [0] * 700 + [1] * 100 + [2] * 5
+    lines = [f"{n} and {n * n} and {n * 7919},{'ab'[n % 2]},{shop},{n / 7}" for n, shop in enumerate(shops)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label,shop,amount", *lines]))
+    sources = {"rows": {"read": "rows.csv"}}
+    assert fuse(make_recipe(sources, split={"group": "shop"})).report["notes"] == [
+        "test: 5 rows where 80 were asked for; rows of one group, of one time and near copies of each other stay "
+        "together or are left out"
+    ]
+    assert fuse(make_recipe(sources, split={"stratify": "amount"})).report["notes"] == [
+        "data.split.stratify: amount: too few rows share a value to keep the shares; test and validation were filled "
+        "up without regard to it"
+    ]

@@ -227,6 +227,36 @@ def test_a_json_file_is_an_array_or_lines(content: str, tmp_path: Path) -> None:
     assert [(one.row, one.value) for one in landed.rejects] == [(3, "5")]
 
 
+BAD_OBJECTS = {
+    "half a pair": (b'{"a": "\\ud83d", "b": 1}', "half of a \\u surrogate pair"),
+    "half a pair in a key": (b'{"\\udc80": 1}', "half of a \\u surrogate pair"),
+    "no text": (b'{"a": "gr\xf6\xdfer"}', "bytes that are no utf-8 text"),
+    "two values for a column": (b'{"a.b": 1, "a": {"b": 2}}', "two values for 'a.b'"),
+    "two values the other way round": (b'{"a": {"b": 2}, "a.b": 1}', "two values for 'a.b'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OBJECTS)
+@pytest.mark.parametrize("lines", [False, True])
+def test_an_object_that_cannot_be_a_row_is_put_aside(case: str, lines: bool, tmp_path: Path) -> None:
+    bad, reason = BAD_OBJECTS[case]
+    objects = [*([json.dumps({"a": "größer"}, ensure_ascii=False).encode()] * 3), bad, b'{"a": "\\ud83d\\ude00"}']
+    landed = read(tmp_path, "rows.json", b"\n".join(objects) if lines else b"[" + b",\n".join(objects) + b"]")
+    assert values(landed, "a") == ["größer", "größer", "größer", "😀"]
+    assert [(one.row, one.reason) for one in landed.rejects] == [(4, reason)]
+
+
+@pytest.mark.parametrize("start", ["[", '{"a":'])
+def test_json_that_is_nested_too_deeply_is_told(start: str, tmp_path: Path) -> None:
+    content = start * 100_000
+    if start == "[":
+        with pytest.raises(UserError, match="nested too deeply"):
+            read(tmp_path, "rows.json", content)
+    else:
+        with pytest.raises(UserError, match="holds one JSON object"):
+            read(tmp_path, "rows.json", content)
+
+
 def test_a_glob_is_one_table(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("id,text\n3,c\n4\n")
     (tmp_path / "a.csv").write_text("text,id,extra\na,1,x\nb,2,\n")

@@ -24,6 +24,8 @@ ENDINGS = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods")
+WORKBOOK = "an Excel workbook; save the sheet as CSV UTF-8 and name that file"
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -127,6 +129,8 @@ def format_of(name: str, source: Source, files: list[File]) -> str:
     if source.format:
         return source.format
     ending = PurePosixPath(files[0].name.removesuffix(".gz")).suffix.lower()
+    if ending in WORKBOOKS:
+        raise UserError(f"data.sources.{name}.read: {files[0].name} is {WORKBOOK}")
     if ending not in ENDINGS:
         raise UserError(
             f"data.sources.{name}.read: the ending of {files[0].name} does not tell its format; "

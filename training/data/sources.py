@@ -97,7 +97,8 @@ def _land_text(name: str, source: Source, file: File, kind: str, landing: Landin
         if encoding.warning:
             landing.warnings.append(encoding.warning)
         if kind == "csv":
-            land_csv(file, encoding, delimiter_of(source, file), landing)
+            named = "delimiter" in source.model_fields_set
+            land_csv(file, encoding, delimiter_of(source, file), landing, named=named)
         elif kind == "jsonl":
             land_jsonl(file, encoding, landing)
         else:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -16,19 +17,28 @@ from training.data.landing import PART_CHARACTERS, PART_ROWS, Landing, as_text
 from training.data.regular_csv import Ahead, without_empty
 
 LONGEST_FIELD = 1 << 24  # characters; a longer one is a quote that was never closed
+EXCELS_LINE, EXCELS_LINE_LENGTH = re.compile(r'"?sep=(.)"?\r?\n'), 10
 OTHER_DELIMITERS = {";": "';'", "\t": '"\\t"', "|": "'|'"}
 
 
-def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing) -> None:
+def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing, *, named: bool = False) -> None:
     """Lands one CSV file. Empty values become null; a row with too few or too many values is rejected.
+
+    Args:
+        named: the recipe names the delimiter. Else Excel's first line ``sep=;`` does, where there is one.
 
     Raises:
         UserError: the file is empty, two columns have one name, or the delimiter is wrong.
     """
     csv.field_size_limit(LONGEST_FIELD)
+    said = _said_delimiter(file, encoding)
+    delimiter = said if said and not named else delimiter
     with open_text(file, encoding) as text:
         ahead = Ahead(text)
         records = _Records(ahead, delimiter)
+        if said:
+            next(iter(records), None)
+            records.forget()
         first = next(iter(records), None)
         if first is None:
             raise UserError(f"data.sources.{landing.name}: {file.name} is empty; it needs a line of column names")
@@ -42,6 +52,12 @@ def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing) -
                 records.pass_over(block)
             elif not _land_records(records, names, encoding, landing):
                 return
+
+
+def _said_delimiter(file: File, encoding: Encoding) -> str | None:
+    with open_text(file, encoding) as text:
+        found = EXCELS_LINE.match(text.read(EXCELS_LINE_LENGTH))
+    return found[1] if found else None
 
 
 def _land_records(records: "_Records", names: list[str], encoding: Encoding, landing: Landing) -> bool:

@@ -1,6 +1,8 @@
 """Broken data files of every kind, each with the exact words that a person reads."""
 
+import io
 import sqlite3
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,14 @@ GOOD = [f"{number},text number {number} of this file,{'ab'[number % 2]}" for num
 
 def csv_bytes(*broken: str, header: str = "id,text,label", encoding: str = "utf-8") -> bytes:
     return ("\n".join([header, *GOOD, *broken]) + "\n").encode(encoding)
+
+
+def zipped(*names: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in names:
+            archive.writestr(name, "<xml/>")
+    return packed.getvalue()
 
 
 FILES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
@@ -119,6 +129,30 @@ FILES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
         b"id,text,label\n",
         {},
         "data.sources.rows: rows.csv.gz cannot be read: Not a gzipped file (b'id')",
+    ),
+    "a workbook": (
+        "rows.xlsx",
+        b"",
+        {},
+        "data.sources.rows.read: rows.xlsx is an Excel workbook; save the sheet as CSV UTF-8 and name that file",
+    ),
+    "a workbook that is called CSV": (
+        "rows.csv",
+        zipped("[Content_Types].xml", "xl/workbook.xml"),
+        {},
+        "data.sources.rows: rows.csv is an Excel workbook; save the sheet as CSV UTF-8 and name that file",
+    ),
+    "an old workbook that is called CSV": (
+        "rows.csv",
+        bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600),
+        {"encoding": "latin-1"},
+        "data.sources.rows: rows.csv is an Excel workbook; save the sheet as CSV UTF-8 and name that file",
+    ),
+    "an archive": (
+        "rows.csv.zip",
+        zipped("rows.csv"),
+        {"format": "csv"},
+        "data.sources.rows: rows.csv.zip is a ZIP archive; unpack it and name the file within",
     ),
     "an ending that does not tell": (
         "rows.dat",

@@ -375,6 +375,18 @@ def test_packed_tabbed_and_addressed_files(tmp_path: Path) -> None:
         read(tmp_path, f"{tmp_path.as_uri()}/none.csv")
 
 
+@pytest.mark.parametrize(
+    ("line", "options"), [("sep=;", {}), ('"sep=;"', {}), ("sep=;", {"delimiter": ";"}), ("sep=,", {"delimiter": ";"})]
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_excels_line_with_the_delimiter_is_no_header(
+    line: str, options: dict[str, Any], encoding: str, tmp_path: Path
+) -> None:
+    landed = read(tmp_path, "rows.csv", f"{line}\r\nid;text\r\n1;a, b\r\n2\r\n".encode(encoding), **options)
+    assert (values(landed, "text"), values(landed, ROW)) == (["a, b"], [3])
+    assert [one.row for one in landed.rejects] == [4]
+
+
 def test_unnamed_columns_get_names(tmp_path: Path) -> None:
     assert read(tmp_path, "rows.csv", ", text \n0,a\n").schema.names == ["column_1", "text"]
 

@@ -11,6 +11,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.fs
 
+from cluster.complaints import nearest
 from cluster.errors import RunError, UserError
 from cluster.storage import file_digest, lying_at
 from training.data.recipe import Source
@@ -91,8 +92,16 @@ def _find(key: str, address: str, folder: Path) -> list[File]:
     matches = [path for path in lying_at(folder, address) if path.is_file()]
     if not matches:
         what = "no file matches" if GLOB.search(address) else "there is no file"
-        raise UserError(f"{key}: {what} {address} (looked in {folder})")
+        raise UserError(f"{key}: {what} {address} (looked in {folder}){_perhaps(pattern, address)}")
     return [File(str(path.resolve())) for path in matches]
+
+
+def _perhaps(missing: Path, address: str) -> str:
+    """The nearest name beside a file that is missing, as a question."""
+    if GLOB.search(address) or not missing.parent.is_dir():
+        return ""
+    near = nearest(missing.name, sorted(path.name for path in missing.parent.iterdir() if path.is_file()))
+    return f", did you mean {PurePosixPath(address).with_name(near)}?" if near else ""
 
 
 def _find_remote(key: str, address: str) -> list[File]:

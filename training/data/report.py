@@ -1,5 +1,6 @@
 """The data stage's report: what became of every row. Its numbers add up, and it says in words what deserves a look."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ MAIN = "fused"
 MUCH = 0.2  # a share of rows without a partner, or without a value, that deserves a word
 COPIED = 0.05
 LOPSIDED = 0.9
+SPELLINGS_SHOWN = 3
 UNEVEN = 2  # times as many rows, or as few, as a split was to get
 
 
@@ -218,7 +220,7 @@ def _on_labels(report: dict[str, Any]) -> list[str]:
     if not train:
         return []
     total, kinds = sum(train.values()), report["columns"][report["target"]].get("distinct", 0)
-    said = []
+    said = _on_spellings(report)
     if total and max(train.values()) > LOPSIDED * total:
         label = next(iter(train))
         said.append(f"{report['target']}: {train[label] / total:.0%} of the training rows are '{label}'")
@@ -236,3 +238,19 @@ def _on_labels(report: dict[str, Any]) -> list[str]:
                 f"{report['target']}: '{unknown[0]}' stands in {name} and not in train ({len(unknown)} such values)"
             )
     return said
+
+
+def _on_spellings(report: dict[str, Any]) -> list[str]:
+    """Labels that a person would take for one."""
+    counts: Counter[str] = Counter()
+    for labels in report["labels"].values():
+        counts.update(labels)
+    spellings: dict[str, list[str]] = {}
+    for label in counts:
+        spellings.setdefault(" ".join(label.casefold().split()), []).append(label)
+    several = [sorted(same, key=lambda label: (-counts[label], label)) for same in spellings.values() if len(same) > 1]
+    if not several:
+        return []
+    shown = "; ".join(", ".join(f"'{one}' ({counts[one]:,})" for one in same) for same in several[:SPELLINGS_SHOWN])
+    more = f" and {len(several) - SPELLINGS_SHOWN} more" if len(several) > SPELLINGS_SHOWN else ""
+    return [f"{report['target']}: values that differ only by case or blanks count as different: {shown}{more}"]

@@ -191,6 +191,10 @@ RECIPES: dict[str, tuple[dict[str, Any], str]] = {
         {"sources": {"rows": {"read": "data/rowz.csv"}}},
         "data.sources.rows.read: there is no file data/rowz.csv (looked in {folder})",
     ),
+    "a file that is nearly called so": (
+        {"sources": {"rows": {"read": "./row.csv"}}},
+        "data.sources.rows.read: there is no file ./row.csv (looked in {folder}), did you mean rows.csv?",
+    ),
     "a glob that matches nothing": (
         {"sources": {"rows": {"read": "data/*.csv"}}},
         "data.sources.rows.read: no file matches data/*.csv (looked in {folder})",

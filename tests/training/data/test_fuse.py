@@ -19,6 +19,7 @@ import pytest
 from training import mapped
 from training.data.fuse import fuse, inspect
 from training.data.split import SPLITS
+from training.data.summary import summary
 from training.recipe import Recipe
 
 FUSE = """
@@ -318,3 +319,29 @@ def test_splits_far_from_what_was_asked_for_are_noted(
         "data.split.stratify: amount: too few rows share a value to keep the shares; test and validation were filled "
         "up without regard to it"
     ]
+
+
+def test_labels_that_a_person_takes_for_one_are_noted(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    labels = ["Yes"] * 30 + ["yes "] * 20 + ["YES"] * 10 + ["no"] * 40
+    lines = [f"text number {n * n},{label}" for n, label in enumerate(labels)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *lines]))
+    notes = fuse(make_recipe({"rows": {"read": "rows.csv"}})).report["notes"]
+    assert notes == [
+        "label: values that differ only by case or blanks count as different: 'Yes' (30), 'yes ' (20), 'YES' (10)"
+    ]
+
+
+def test_the_summary_says_which_tables_are_joined_and_what_a_length_is(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    (tmp_path / "rows.csv").write_text(
+        "id,text,label\n" + "".join(f"{n},text {n:03d},{'ab'[n % 2]}\n" for n in range(40))
+    )
+    (tmp_path / "more.csv").write_text("id,plan\n" + "".join(f"{n},x\n" for n in range(40)))
+    sources = {"rows": {"read": "rows.csv"}, "more": {"read": "more.csv"}}
+    statement = "SELECT r.text, r.label, m.plan FROM rows r, more m WHERE r.id = m.id"
+    lines = summary(fuse(make_recipe(sources, statement)).report)
+    assert "join       rows with more: not counted: no equality of two tables' columns" in lines
+    assert "column     text: text, 40 different, a median of 8 characters (longest 8)" in lines

@@ -7,13 +7,14 @@ import pyarrow as pa
 
 from cluster.complaints import nearest
 from cluster.errors import UserError
-from training.data.clean import Cleaned, clean, same_types
+from training.data.clean import Cleaned, clean
 from training.data.joined import Fusion
 from training.data.landing import Landed, Reject
 from training.data.recipe import Clean, HeldOut
 from training.data.recipe import Split as SplitOptions
 from training.data.report import MAIN, make_report
 from training.data.rows import Rows
+from training.data.same_types import same_types
 from training.data.split import Parted, compared_columns, split
 from training.recipe import Recipe
 
@@ -51,13 +52,14 @@ def assemble(recipe: Recipe, landed: dict[str, Landed], *, max_rejected: float) 
         if not len(done.rows):
             raise UserError(_nothing_left(recipe.data.fuse, landed, source, len(rows), done))
         fused[source or MAIN], cleaned[source or MAIN] = rows, done
-    main = cleaned[MAIN].rows.table
-    others = {part: same_types(cleaned[source].rows.table, main) for part, source in held_out.items()}
+    alone = {source: cleaned[source].rows.table for source in held_out.values()}
+    main, alike, notes = same_types(cleaned[MAIN].rows.table, alone)
+    others = {part: alike[source] for part, source in held_out.items()}
     parted = split(main, others, recipe.data.split, compared_columns(recipe.model))
     rejects = [one for table in landed.values() for one in table.rejects]
     rejects += [one for done in cleaned.values() for one in done.rejects]
     corpus = _corpus(recipe, landed)
-    report = make_report(recipe, landed, fusion, fused, cleaned, parted, corpus)
+    report = make_report(recipe, landed, fusion, fused, cleaned, parted, corpus, notes)
     return Assembled(parted, rejects, report, corpus)
 
 
@@ -117,13 +119,21 @@ def _shown(reject: Reject) -> str:
 
 
 def _check_columns(recipe: Recipe, rows: Rows, held_out: str | None) -> None:
-    """Every column that the recipe names must be in the fused table."""
+    """Every column that the recipe names must be in the fused table, as something that the recipe can mean."""
     there = rows.table.column_names
     of = f"'{held_out}'" if held_out else "the fused table"
     problems = [
         f"{key}: there is no column '{column}' in {of}{_perhaps(column, there)} has {', '.join(there)}"
         for key, column in _named_columns(recipe, held_out is not None)
         if column not in there
+    ]
+    options: Clean = recipe.data.clean
+    problems += [
+        f"data.clean.{key}: '{column}' holds lists or mappings ({rows.table.schema.field(column).type}), and only "
+        "single values have a type or are allowed; take them apart in data.fuse, or leave the column out here"
+        for key, named in (("types", options.types), ("allowed", options.allowed))
+        for column in named
+        if column in there and pa.types.is_nested(rows.table.schema.field(column).type)
     ]
     if problems:
         raise UserError("\n".join(problems))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from training.data.landing import Reject, as_text, typed
+from training.data.landing import Reject, as_text
 from training.data.near_copies import first_of_copies
 from training.data.recipe import Clean
 from training.data.rows import Mask, Rows, digests, empty, texts
@@ -271,19 +271,3 @@ def _copies(done: Cleaned, step: str, first: Any, columns: list[str], target: st
 
 def _contents(rows: Rows, columns: list[str]) -> npt.NDArray[np.uint64]:
     return digests(rows.table.select(columns), missing="\0null")  # unlike an empty text
-
-
-def same_types(table: pa.Table, model: pa.Table) -> pa.Table:
-    """``table`` with the column types of ``model``, where its values fit; as text where they do not.
-
-    Raises:
-        KeyError: a column is missing.
-    """
-    columns = []
-    for field_ in model.schema:
-        column = table[field_.name]
-        try:
-            columns.append(column if column.type == field_.type else column.cast(field_.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            columns.append(typed([None if value is None else as_text(value) for value in column.to_pylist()]))
-    return pa.table(dict(zip(model.schema.names, columns, strict=True)))

@@ -17,6 +17,10 @@ LONGEST_LABEL = 200
 """Characters; what is longer on average is text."""
 
 
+MEASURED = (pa.types.is_integer, pa.types.is_floating, pa.types.is_date, pa.types.is_timestamp, pa.types.is_time)
+"""What has a range."""
+
+
 def columns(table: pa.Table) -> dict[str, dict[str, Any]]:
     """Figures of each column.
 
@@ -58,7 +62,7 @@ def _column(column: pa.ChunkedArray, kind: pa.DataType) -> dict[str, Any]:
     present = column.filter(pa.array(~missing))
     if not pa.types.is_nested(kind):
         figures["distinct"] = pc.count_distinct(present).as_py()
-    if len(present) and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)):
+    if len(present) and any(fits(kind) for fits in MEASURED):
         ends = pc.min_max(present)
         figures["range"] = [_plain(ends["min"].as_py()), _plain(ends["max"].as_py())]
     return figures

@@ -10,7 +10,7 @@ from typing import IO
 from charset_normalizer import from_bytes
 
 from cluster.errors import UserError
-from training.data.files import File
+from training.data.files import WORKBOOK, File
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -18,6 +18,11 @@ MARKS = (
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
+)
+NO_TEXT = (
+    (re.compile(rb"PK\x03\x04.*(xl/|\[Content_Types\]\.xml|opendocument\.spreadsheet)", re.DOTALL), WORKBOOK),
+    (re.compile(rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), WORKBOOK),
+    (re.compile(rb"PK\x03\x04"), "a ZIP archive; unpack it and name the file within"),
 )
 BLOCK = 1 << 22
 SAMPLE = 1 << 18
@@ -48,7 +53,8 @@ def encoding_of(source: str, file: File, declared: str) -> Encoding:
     most lines with special characters cannot be decoded, the declared encoding is wrong.
 
     Raises:
-        UserError: the encoding is unknown, or wrong for this file; names the line, the byte and the cure.
+        UserError: the encoding is unknown, or wrong for this file; names the line, the byte and the cure. Or the file
+            is no text, but a workbook.
     """
     try:
         codecs.lookup(declared)
@@ -57,8 +63,9 @@ def encoding_of(source: str, file: File, declared: str) -> Encoding:
             f"data.sources.{source}.encoding: there is no encoding '{declared}'; common ones are "
             "utf-8, gb18030, big5, shift_jis, latin-1 and cp1252"
         ) from None
-    with file.open() as raw:
-        start = raw.read(4)
+    start = _head(file)
+    if what := next((what for mark, what in NO_TEXT if mark.match(start)), None):
+        raise UserError(f"data.sources.{source}: {file.name} is {what}")
     name = next((encoding for mark, encoding in MARKS if start.startswith(mark)), declared)
     if _decodes(file, name):
         return Encoding(name, clean=True, warning=_suspicion(source, file, name))

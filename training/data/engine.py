@@ -43,6 +43,8 @@ CURES = {
 
 LINE = re.compile(r"SQL error at Line: (\d+)")
 
+WHOLE_DIGITS = 18
+"""A whole number of so many digits is one of 64 bits."""
 
 MORSEL = 8_192
 """Rows that Daft passes on at a time where it runs in this process."""
@@ -106,7 +108,10 @@ def _computed(frame: "daft.DataFrame", schema: pa.Schema) -> Iterator[pa.Table]:
 
 
 def _table(name: str, landed: Landed, numbered: bool) -> "daft.DataFrame":
-    frame: daft.DataFrame = _daft().read_parquet(landed.paths)
+    try:
+        frame: daft.DataFrame = _daft().read_parquet(landed.paths)
+    except Exception as error:  # noqa: BLE001
+        raise StatementError(_reason(error)) from None
     column = row_column(name)
     if not landed.numbered:
         return frame._add_monotonically_increasing_id(column) if numbered else frame
@@ -115,11 +120,13 @@ def _table(name: str, landed: Landed, numbered: bool) -> "daft.DataFrame":
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
     """The types that Parquet readers everywhere agree on."""
+    if pa.types.is_decimal(kind):  # of a CAST in the statement: those of sources have landed as something else
+        return pa.float64() if kind.scale else pa.int64() if kind.precision <= WHOLE_DIGITS else pa.string()
     if pa.types.is_large_string(kind) or pa.types.is_null(kind):
         return pa.string()
     if pa.types.is_integer(kind):
         return pa.int64()
-    return pa.float64() if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else kind
+    return pa.float64() if pa.types.is_floating(kind) else kind
 
 
 def _reason(error: BaseException) -> str:

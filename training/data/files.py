@@ -11,6 +11,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.fs
 
+from cluster.complaints import nearest
 from cluster.errors import RunError, UserError
 from cluster.storage import file_digest, lying_at
 from training.data.recipe import Source
@@ -24,6 +25,8 @@ ENDINGS = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods")
+WORKBOOK = "an Excel workbook; save the sheet as CSV UTF-8 and name that file"
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -89,8 +92,16 @@ def _find(key: str, address: str, folder: Path) -> list[File]:
     matches = [path for path in lying_at(folder, address) if path.is_file()]
     if not matches:
         what = "no file matches" if GLOB.search(address) else "there is no file"
-        raise UserError(f"{key}: {what} {address} (looked in {folder})")
+        raise UserError(f"{key}: {what} {address} (looked in {folder}){_perhaps(pattern, address)}")
     return [File(str(path.resolve())) for path in matches]
+
+
+def _perhaps(missing: Path, address: str) -> str:
+    """The nearest name beside a file that is missing, as a question."""
+    if GLOB.search(address) or not missing.parent.is_dir():
+        return ""
+    near = nearest(missing.name, sorted(path.name for path in missing.parent.iterdir() if path.is_file()))
+    return f", did you mean {PurePosixPath(address).with_name(near)}?" if near else ""
 
 
 def _find_remote(key: str, address: str) -> list[File]:
@@ -127,6 +138,8 @@ def format_of(name: str, source: Source, files: list[File]) -> str:
     if source.format:
         return source.format
     ending = PurePosixPath(files[0].name.removesuffix(".gz")).suffix.lower()
+    if ending in WORKBOOKS:
+        raise UserError(f"data.sources.{name}.read: {files[0].name} is {WORKBOOK}")
     if ending not in ENDINGS:
         raise UserError(
             f"data.sources.{name}.read: the ending of {files[0].name} does not tell its format; "

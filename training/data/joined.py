@@ -103,8 +103,10 @@ class Fusion:
         return casts.measure(self._statement, engine.tables(tables, numbered=False))
 
     def _read(self, name: str) -> Rows:
-        frame = engine.tables({name: self.sources[name]}, numbered=True)[name]
-        table = engine.collect(frame)
+        try:
+            table = engine.collect(engine.tables({name: self.sources[name]}, numbered=True)[name])
+        except engine.StatementError as error:
+            raise UserError(f"data.sources.{name}: the source cannot be read: {error}") from None
         column = engine.row_column(name)
         table = table.rename_columns([f"{ORIGIN}0" if one == column else one for one in table.column_names])
         return self._ordered(table, {f"{ORIGIN}0": name}, [], {name: self.sources[name]})

@@ -23,7 +23,10 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
+from training.data import decimals
+from training.data.decimals import Decimals
 from training.data.row_digest import RowDigest
+from training.data.text_types import TextType, no_blanks, without
 from training.mapped import PART
 
 HIDDEN = "__headrace_"
@@ -39,21 +42,12 @@ partitions of a table in the same way."""
 PART_ROWS = 50_000
 PART_CHARACTERS = 16_000_000  # of a text file, where its rows are long
 LARGEST_EXACT = 2**53  # beyond it a float cannot hold every whole number
-
-BOOLEANS = (("true", "false"), ("True", "False"), ("TRUE", "FALSE"))
-PATTERNS = {
-    "integer": r"^(0|-?[1-9]\d{0,17})$",
-    "float": r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,3})?$",
-    "date": r"^\d{4}-\d\d-\d\d$",
-    "timestamp": r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?$",
-    "instant": r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?Z$",
-}
-ARROW_TYPES = {
-    "integer": pa.int64(),
-    "float": pa.float64(),
-    "date": pa.date32(),
-    "timestamp": pa.timestamp("us"),
-    "instant": pa.timestamp("us", "UTC"),
+DECIMAL = pa.decimal256(76, 0)  # stands for decimals of any precision and scale until all are seen
+STRANGE = {  # types that Daft does not read, and those that hold the same
+    pa.string_view(): pa.string(),
+    pa.binary_view(): pa.binary(),
+    pa.time32("s"): pa.time64("us"),
+    pa.time32("ms"): pa.time64("us"),
 }
 
 
@@ -89,6 +83,8 @@ class Landed:
         numbered: the files hold :data:`ROW`.
         ordered: the order of the rows means something and is the same each time they are read.
         digest: of the rows, and of their order where they are ``ordered``; only where it was asked for.
+        warnings: what may be wrong with a file.
+        notes: what the author of a recipe would want to know of the columns' types.
     """
 
     name: str
@@ -103,6 +99,7 @@ class Landed:
     digest: str | None = None
     files: int = 1
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Landing:
@@ -114,6 +111,7 @@ class Landing:
         infer: values are text, as in CSV, and types are found by looking at all of them.
         limit: land no more rows than this.
         as_written: columns that stay text, whatever their values look like: ``1.50`` is not ``1.5``.
+        missing: texts that stand for nothing, where types are inferred.
     """
 
     def __init__(
@@ -124,12 +122,14 @@ class Landing:
         infer: bool = False,
         limit: int | None = None,
         as_written: Collection[str] = (),
+        missing: Collection[str] = (),
     ) -> None:
         self.folder = folder
         self.name = name
         self.infer = infer
         self.limit = limit
         self.as_written = as_written
+        self.missing = pa.array(list(missing), pa.string())
         self.rows = 0
         self.rejects: list[Reject] = []
         self.rejected_rows = 0
@@ -164,7 +164,10 @@ class Landing:
         arrays = {ROW: pa.array(np.asarray(numbers[:room], dtype=np.int64) + self.file * FILE_ROWS)}
         for name, values in columns.items():
             array = _wide(values[:room]) if isinstance(values, pa.Array) else self._typed(name, values[:room])
-            arrays[name] = self._column(name).see(array, self._infers(name))
+            if self.infer and len(self.missing):
+                array = without(array, self.missing)
+            self._column(name).see(array, self._infers(name))
+            arrays[name] = array
         self._write_part(pa.table(arrays))
         self.rows += room
 
@@ -192,12 +195,17 @@ class Landing:
             digest=total.hex(schema) if total else None,
             files=files,
             warnings=self.warnings,
+            notes=self._notes(),
         )
 
     def _column(self, name: str) -> "_Column":
         if name.startswith(HIDDEN):
             raise UserError(f"data.sources.{self.name}: a column may not be called '{name}'; rename it")
         return self._columns.setdefault(name, _Column())
+
+    def _notes(self) -> list[str]:
+        inferred = {name: column for name, column in self._columns.items() if self._infers(name)}
+        return [note for name, column in inferred.items() if (note := column.texts.note(self.name, name))]
 
     def _infers(self, name: str) -> bool:
         return self.infer and name not in self.as_written
@@ -249,56 +257,42 @@ class _Column:
 
     def __init__(self) -> None:
         self.types: set[pa.DataType] = set()
-        self.could_be: list[str | tuple[str, str]] = [*BOOLEANS, *PATTERNS]
-        self.seen = False
+        self.decimals = Decimals()
+        self.largest = 0
+        self.texts = TextType()
 
-    def see(self, array: pa.Array, infer: bool) -> pa.Array:
+    def see(self, array: pa.Array, infer: bool) -> None:
+        kind = array.type
         if infer:
-            self._narrow(array)
-        elif not pa.types.is_null(array.type):
-            self.types.add(array.type)
-        return array
-
-    def _narrow(self, array: pa.Array) -> None:
-        present = _no_blanks(array).drop_null()
-        if not len(present):
-            return
-        self.seen = True
-        self.could_be = [kind for kind in self.could_be if _fits(present, kind)]
+            self.texts.narrow(array)
+        elif pa.types.is_decimal(kind):
+            self.decimals.see(array)
+            self.types.add(DECIMAL)
+        elif not pa.types.is_null(kind):
+            self.types.add(kind)
+            if pa.types.is_int64(kind):
+                ends = pc.min_max(array)
+                self.largest = max(self.largest, *(abs(ends[end].as_py() or 0) for end in ("min", "max")))
 
     def final(self, infer: bool) -> pa.DataType:
         if infer:
-            if not self.seen or not self.could_be:
-                return pa.string()
-            return ARROW_TYPES.get(self.could_be[0], pa.bool_()) if isinstance(self.could_be[0], str) else pa.bool_()
-        return one_type(self.types)
+            return self.texts.final()
+        if DECIMAL in self.types:
+            return one_type(self.types - {DECIMAL} | {self.decimals.type()}, max(self.largest, self.decimals.largest))
+        return one_type(self.types, self.largest)
 
 
-def _no_blanks(texts: pa.Array) -> pa.Array:
-    """White space in a column of numbers or times stands for nothing; in a column of texts it stays as it is."""
-    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(texts), ""), pa.scalar(None, pa.string()), texts)
+def one_type(types: set[pa.DataType], largest: int = 0) -> pa.DataType:
+    """The type that holds values of all ``types`` without loss; text where there is no other.
 
-
-def _fits(present: pa.Array, kind: str | tuple[str, str]) -> bool:
-    """Whether each value (text, none null) is of that kind and would read the same when written again."""
-    if isinstance(kind, tuple):
-        return bool(pc.all(pc.is_in(present, pa.array(kind))).as_py())
-    if not pc.all(pc.match_substring_regex(present, PATTERNS[kind])).as_py():
-        return False
-    try:
-        present.cast(ARROW_TYPES[kind])  # 2024-02-30 looks like a date and is none
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def one_type(types: set[pa.DataType]) -> pa.DataType:
-    """The type that holds values of all ``types`` without loss; text where there is no other."""
+    Args:
+        largest: of the whole numbers among them, whatever its sign.
+    """
     if not types:
         return pa.string()
     if len(types) == 1:
         return next(iter(types))
-    if types <= {pa.int64(), pa.float64()}:
+    if types <= {pa.int64(), pa.float64()} and largest <= LARGEST_EXACT:
         return pa.float64()
     if types <= {pa.date32(), pa.timestamp("us")}:
         return pa.timestamp("us")
@@ -311,6 +305,8 @@ def typed(values: Sequence[Any]) -> pa.Array:
     if not kinds:
         return pa.nulls(len(values))
     try:
+        if kinds <= {decimal.Decimal, int} and decimal.Decimal in kinds and decimals.finite(values):
+            return decimals.array(values)
         if kinds <= {decimal.Decimal, int, float} and kinds != {int}:
             return _floats(values)
         if kinds in ({int}, {bool}, {str}, {bytes}, {dt.date}):
@@ -323,11 +319,11 @@ def typed(values: Sequence[Any]) -> pa.Array:
 
 
 def _floats(values: Sequence[Any]) -> pa.Array:
-    for value in values:
-        if isinstance(value, int) and abs(value) > LARGEST_EXACT:
+    present = [None if value is None or math.isnan(value) else value for value in values]
+    for value in present:
+        if value is not None and not isinstance(value, float) and LARGEST_EXACT < abs(value) < math.inf:
             raise OverflowError
-    floats = [None if value is None else float(value) for value in values]
-    return pa.array([None if value is None or math.isnan(value) else value for value in floats], pa.float64())
+    return pa.array([None if value is None else float(value) for value in present], pa.float64())
 
 
 def _moments(values: Sequence[dt.datetime | None]) -> pa.Array:
@@ -344,13 +340,30 @@ def _wide(array: pa.Array) -> pa.Array:
         return _wide(array.dictionary_decode())
     if pa.types.is_integer(kind):
         return array.cast(pa.int64()) if kind != pa.uint64() else typed(array.to_pylist())
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if pa.types.is_floating(kind):
         return array.cast(pa.float64())
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if pa.types.is_large_string(kind):
         return array.cast(pa.string())
     if pa.types.is_timestamp(kind):
         return array.cast(pa.timestamp("us", kind.tz and "UTC"), safe=False)
-    return array
+    if kind in STRANGE:
+        return array.cast(STRANGE[kind])
+    return _texts(array) if _is_strange(kind) else array
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether a column of that type may stay as it is: Daft reads it, and what follows loses no digit of it."""
+    return not (_is_strange(kind) or pa.types.is_decimal(kind) or pa.types.is_uint64(kind))
+
+
+def _is_strange(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_is_strange(kind.field(index).type) for index in range(kind.num_fields))
+    return kind in STRANGE
+
+
+def _texts(array: pa.Array) -> pa.Array:
+    return pa.array([None if value is None else as_text(value) for value in array.to_pylist()], pa.string())
 
 
 def as_text(value: Any) -> str:
@@ -365,6 +378,8 @@ def as_text(value: Any) -> str:
         return value.isoformat()
     if isinstance(value, bytes | memoryview):
         return bytes(value).decode("utf-8", "backslashreplace")
+    if isinstance(value, decimal.Decimal):
+        return decimals.plain(value) if value.is_finite() else str(value)
     return str(value)
 
 
@@ -378,8 +393,10 @@ def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if array.type == kind:
         return array
     if pa.types.is_string(array.type):
-        array = _no_blanks(array)
+        array = no_blanks(array)
         return pc.equal(pc.utf8_lower(array), "true") if kind == pa.bool_() else array.cast(kind)
+    if pa.types.is_decimal(array.type):
+        return decimals.converted(array, kind)
     if kind == pa.string() and not pa.types.is_null(array.type):
-        return pa.array([None if value is None else as_text(value) for value in array.to_pylist()], pa.string())
+        return _texts(array)
     return array.cast(kind)

@@ -23,6 +23,11 @@ class Source(Strict):
     )
     encoding: str = Field("utf-8", description="The text encoding of CSV and JSON files, e.g. gb18030 or latin-1.")
     delimiter: str = Field(",", min_length=1, max_length=1, description="What separates the columns of a CSV file.")
+    missing: Columns = Field(
+        default_factory=list,
+        description="What stands for nothing in a CSV file beside an empty value, e.g. [NA, '-']. A finished model is "
+        "asked with empty values instead.",
+    )
     database: str | None = Field(None, description="An SQLAlchemy URL; put passwords in ${env:NAME}.")
     query: str | None = Field(None, description="The SQL that the database runs; its result is the table.")
     hub: str | None = Field(None, description="A Hugging Face data set: a hub id or a local folder.")
@@ -57,6 +62,8 @@ class Source(Strict):
             raise ValueError("a database source needs both `database` and `query`")
         if self.hub is None and (self.split is not None or self.subset is not None):
             raise ValueError("`split` and `subset` belong to a hub source")
+        if self.read is None and self.missing:
+            raise ValueError("`missing` belongs to a `read` source of CSV files")
         if self.files is None and self.pattern != type(self).model_fields["pattern"].default:
             raise ValueError("`pattern` belongs to a `files` source")
         return self
@@ -80,7 +87,9 @@ class Clean(Strict):
         "NFC", description="The Unicode form that every text is brought to."
     )
     types: dict[str, Literal["integer", "float", "boolean", "string", "timestamp"]] = Field(
-        default_factory=dict, description="Column: type. A value that does not fit is rejected with its row."
+        default_factory=dict,
+        description="Column: type. A value that does not fit is rejected with its row. A CSV column of that name that "
+        "is called string is read as written: 007 and 1.10 stay what they are.",
     )
     allowed: dict[str, list[str | int | float | bool]] = Field(
         default_factory=dict, description="Column: the values it may have. A row with another one is rejected."

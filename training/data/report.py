@@ -1,5 +1,7 @@
 """The data stage's report: what became of every row. Its numbers add up, and it says in words what deserves a look."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +23,8 @@ MAIN = "fused"
 MUCH = 0.2  # a share of rows without a partner, or without a value, that deserves a word
 COPIED = 0.05
 LOPSIDED = 0.9
+SPELLINGS_SHOWN = 3
+UNEVEN = 2  # times as many rows, or as few, as a split was to get
 
 
 def make_report(
@@ -31,6 +35,7 @@ def make_report(
     cleaned: dict[str, Cleaned],
     parted: Parted,
     corpus: pa.Table | None = None,
+    noted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of ``fuse.json``.
 
@@ -45,7 +50,7 @@ def make_report(
     - ``split``: how the rows were parted, and the near copies ``removed`` to hold the splits apart;
     - ``rejected``, ``target``, ``inputs``, ``labels`` by split, ``columns``;
     - ``corpus``: its ``rows`` and ``columns``, where the recipe names one;
-    - ``notes``: sentences for a person.
+    - ``notes``: sentences for a person, those that were ``noted`` before among them.
     """
     tables = parted.tables
     whole = pa.concat_tables([tables[name] for name in SPLITS], promote_options="permissive")
@@ -68,7 +73,8 @@ def make_report(
     if corpus is not None:
         report["corpus"] = {"rows": corpus.num_rows, "columns": corpus.column_names}
     _check_sums(report)
-    return {**report, "notes": notes(report)}
+    on_types = [note for source in landed.values() for note in source.notes]
+    return {**report, "notes": [*on_types, *noted, *notes(report)]}
 
 
 def _source(source: Landed) -> dict[str, Any]:
@@ -133,6 +139,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         *_on_joins(report),
         *_on_casts(report),
         *_on_columns(report),
+        *_on_splits(report),
         *_on_copies(report),
         *_on_labels(report),
     ]
@@ -189,6 +196,24 @@ def _on_columns(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def _on_splits(report: dict[str, Any]) -> list[str]:
+    said = []
+    by, asked, unstratified = (report["split"][key] for key in ("by", "asked", "unstratified"))
+    if unstratified:
+        said.append(
+            f"data.split.{by.replace(' ', ': ', 1)}: too few rows share a value to keep the shares; "
+            f"{' and '.join(unstratified)} were filled up without regard to it"
+        )
+    for name, wanted in asked.items():
+        rows = report["splits"][name]
+        if not wanted / UNEVEN <= rows <= wanted * UNEVEN:
+            said.append(
+                f"{name}: {rows:,} rows where {wanted:,} were asked for; rows of one group, of one time and near "
+                "copies of each other stay together or are left out"
+            )
+    return said
+
+
 def _on_copies(report: dict[str, Any]) -> list[str]:
     said = []
     for step in (step for part in report["cleaned"].values() for step in part["cleaning"]):
@@ -208,7 +233,7 @@ def _on_labels(report: dict[str, Any]) -> list[str]:
     if not train:
         return []
     total, kinds = sum(train.values()), report["columns"][report["target"]].get("distinct", 0)
-    said = []
+    said = _on_spellings(report)
     if total and max(train.values()) > LOPSIDED * total:
         label = next(iter(train))
         said.append(f"{report['target']}: {train[label] / total:.0%} of the training rows are '{label}'")
@@ -226,3 +251,19 @@ def _on_labels(report: dict[str, Any]) -> list[str]:
                 f"{report['target']}: '{unknown[0]}' stands in {name} and not in train ({len(unknown)} such values)"
             )
     return said
+
+
+def _on_spellings(report: dict[str, Any]) -> list[str]:
+    """Labels that a person would take for one."""
+    counts: Counter[str] = Counter()
+    for labels in report["labels"].values():
+        counts.update(labels)
+    spellings: dict[str, list[str]] = {}
+    for label in counts:
+        spellings.setdefault(" ".join(label.casefold().split()), []).append(label)
+    several = [sorted(same, key=lambda label: (-counts[label], label)) for same in spellings.values() if len(same) > 1]
+    if not several:
+        return []
+    shown = "; ".join(", ".join(f"'{one}' ({counts[one]:,})" for one in same) for same in several[:SPELLINGS_SHOWN])
+    more = f" and {len(several) - SPELLINGS_SHOWN} more" if len(several) > SPELLINGS_SHOWN else ""
+    return [f"{report['target']}: values that differ only by case or blanks count as different: {shown}{more}"]

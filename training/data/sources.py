@@ -14,7 +14,7 @@ from training.data.databases import land_database
 from training.data.encodings import encoding_of
 from training.data.files import File, delimiter_of, find, format_of
 from training.data.hub import land_hub, local_folder
-from training.data.landing import HIDDEN, PART_ROWS, Landed, Landing
+from training.data.landing import HIDDEN, PART_ROWS, Landed, Landing, is_plain
 from training.data.names import land_names, named
 from training.data.recipe import Source
 from training.data.text_files import land_csv, land_json, land_jsonl
@@ -29,7 +29,7 @@ def identity(name: str, source: Source, recipe_folder: Path, work: Path) -> tupl
         return ["files", source.pattern, named(find(name, source, recipe_folder), recipe_folder)], None
     if source.read is not None:
         files = find(name, source, recipe_folder)
-        how = [format_of(name, source, files), source.encoding, delimiter_of(source, files[0])]
+        how = [format_of(name, source, files), source.encoding, delimiter_of(source, files[0]), source.missing]
         return [*how, [_digest(name, file) for file in files]], None
     folder = local_folder(source, recipe_folder) if source.hub is not None else None
     if folder is not None:
@@ -52,12 +52,14 @@ def land(
     work: Path,
     limit: int | None = None,
     as_written: Collection[str] = (),
+    texts: Collection[str] = (),
 ) -> Landed:
     """The source as Parquet below ``work``, or in its own place.
 
     Args:
         limit: land only the first rows.
         as_written: columns of a text file that stay text, whatever their values look like.
+        texts: columns that stay text where types are inferred, as from CSV.
 
     Raises:
         UserError: the source is missing, or cannot be read as what the recipe says it is.
@@ -68,13 +70,19 @@ def land(
     if source.hub is not None:
         return land_hub(name, source, recipe_folder, Landing(work, name, limit=limit))
     if source.files is not None:
-        landing = Landing(work, name, infer=True, limit=limit)
+        landing = Landing(work, name, infer=True, limit=limit, as_written=texts)
         return land_names(source, find(name, source, recipe_folder), recipe_folder, landing)
     files = find(name, source, recipe_folder)
     kind = format_of(name, source, files)
+    if source.missing and kind != "csv":
+        raise UserError(
+            f"data.sources.{name}.missing: it is for CSV files, and {files[0].name} is {kind}; leave it out"
+        )
     if kind == "parquet":
         return _land_parquet(name, files, work, limit)
-    landing = Landing(work, name, infer=kind == "csv", limit=limit, as_written=as_written)
+    infer = kind == "csv"
+    kept = {*as_written, *texts} if infer else as_written
+    landing = Landing(work, name, infer=infer, limit=limit, as_written=kept, missing=source.missing)
     for landing.file, file in enumerate(files):
         before = len(landing.rejects)
         _land_text(name, source, file, kind, landing)
@@ -89,7 +97,8 @@ def _land_text(name: str, source: Source, file: File, kind: str, landing: Landin
         if encoding.warning:
             landing.warnings.append(encoding.warning)
         if kind == "csv":
-            land_csv(file, encoding, delimiter_of(source, file), landing)
+            named = "delimiter" in source.model_fields_set
+            land_csv(file, encoding, delimiter_of(source, file), landing, named=named)
         elif kind == "jsonl":
             land_jsonl(file, encoding, landing)
         else:
@@ -111,8 +120,9 @@ def _land_parquet(name: str, files: list[File], work: Path, limit: int | None) -
     opened = [_open_parquet(name, file) for file in files]
     schemas = [one.schema_arrow for one in opened]
     same = all(schema.remove_metadata().equals(schemas[0].remove_metadata()) for schema in schemas)
-    _check_names(name, schemas)
-    if same and limit is None:
+    for file, schema in zip(files, schemas, strict=True):
+        _check_names(name, file, schema)
+    if same and limit is None and all(map(is_plain, schemas[0].types)):
         return Landed(
             name=name,
             kind="parquet",
@@ -146,8 +156,10 @@ def _open_parquet(name: str, file: File) -> pq.ParquetFile:
         raise UserError(f"data.sources.{name}: {file.name} is no Parquet file: {reason}") from None
 
 
-def _check_names(name: str, schemas: list[pa.Schema]) -> None:
-    for schema in schemas:
-        hidden = next((column for column in schema.names if column.startswith(HIDDEN)), None)
-        if hidden:
-            raise UserError(f"data.sources.{name}: a column may not be called '{hidden}'; rename it")
+def _check_names(name: str, file: File, schema: pa.Schema) -> None:
+    hidden = next((column for column in schema.names if column.startswith(HIDDEN)), None)
+    if hidden:
+        raise UserError(f"data.sources.{name}: a column may not be called '{hidden}'; rename it")
+    twice = next((column for column in schema.names if schema.names.count(column) > 1), None)
+    if twice:
+        raise UserError(f"data.sources.{name}: {file.name} has two columns named '{twice}'; rename one")

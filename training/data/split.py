@@ -37,7 +37,8 @@ class Parted:
 
     Attributes:
         tables: split to its rows, in the order that they had.
-        report: how the rows were parted; ``removed`` counts by split the near copies that were taken out of it.
+        report: how the rows were parted; ``removed`` counts by split the near copies that were taken out of it,
+            ``asked`` the rows that it was to get, and ``unstratified`` names those that strata could not fill.
     """
 
     tables: dict[str, pa.Table]
@@ -71,13 +72,14 @@ def split(table: pa.Table, held_out: dict[str, pa.Table], options: Split, compar
     references = [part for part in (test, validation) if part is not None]
     rest = apart.without_copies("train", table, references) if references else table
     fractions = _fractions(options, held_out)
-    side = _sides(rest, fractions, options, columns, apart)
+    asked = {name: _share(rest.num_rows, fraction) for name, fraction in fractions.items()}
+    side, unstratified = _sides(rest, fractions, options, apart)
     parts = {name: filtered(rest, side == name) for name in SPLITS}
     parts |= {name: part for name, part in (("test", test), ("validation", validation)) if part is not None}
     if options.group or options.time:
         parts = _drop_copies(parts, fractions, apart)
     _check(parts, fractions, options)
-    return Parted(parts, {"by": _way(options), **apart.report()})
+    return Parted(parts, {"by": _way(options), "asked": asked, "unstratified": unstratified, **apart.report()})
 
 
 class _Apart:
@@ -130,14 +132,18 @@ def _way(options: Split) -> str:
     return "random"
 
 
+def _share(rows: int, fraction: float) -> int:
+    return max(1, round(rows * fraction))
+
+
 def _sides(
-    table: pa.Table, fractions: dict[str, float], options: Split, columns: list[str], apart: _Apart
-) -> npt.NDArray[np.str_]:
-    """The split of each row."""
+    table: pa.Table, fractions: dict[str, float], options: Split, apart: _Apart
+) -> tuple[npt.NDArray[np.str_], list[str]]:
+    """The split of each row, and the splits that strata could not fill."""
     if not fractions or not table.num_rows:
-        return np.full(table.num_rows, "train")
+        return np.full(table.num_rows, "train"), []
     if options.time:
-        return _by_time(table, fractions, options.time)
+        return _by_time(table, fractions, options.time), []
     units = _groups(table[options.group]) if options.group else apart.units(table)
     strata = _strata(table, units, options.stratify)
     # drawn by a hash of their content, so that neither their order nor other rows matter
@@ -163,19 +169,30 @@ def _strata(table: pa.Table, units: Ints, column: str | None) -> Ints:
     return np.asarray(pairs[best, 1][first][np.searchsorted(known, units)], dtype=np.int64)
 
 
-def _draw(units: Ints, strata: Ints, fractions: dict[str, float], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.str_]:
-    """Draws whole units, stratum by stratum, until each split has its share of the rows."""
+def _draw(
+    units: Ints, strata: Ints, fractions: dict[str, float], keys: npt.NDArray[np.uint64]
+) -> tuple[npt.NDArray[np.str_], list[str]]:
+    """Draws whole units, stratum by stratum, until each split has its share of the rows.
+
+    Where that gives a split less than half of its share, as of a column whose values hardly repeat, the rest of it is
+    drawn from all units alike.
+    """
     _, first, places, sizes = np.unique(units, return_index=True, return_inverse=True, return_counts=True)
     lowest = np.full(len(sizes), np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(lowest, places, keys)
-    order = np.argsort(lowest, kind="stable")  # of equal ones the earlier unit
+    order = np.argsort(lowest, kind="stable").tolist()  # of equal ones the earlier unit
     stratum, held = strata[first], Counter(dict.fromkeys(np.unique(strata).tolist(), 0))
     for number, size in zip(stratum.tolist(), sizes.tolist(), strict=True):
         held[number] += size
-    chosen = ["train"] * len(sizes)
-    for name, target in _targets(held, fractions).items():
-        _fill(name, target, order.tolist(), sizes.tolist(), stratum.tolist(), chosen)
-    return np.array(chosen)[places]
+    drawn = _Drawn(order, sizes.tolist(), stratum.tolist())
+    unstratified = []
+    for later, (name, target) in zip(reversed(range(len(fractions))), _targets(held, fractions).items(), strict=True):
+        wanted = _share(len(units), fractions[name])
+        taken = drawn.by_stratum(name, target)
+        if len(held) == 1 or taken < wanted / 2:
+            drawn.fill_up(name, wanted - taken, later)
+            unstratified += [name] if len(held) > 1 else []
+    return np.array(drawn.chosen)[places], unstratified
 
 
 def _targets(strata: Counter[int], fractions: dict[str, float]) -> dict[str, dict[int, int]]:
@@ -187,7 +204,7 @@ def _targets(strata: Counter[int], fractions: dict[str, float]) -> dict[str, dic
     room = {stratum: max(size - 1, 0) for stratum, size in strata.items()}
     targets = {}
     for name, fraction in fractions.items():
-        wanted = max(1, round(total * fraction))
+        wanted = _share(total, fraction)
         target = {stratum: min(int(size * fraction), room[stratum]) for stratum, size in strata.items()}
         remainders = sorted(strata, key=lambda stratum: (-((strata[stratum] * fraction) % 1), stratum))
         for stratum in remainders:
@@ -200,20 +217,44 @@ def _targets(strata: Counter[int], fractions: dict[str, float]) -> dict[str, dic
     return targets
 
 
-def _fill(
-    name: str, target: dict[int, int], order: list[int], sizes: list[int], strata: list[int], chosen: list[str]
-) -> None:
-    """Chooses units in their drawn order as long as they fit; where none does, the smallest one."""
-    taken: Counter[int] = Counter()
-    for unit in order:
-        stratum = strata[unit]
-        if chosen[unit] == "train" and taken[stratum] + sizes[unit] <= target[stratum]:
-            chosen[unit] = name
-            taken[stratum] += sizes[unit]
-    if not taken:
-        free = [unit for unit in order if chosen[unit] == "train"]
-        if len(free) > 1:
-            chosen[min(free, key=lambda unit: sizes[unit])] = name
+class _Drawn:
+    """Units in their drawn order, and the split that each was chosen for."""
+
+    def __init__(self, order: list[int], sizes: list[int], strata: list[int]) -> None:
+        self.order = order
+        self.sizes = sizes
+        self.strata = strata
+        self.chosen = ["train"] * len(sizes)
+
+    def by_stratum(self, name: str, target: dict[int, int]) -> int:
+        """Chooses units as long as they fit their stratum's share; returns how many rows those are."""
+        taken: Counter[int] = Counter()
+        for unit in self._free():
+            stratum = self.strata[unit]
+            if taken[stratum] + self.sizes[unit] <= target[stratum]:
+                self.chosen[unit] = name
+                taken[stratum] += self.sizes[unit]
+        return taken.total()
+
+    def fill_up(self, name: str, lacking: int, later: int) -> None:
+        """Chooses units of any stratum as long as they fit, then one that comes nearer to what is asked for than none.
+
+        That leaves a unit to each of the ``later`` splits and one to be learned from. A split that has nothing gets the
+        smallest unit.
+        """
+        for unit in self._free()[:-1]:
+            if self.sizes[unit] <= lacking:
+                self.chosen[unit] = name
+                lacking -= self.sizes[unit]
+        free = self._free()
+        nearest = min(free, key=lambda unit: abs(lacking - self.sizes[unit]), default=None)
+        if nearest is not None and len(free) > 1 + later and abs(lacking - self.sizes[nearest]) < lacking:
+            self.chosen[nearest] = name
+        elif len(free) > 1 and name not in self.chosen:
+            self.chosen[min(free, key=lambda unit: self.sizes[unit])] = name
+
+    def _free(self) -> list[int]:
+        return [unit for unit in self.order if self.chosen[unit] == "train"]
 
 
 def _by_time(table: pa.Table, fractions: dict[str, float], column: str) -> npt.NDArray[np.str_]:

@@ -29,7 +29,7 @@ def _joins(joins: list[dict[str, Any]]) -> Iterator[str]:
     for join in joins:
         left = join["left"]
         if "matched" not in left:
-            yield f"join       {join['on']}: {join['note']}"
+            yield f"join       {join['on'] or left['table'] + ' with ' + join['right']['table']}: {join['note']}"
             continue
         yield (
             f"join       {join['on']}: {left['matched']:,} rows of {left['table']} found a partner, "
@@ -54,7 +54,7 @@ def _columns(columns: Mapping[str, Any]) -> Iterator[str]:
     for name, column in columns.items():
         missing = f", {column['missing']:,} missing" if column["missing"] else ""
         lengths = column.get("characters")
-        length = f", {lengths['median']:.0f} characters (longest {lengths['max']:,})" if lengths else ""
+        length = f", a median of {lengths['median']:.0f} characters (longest {lengths['max']:,})" if lengths else ""
         yield f"column     {name}: {column['type']}, {column.get('distinct', 0):,} different{length}{missing}"
 
 

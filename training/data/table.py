@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from cluster.progress import say
-from training.data.files import ENDINGS
+from training.data.files import ENDINGS, WORKBOOK, WORKBOOKS
 from training.data.landing import ROW, Landed, Reject, written
 from training.data.recipe import Source
 from training.data.sources import land
@@ -184,6 +184,8 @@ def input_columns(signature: Mapping[str, Any]) -> list[str]:
 
 def _source(file: Path, encoding: str | None, delimiter: str | None) -> Source:
     name = file.name.removesuffix(".gz")
+    if Path(name).suffix.lower() in WORKBOOKS:
+        raise UserError(f"{file} is {WORKBOOK}")
     if Path(name).suffix.lower() not in ENDINGS:
         raise UserError(f"{file}: its ending does not tell its format; let it end in .csv, .json, .jsonl or .parquet")
     given = {"encoding": encoding, "delimiter": "\t" if delimiter == r"\t" else delimiter}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -12,23 +13,32 @@ from cluster.errors import UserError
 from training.data import regular_csv
 from training.data.encodings import UNDECODABLE, Encoding, open_text
 from training.data.files import File
-from training.data.landing import PART_CHARACTERS, PART_ROWS, Landing
+from training.data.landing import PART_CHARACTERS, PART_ROWS, Landing, as_text
 from training.data.regular_csv import Ahead, without_empty
 
 LONGEST_FIELD = 1 << 24  # characters; a longer one is a quote that was never closed
+EXCELS_LINE, EXCELS_LINE_LENGTH = re.compile(r'"?sep=(.)"?\r?\n'), 10
 OTHER_DELIMITERS = {";": "';'", "\t": '"\\t"', "|": "'|'"}
 
 
-def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing) -> None:
+def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing, *, named: bool = False) -> None:
     """Lands one CSV file. Empty values become null; a row with too few or too many values is rejected.
+
+    Args:
+        named: the recipe names the delimiter. Else Excel's first line ``sep=;`` does, where there is one.
 
     Raises:
         UserError: the file is empty, two columns have one name, or the delimiter is wrong.
     """
     csv.field_size_limit(LONGEST_FIELD)
+    said = _said_delimiter(file, encoding)
+    delimiter = said if said and not named else delimiter
     with open_text(file, encoding) as text:
         ahead = Ahead(text)
         records = _Records(ahead, delimiter)
+        if said:
+            next(iter(records), None)
+            records.forget()
         first = next(iter(records), None)
         if first is None:
             raise UserError(f"data.sources.{landing.name}: {file.name} is empty; it needs a line of column names")
@@ -42,6 +52,12 @@ def land_csv(file: File, encoding: Encoding, delimiter: str, landing: Landing) -
                 records.pass_over(block)
             elif not _land_records(records, names, encoding, landing):
                 return
+
+
+def _said_delimiter(file: File, encoding: Encoding) -> str | None:
+    with open_text(file, encoding) as text:
+        found = EXCELS_LINE.match(text.read(EXCELS_LINE_LENGTH))
+    return found[1] if found else None
 
 
 def _land_records(records: "_Records", names: list[str], encoding: Encoding, landing: Landing) -> bool:
@@ -221,26 +237,32 @@ def land_json(file: File, encoding: Encoding, landing: Landing) -> None:
             )
         land_jsonl(file, encoding, landing)
         return
+    with open_text(file, encoding) as text:
+        content = text.read()
     try:
-        with open_text(file, encoding) as text:
-            values = json.load(text, parse_constant=_no_number)
+        values = json.loads(content, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise UserError(
             f"data.sources.{landing.name}: {file.name} is no valid JSON (line {error.lineno}, column {error.colno}): "
             f"{error.msg}"
         ) from None
-    _land_array(values, landing)
+    except RecursionError:
+        raise UserError(
+            f"data.sources.{landing.name}: {file.name} is nested too deeply to be read; flatten what it holds"
+        ) from None
+    _land_array(values, encoding, landing, check="\\u" in content or not encoding.clean)
 
 
-def _land_array(values: list[Any], landing: Landing) -> None:
+def _land_array(values: list[Any], encoding: Encoding, landing: Landing, *, check: bool) -> None:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     for number, value in enumerate(values, start=1):
-        if not isinstance(value, dict):
-            landing.reject(number, None, value, "not a JSON object")
-            continue
-        rows.append(_flat(value))
-        numbers.append(number)
+        try:
+            rows.append(_row(value, check=check))
+            numbers.append(number)
+        except (ValueError, RecursionError) as error:
+            shown = as_text(value).encode("utf-8", "backslashreplace").decode()
+            landing.reject(number, None, shown, _json_problem(error, encoding, as_text(value)))
         if len(rows) == PART_ROWS:
             landing.add_rows(rows, numbers)
             rows, numbers = [], []
@@ -250,17 +272,24 @@ def _land_array(values: list[Any], landing: Landing) -> None:
 def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _record(line: str) -> dict[str, Any]:
     value = json.loads(line, parse_constant=_no_number)
+    check = "\\u" in line or not line.isascii()
+    if check:
+        line.encode()  # bytes that were no text
+    return _row(value, check=check)
+
+
+def _row(value: Any, *, check: bool) -> dict[str, Any]:
+    """A JSON object as the columns that it fills; ``check`` looks for what is no text."""
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
-    if "\\u" in line or not line.isascii():
-        line.encode()  # bytes that were no text
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair, which is no text either
+    if check:
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     return _flat(value)
 
 
@@ -268,7 +297,8 @@ def _json_problem(error: ValueError | RecursionError, encoding: Encoding, line: 
     if isinstance(error, json.JSONDecodeError):
         return f"no valid JSON at column {error.colno}: {error.msg}"
     if isinstance(error, UnicodeEncodeError):
-        return f"bytes that are no {encoding.name} text" if UNDECODABLE.search(line) else "half of a \\u surrogate pair"
+        undecoded = not encoding.clean and UNDECODABLE.search(line)
+        return f"bytes that are no {encoding.name} text" if undecoded else "half of a \\u surrogate pair"
     return str(error)
 
 
@@ -279,8 +309,9 @@ def _no_number(constant: str) -> None:
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in record.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
+        column = prefix + key
+        found = _flat(value, f"{column}.") if isinstance(value, dict) else {column: value}
+        if twice := flat.keys() & found.keys():
+            raise ValueError(f"two values for '{min(twice)}'")
+        flat.update(found)
     return flat

@@ -1,10 +1,13 @@
 """Broken data files of every kind, each with the exact words that a person reads."""
 
+import io
 import sqlite3
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,6 +20,14 @@ GOOD = [f"{number},text number {number} of this file,{'ab'[number % 2]}" for num
 
 def csv_bytes(*broken: str, header: str = "id,text,label", encoding: str = "utf-8") -> bytes:
     return ("\n".join([header, *GOOD, *broken]) + "\n").encode(encoding)
+
+
+def zipped(*names: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in names:
+            archive.writestr(name, "<xml/>")
+    return packed.getvalue()
 
 
 FILES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
@@ -119,6 +130,30 @@ FILES: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
         {},
         "data.sources.rows: rows.csv.gz cannot be read: Not a gzipped file (b'id')",
     ),
+    "a workbook": (
+        "rows.xlsx",
+        b"",
+        {},
+        "data.sources.rows.read: rows.xlsx is an Excel workbook; save the sheet as CSV UTF-8 and name that file",
+    ),
+    "a workbook that is called CSV": (
+        "rows.csv",
+        zipped("[Content_Types].xml", "xl/workbook.xml"),
+        {},
+        "data.sources.rows: rows.csv is an Excel workbook; save the sheet as CSV UTF-8 and name that file",
+    ),
+    "an old workbook that is called CSV": (
+        "rows.csv",
+        bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600),
+        {"encoding": "latin-1"},
+        "data.sources.rows: rows.csv is an Excel workbook; save the sheet as CSV UTF-8 and name that file",
+    ),
+    "an archive": (
+        "rows.csv.zip",
+        zipped("rows.csv"),
+        {"format": "csv"},
+        "data.sources.rows: rows.csv.zip is a ZIP archive; unpack it and name the file within",
+    ),
     "an ending that does not tell": (
         "rows.dat",
         b"id,text,label\n",
@@ -155,6 +190,10 @@ RECIPES: dict[str, tuple[dict[str, Any], str]] = {
     "no such file": (
         {"sources": {"rows": {"read": "data/rowz.csv"}}},
         "data.sources.rows.read: there is no file data/rowz.csv (looked in {folder})",
+    ),
+    "a file that is nearly called so": (
+        {"sources": {"rows": {"read": "./row.csv"}}},
+        "data.sources.rows.read: there is no file ./row.csv (looked in {folder}), did you mean rows.csv?",
     ),
     "a glob that matches nothing": (
         {"sources": {"rows": {"read": "data/*.csv"}}},
@@ -296,6 +335,35 @@ def test_a_recipe_that_does_not_fit_its_data_is_told_exactly(
         fuse(make_recipe(**{"sources": {"rows": {"read": "rows.csv"}}, **options}))
     rejected = next(iter(home.rglob("*-rejected.parquet")), None)
     assert str(raised.value) == message.format(folder=tmp_path, rejected=rejected)
+
+
+def test_a_parquet_file_with_broken_pages_is_told(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    table = pa.table({"text": [f"text {n}" for n in range(500)], "label": ["a", "b"] * 250})
+    pq.write_table(table, tmp_path / "rows.parquet", compression="none", use_dictionary=False)
+    data = bytearray((tmp_path / "rows.parquet").read_bytes())
+    data[4:60] = b"\xff" * 56
+    (tmp_path / "rows.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=r"^data\.sources\.rows: the source cannot be read: "):
+        fuse(make_recipe({"rows": {"read": "rows.parquet"}}))
+
+
+@pytest.mark.parametrize("rule", [{"types": {"tags": "string"}}, {"allowed": {"tags": ["a"]}}])
+def test_a_rule_for_single_values_on_lists_is_told(
+    rule: dict[str, Any], tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    pq.write_table(pa.table({"text": ["one"], "label": ["a"], "tags": [["x", "y"]]}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=rf"^data\.clean\.{next(iter(rule))}: 'tags' holds lists or mappings"):
+        fuse(make_recipe({"rows": {"read": "rows.parquet"}}, clean=rule))
+
+
+def test_times_apart_are_described(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:
+    count = 40
+    columns = {"text": [f"text number {n}" for n in range(count)], "label": ["a", "b"] * (count // 2)}
+    took = pa.array(range(count), pa.duration("s"))
+    pq.write_table(pa.table({**columns, "took": took}), tmp_path / "rows.parquet")
+    assert fuse(make_recipe({"rows": {"read": "rows.parquet"}})).report["columns"]["took"]["distinct"] == count
 
 
 def test_nothing_half_done_stays(tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from training.data.clean import Cleaned, clean, same_types
+from training.data.clean import Cleaned, clean
 from training.data.recipe import Clean
 from training.data.rows import Rows
 from training.recipe import Model
@@ -131,11 +131,3 @@ def test_near_duplicates() -> None:
     )
     assert done.rows.table["text"].to_pylist() == [long, "other"]
     assert done.steps[-1] == {"step": "drop_near_duplicates", "removed": 2, "columns": ["text"], "conflicting": 1}
-
-
-def test_a_held_out_table_takes_the_types_of_the_main_one() -> None:
-    main = pa.table({"n": [1, 2], "s": ["x", "y"], "d": [dt.datetime(2024, 1, 1)] * 2})
-    other = pa.table({"s": [5], "n": ["7"], "d": ["2024-02-03 04:05:06"], "more": [1]})
-    assert same_types(other, main).to_pylist() == [{"n": 7, "s": "5", "d": dt.datetime(2024, 2, 3, 4, 5, 6)}]
-    unfit = same_types(pa.table({"n": ["seven"], "s": ["x"], "d": [None]}), main)
-    assert unfit["n"].to_pylist() == ["seven"]

@@ -20,6 +20,7 @@ from cluster.errors import UserError
 from training import mapped
 from training.data.fuse import fuse, inspect
 from training.data.split import SPLITS
+from training.data.summary import summary
 from training.recipe import Recipe
 
 FUSE = """
@@ -339,3 +340,61 @@ def test_rows_that_are_multiplied_behind_a_subquery_are_pointed_out(
     report = fuse(make_recipe({"t": {"read": "t.csv"}, "c": {"read": "c.csv"}}, statement)).report
     assert report["main"] == {"source": "t", "rows": 50, "used": None, "unused": None, "fused_rows": 150}
     assert any(note.startswith("50 rows of t became 150 fused rows") for note in report["notes"])
+
+
+def test_versions_that_the_recipe_calls_text_stay_apart(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    lines = [f"text number {n},{'ab'[n % 2]},{['1.1', '1.10', '2.0'][n % 3]}" for n in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label,version", *lines]))
+    sources = {"rows": {"read": "rows.csv"}}
+    noted = fuse(make_recipe(sources)).report
+    assert noted["columns"]["version"]["distinct"] == 2
+    assert any(note.startswith("version: 1.1 and 1.10 of rows are read as one number") for note in noted["notes"])
+    kept = make_recipe(sources, clean={"types": {"version": "string"}})
+    for report in (fuse(kept).report, inspect(kept, 1000).report):
+        assert report["columns"]["version"]["distinct"] == 3
+        assert not any("version" in note for note in report["notes"])
+
+
+def test_splits_far_from_what_was_asked_for_are_noted(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    shops = [0] * 700 + [1] * 100 + [2] * 5
+    lines = [f"{n} and {n * n} and {n * 7919},{'ab'[n % 2]},{shop},{n / 7}" for n, shop in enumerate(shops)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label,shop,amount", *lines]))
+    sources = {"rows": {"read": "rows.csv"}}
+    assert fuse(make_recipe(sources, split={"group": "shop"})).report["notes"] == [
+        "test: 5 rows where 80 were asked for; rows of one group, of one time and near copies of each other stay "
+        "together or are left out"
+    ]
+    assert fuse(make_recipe(sources, split={"stratify": "amount"})).report["notes"] == [
+        "data.split.stratify: amount: too few rows share a value to keep the shares; test and validation were filled "
+        "up without regard to it"
+    ]
+
+
+def test_labels_that_a_person_takes_for_one_are_noted(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    labels = ["Yes"] * 30 + ["yes "] * 20 + ["YES"] * 10 + ["no"] * 40
+    lines = [f"text number {n * n},{label}" for n, label in enumerate(labels)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *lines]))
+    notes = fuse(make_recipe({"rows": {"read": "rows.csv"}})).report["notes"]
+    assert notes == [
+        "label: values that differ only by case or blanks count as different: 'Yes' (30), 'yes ' (20), 'YES' (10)"
+    ]
+
+
+def test_the_summary_says_which_tables_are_joined_and_what_a_length_is(
+    tmp_path: Path, home: Path, make_recipe: Callable[..., Recipe]
+) -> None:
+    (tmp_path / "rows.csv").write_text(
+        "id,text,label\n" + "".join(f"{n},text {n:03d},{'ab'[n % 2]}\n" for n in range(40))
+    )
+    (tmp_path / "more.csv").write_text("id,plan\n" + "".join(f"{n},x\n" for n in range(40)))
+    sources = {"rows": {"read": "rows.csv"}, "more": {"read": "more.csv"}}
+    statement = "SELECT r.text, r.label, m.plan FROM rows r, more m WHERE r.id = m.id"
+    lines = summary(fuse(make_recipe(sources, statement)).report)
+    assert "join       rows with more: not counted: no equality of two tables' columns" in lines
+    assert "column     text: text, 40 different, a median of 8 characters (longest 8)" in lines

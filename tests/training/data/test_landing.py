@@ -1,7 +1,11 @@
 """Files as tables: types that lose nothing, encodings, rows that cannot be read, several files as one."""
 
+import datetime as dt
+import decimal
 import gzip
 import json
+import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import pytest
 
 from cluster.errors import RunError, UserError
 from training.data import text_files
-from training.data.landing import ROW, Landed
+from training.data.landing import ROW, Landed, Landing, as_text
 from training.data.recipe import Source
 from training.data.sources import identity, land
 
@@ -42,6 +46,8 @@ TYPES = {
     "decimal": (["1.50", "-0.25", "3", "1e-5"], "double"),
     "coordinate": (["-23.548945985189434", "0.1"], "double"),
     "comma": (["1,5", "2,5"], "string"),
+    "article numbers": (["12E3", "1E4", "10E3"], "string"),
+    "exponents": (["1e+04", "2.5E7", "1E-05"], "double"),
     "version": (["1.10.1", "1.2.0"], "string"),
     "yes and no": (["yes", "no"], "string"),
     "lower truth": (["true", "false", ""], "bool"),
@@ -68,6 +74,58 @@ def test_a_type_is_taken_only_if_nothing_is_lost(case: str, tmp_path: Path) -> N
         assert values(landed, "value") == [value or None for value in written]
     if kind in ("int64", "double"):
         assert values(landed, "value") == [float(value) if value.strip() else None for value in written]
+
+
+VERSIONS = "name,value\na,1.1\nb,1.10\nc,2.0\n"
+
+
+def test_a_column_that_is_called_text_is_read_as_written(tmp_path: Path) -> None:
+    landed = read(tmp_path, "rows.csv", VERSIONS)
+    assert values(landed, "value") == [1.1, 1.1, 2.0]
+    assert landed.notes == [
+        "value: 1.1 and 1.10 of rows are read as one number; data.clean.types: {value: string} keeps them apart"
+    ]
+    kept = land("rows", Source(read="rows.csv"), tmp_path, tmp_path / "work", texts=["value"])
+    assert (values(kept, "value"), kept.notes) == (["1.1", "1.10", "2.0"], [])
+
+
+def test_prices_are_numbers_without_a_note(tmp_path: Path) -> None:
+    landed = read(tmp_path, "rows.csv", "name,value\na,1.50\nb,2.00\nc,1.50\n")
+    assert (values(landed, "value"), landed.notes) == ([1.5, 2.0, 1.5], [])
+
+
+def test_words_among_numbers_are_pointed_out_and_can_be_read_as_nothing(tmp_path: Path) -> None:
+    ages = [str(n % 90) for n in range(60_000)] + ["NA", "-", "NA"]
+    content = "age,day,zip,mood\n" + "".join(
+        f"{age},{'2024-01-31' if n else 'unknown'},{'NA' if n == 7 else '01234'},{'good' if n % 2 else '3'}\n"
+        for n, age in enumerate(ages)
+    )
+    landed = read(tmp_path, "rows.csv", content)
+    assert landed.notes == [
+        "age: read as text, though all but 3 of 60,003 values in rows are numbers ('NA' 2, '-' 1); "
+        'data.sources.rows.missing: ["NA", "-"] reads those as empty',
+        "day: read as text, though all but 1 of 60,003 values in rows are times ('unknown' 1); "
+        'data.sources.rows.missing: ["unknown"] reads those as empty',
+    ]
+    mended = read(tmp_path, "rows.csv", missing=["NA", "-", "unknown"])
+    assert values(mended, "age") == [*(n % 90 for n in range(60_000)), None, None, None]
+    assert (str(mended.schema.field("day").type), mended.notes) == ("date32[day]", [])
+    assert values(mended, "zip")[6:9] == ["01234", None, "01234"]
+
+
+def test_what_stands_for_nothing_is_a_matter_of_csv(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^data\.sources\.rows\.missing: it is for CSV files, and rows\.jsonl is jsonl"
+    ):
+        read(tmp_path, "rows.jsonl", '{"a": "NA"}', missing="NA")
+
+
+def test_what_stands_for_nothing_is_part_of_a_files_identity(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a\nNA\n")
+    known = [
+        identity("rows", Source(read="rows.csv", missing=missing), tmp_path, tmp_path)[0] for missing in ([], ["NA"])
+    ]
+    assert known[0] != known[1]
 
 
 TEXT = "id,text\n1,房间很大，床有2M宽\n2,早餐太差，无论去多少人\n"
@@ -169,6 +227,36 @@ def test_a_json_file_is_an_array_or_lines(content: str, tmp_path: Path) -> None:
     assert [(one.row, one.value) for one in landed.rejects] == [(3, "5")]
 
 
+BAD_OBJECTS = {
+    "half a pair": (b'{"a": "\\ud83d", "b": 1}', "half of a \\u surrogate pair"),
+    "half a pair in a key": (b'{"\\udc80": 1}', "half of a \\u surrogate pair"),
+    "no text": (b'{"a": "gr\xf6\xdfer"}', "bytes that are no utf-8 text"),
+    "two values for a column": (b'{"a.b": 1, "a": {"b": 2}}', "two values for 'a.b'"),
+    "two values the other way round": (b'{"a": {"b": 2}, "a.b": 1}', "two values for 'a.b'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OBJECTS)
+@pytest.mark.parametrize("lines", [False, True])
+def test_an_object_that_cannot_be_a_row_is_put_aside(case: str, lines: bool, tmp_path: Path) -> None:
+    bad, reason = BAD_OBJECTS[case]
+    objects = [*([json.dumps({"a": "größer"}, ensure_ascii=False).encode()] * 3), bad, b'{"a": "\\ud83d\\ude00"}']
+    landed = read(tmp_path, "rows.json", b"\n".join(objects) if lines else b"[" + b",\n".join(objects) + b"]")
+    assert values(landed, "a") == ["größer", "größer", "größer", "😀"]
+    assert [(one.row, one.reason) for one in landed.rejects] == [(4, reason)]
+
+
+@pytest.mark.parametrize("start", ["[", '{"a":'])
+def test_json_that_is_nested_too_deeply_is_told(start: str, tmp_path: Path) -> None:
+    content = start * 100_000
+    if start == "[":
+        with pytest.raises(UserError, match="nested too deeply"):
+            read(tmp_path, "rows.json", content)
+    else:
+        with pytest.raises(UserError, match="holds one JSON object"):
+            read(tmp_path, "rows.json", content)
+
+
 def test_a_glob_is_one_table(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("id,text\n3,c\n4\n")
     (tmp_path / "a.csv").write_text("text,id,extra\na,1,x\nb,2,\n")
@@ -196,6 +284,86 @@ def test_parquet_stays_where_it_is(tmp_path: Path) -> None:
     ]
 
 
+EXACT: dict[str, tuple[pa.Array, str]] = {
+    "ids of twenty digits": (
+        pa.array([decimal.Decimal(10**19 + n) for n in range(3)], pa.decimal128(20, 0)),
+        "string",
+    ),
+    "ids of few digits": (pa.array([decimal.Decimal(7), None], pa.decimal128(20, 0)), "int64"),
+    "ids written as fractions": (pa.array([decimal.Decimal(2**62), None], pa.decimal128(38, 10)), "int64"),
+    "prices": (pa.array([decimal.Decimal("19.99"), decimal.Decimal("0.10"), None], pa.decimal128(12, 2)), "double"),
+    "averages": (pa.array([decimal.Decimal("3.3333333333333333")], pa.decimal128(38, 16)), "double"),
+    "fractions too large": (pa.array([decimal.Decimal("1234567890123456.5")], pa.decimal128(20, 1)), "string"),
+    "numbers beyond a sign": (pa.array([2**63, 2**63 + 1], pa.uint64()), "string"),
+    "numbers without a sign": (pa.array([2**62, None], pa.uint64()), "int64"),
+    "times of a day": (pa.array([dt.time(1, 2, 3)], pa.time32("s")), "time64[us]"),
+    "views": (pa.array(["a", None], pa.string_view()), "string"),
+    "lists of views": (pa.array([["a"], None], pa.list_(pa.string_view())), "string"),
+}
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_a_parquet_column_keeps_each_value(case: str, tmp_path: Path) -> None:
+    column, kind = EXACT[case]
+    pq.write_table(pa.table({"value": column}), tmp_path / "rows.parquet")
+    landed = read(tmp_path, "rows.parquet")
+    assert str(landed.schema.field("value").type) == kind
+    expected = column.to_pylist()
+    if kind == "string":
+        expected = [None if one is None else one if isinstance(one, str) else as_text(one) for one in expected]
+    if kind == "double":
+        expected = [None if one is None else float(one) for one in expected]
+    assert values(landed, "value") == expected
+
+
+def test_a_decimal_is_the_float_that_its_digits_read_as(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    decimals = [decimal.Decimal(chance.randrange(10**15)).scaleb(-chance.randrange(1, 15)) for _ in range(500)]
+    pq.write_table(pa.table({"value": pa.array(decimals, pa.decimal128(38, 15))}), tmp_path / "rows.parquet")
+    assert values(read(tmp_path, "rows.parquet"), "value") == [float(str(one)) for one in decimals]
+
+
+DECIMALS: dict[str, tuple[list[Any], list[Any]]] = {
+    "large ids": (
+        [decimal.Decimal("10000000000000000001"), decimal.Decimal("10000000000000000002"), None],
+        ["10000000000000000001", "10000000000000000002", None],
+    ),
+    "small ids": ([decimal.Decimal("1E+3"), decimal.Decimal("7.00"), 5], [1000, 7, 5]),
+    "fractions": ([decimal.Decimal("1.50"), decimal.Decimal("NaN"), 2], [1.5, None, 2.0]),
+    "with floats": ([decimal.Decimal("1.50"), 0.25, decimal.Decimal("NaN")], [1.5, 0.25, None]),
+    "large ids with floats": ([decimal.Decimal(2**60 + 1), 0.25], [str(2**60 + 1), "0.25"]),
+    "infinite": ([decimal.Decimal("Infinity"), decimal.Decimal(1)], [math.inf, 1.0]),
+    "more digits than Arrow has": ([decimal.Decimal(10**80)], [str(10**80)]),
+}
+
+
+@pytest.mark.parametrize("case", DECIMALS)
+@pytest.mark.parametrize("apart", [False, True])
+def test_decimals_of_a_database_keep_their_digits(case: str, apart: bool, tmp_path: Path) -> None:
+    given, expected = DECIMALS[case]
+    assert in_parts(tmp_path, [[one] for one in given] if apart else [given]) == expected
+
+
+def in_parts(folder: Path, parts: list[list[Any]]) -> list[Any]:
+    landing = Landing(folder, "rows")
+    for part in parts:
+        landing.add({"value": part}, range(len(part)))
+    return values(landing.finish("database"), "value")
+
+
+@pytest.mark.parametrize("parts", [[[2**53 + 1], [0.5]], [[0.5], [2**53 + 1]], [[2**53 + 1, 0.5]]])
+def test_whole_numbers_that_no_float_holds_are_text_beside_floats(parts: list[list[Any]], tmp_path: Path) -> None:
+    assert set(in_parts(tmp_path, parts)) == {str(2**53 + 1), "0.5"}
+
+
+def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
+    pq.write_table(pa.table([[1], [2]], names=["label", "label"]), tmp_path / "rows.parquet")
+    with pytest.raises(
+        UserError, match=r"data\.sources\.rows: rows\.parquet has two columns named 'label'; rename one"
+    ):
+        read(tmp_path, "rows.parquet")
+
+
 def test_packed_tabbed_and_addressed_files(tmp_path: Path) -> None:
     (tmp_path / "rows.tsv.gz").write_bytes(gzip.compress(b"id\ttext\n1\ta,b\n"))
     assert values(read(tmp_path, "rows.tsv.gz"), "text") == ["a,b"]
@@ -205,6 +373,18 @@ def test_packed_tabbed_and_addressed_files(tmp_path: Path) -> None:
     assert values(read(tmp_path, f"{tmp_path.as_uri()}/oth*.csv", delimiter=";"), "text") == ["a"]
     with pytest.raises(UserError, match="there is no file"):
         read(tmp_path, f"{tmp_path.as_uri()}/none.csv")
+
+
+@pytest.mark.parametrize(
+    ("line", "options"), [("sep=;", {}), ('"sep=;"', {}), ("sep=;", {"delimiter": ";"}), ("sep=,", {"delimiter": ";"})]
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_excels_line_with_the_delimiter_is_no_header(
+    line: str, options: dict[str, Any], encoding: str, tmp_path: Path
+) -> None:
+    landed = read(tmp_path, "rows.csv", f"{line}\r\nid;text\r\n1;a, b\r\n2\r\n".encode(encoding), **options)
+    assert (values(landed, "text"), values(landed, ROW)) == (["a, b"], [3])
+    assert [one.row for one in landed.rejects] == [4]
 
 
 def test_unnamed_columns_get_names(tmp_path: Path) -> None:

@@ -107,6 +107,39 @@ def test_a_label_with_one_row_is_trained_on() -> None:
     assert done.tables["test"].num_rows == done.tables["validation"].num_rows == 10
 
 
+def test_a_column_whose_values_hardly_repeat_still_fills_every_split() -> None:
+    texts = [f"{n} {WORDS[n % 16]} {n * n}" for n in range(1000)]
+    done = parted(pa.table({"text": texts, "label": [n / 7 for n in range(1000)]}), stratify="label")
+    assert {name: done.tables[name].num_rows for name in SPLITS} == {"train": 800, "validation": 100, "test": 100}
+    assert done.report["unstratified"] == ["test", "validation"]
+
+
+def test_values_that_stand_once_beside_one_of_many_rows_are_trained_on() -> None:
+    texts = [f"{n} {WORDS[n % 16]} {n * n}" for n in range(1000)]
+    labels = [max(n, 800) for n in range(1000)]
+    done = parted(pa.table({"text": texts, "label": labels}), stratify="label")
+    assert set(done.tables["train"]["label"].to_pylist()) == set(labels)
+    assert done.report["unstratified"] == []
+
+
+UNEVEN = {
+    "one is too large": ([600, 100, 100, 5], {"train": 600, "validation": 100, "test": 105}),
+    "none is small enough": ([400, 300, 105], {"train": 400, "validation": 300, "test": 105}),
+    "equal ones": ([100] * 8 + [5], {"train": 600, "validation": 100, "test": 105}),
+    "one for each split": ([700, 100, 5], {"train": 700, "validation": 100, "test": 5}),
+}
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_groups_of_uneven_sizes_come_near_to_what_was_asked_for(case: str) -> None:
+    sizes, expected = UNEVEN[case]
+    groups = [group for group, size in enumerate(sizes) for _ in range(size)]
+    texts = [f"{n} {WORDS[n % 16]} {n * n}" for n in range(len(groups))]
+    done = parted(pa.table({"text": texts, "customer": groups}), group="customer")
+    assert {name: done.tables[name].num_rows for name in SPLITS} == expected
+    assert done.report["asked"] == {"test": 80, "validation": 80}
+
+
 def test_a_group_stays_together_and_no_group_is_nobody() -> None:
     table = tickets(6)
     done = parted(table, group="customer")

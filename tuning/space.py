@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from cluster.complaints import nearest
 from cluster.settings import Document
+from training.preflight import task_problems
 from training.recipe import Recipe
 from tuning.recipe import Range, Tune
 
@@ -225,29 +226,31 @@ def _misfits(space: Space, document: Document) -> list[str]:
         recipe = Recipe.model_validate(values, context={"folder": document.path.parent})
     except ValidationError:  # told by itself
         return []
+    known = task_problems(document)
+
+    def unfit(params: Mapping[str, Any]) -> str:
+        """Why the recipe cannot have these values; empty where it can."""
+        try:
+            changed = apply(recipe, params)
+        except ValidationError as error:
+            message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            return message[:1].lower() + message[1:]
+        told = task_problems(replace(document, values=changed.model_dump()))
+        return next((one.partition(": ")[2] for one in told if one not in known), "")
+
     corners = [[(one.name, value) for value in one.corners()] for one in space.dimensions]
     problems = []
     for combination in itertools.islice(itertools.product(*corners), MOST_CORNERS):
         params = dict(combination)
-        if not _unfit(recipe, params):
+        if not unfit(params):
             continue
         for name in list(params):
             fewer = {other: value for other, value in params.items() if other != name}
-            params = fewer if _unfit(recipe, fewer) else params
+            params = fewer if unfit(fewer) else params
         told = ", ".join(f"{name}: {value}" for name, value in params.items())
-        message = f"the recipe does not take {told}: {_unfit(recipe, params)}"
+        message = f"the recipe does not take {told}: {unfit(params)}"
         problems.append(document.problem(_written(document, next(iter(params))), message))
     return list(dict.fromkeys(problems))
-
-
-def _unfit(recipe: Recipe, params: Mapping[str, Any]) -> str:
-    """Why the recipe cannot have these values; empty where it can."""
-    try:
-        apply(recipe, params)
-    except ValidationError as error:
-        message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        return message[:1].lower() + message[1:]
-    return ""
 
 
 def _dimension(name: str, given: Range) -> Dimension:

@@ -137,6 +137,15 @@ def test_values_that_do_not_go_with_the_rest_of_the_recipe(
     assert check_search(tune, document) == ([message] if message else [])
 
 
+def test_values_that_the_task_does_not_take(tmp_path: Path) -> None:
+    text = RECIPE % ("", "model.adapt: {choice: [full, head]}")
+    tune, document = read_tune(tmp_path, text.replace("text-classification", "fill-mask").replace(", target: y", ""))
+    assert check_search(tune, document) == [
+        "recipe.yaml:7 tune.search.model.adapt: the recipe does not take model.adapt: head: fill-mask puts no new "
+        "weights on its base; use full, {lora: …} or {freeze: …}"
+    ]
+
+
 def test_a_recipes_own_values_are_known_where_they_lie_inside(tmp_path: Path) -> None:
     def own(search: dict[str, object]) -> dict[str, object] | None:
         return own_params(recipe, Space.of(Tune.model_validate({"search": search})))

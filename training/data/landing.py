@@ -36,8 +36,7 @@ ROW = HIDDEN + "row"
 """The column of a landed file that holds each row's number in its file, and above :data:`FILE_ROWS` which file."""
 
 FILE_ROWS = 2**36
-"""Added to the row numbers of a source's second file, twice to those of its third, and so on. Daft's own ids count the
-partitions of a table in the same way."""
+"""Added to row numbers for each file of the source before theirs; Daft's own ids count partitions in the same way."""
 
 PART_ROWS = 50_000
 PART_CHARACTERS = 16_000_000  # of a text file, where its rows are long
@@ -164,10 +163,8 @@ class Landing:
         arrays = {ROW: pa.array(np.asarray(numbers[:room], dtype=np.int64) + self.file * FILE_ROWS)}
         for name, values in columns.items():
             array = _wide(values[:room]) if isinstance(values, pa.Array) else self._typed(name, values[:room])
-            if self.infer and len(self.missing):
-                array = without(array, self.missing)
-            self._column(name).see(array, self._infers(name))
-            arrays[name] = array
+            arrays[name] = without(array, self.missing) if self.infer and len(self.missing) else array
+            self._column(name).see(arrays[name], self._infers(name))
         self._write_part(pa.table(arrays))
         self.rows += room
 

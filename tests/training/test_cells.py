@@ -44,7 +44,7 @@ def test_other_texts_stay_as_they_are(text: str) -> None:
 def test_columns_that_are_given_types_read_as_what_stood_in_the_file(tmp_path: Path) -> None:
     """What training has of a file, with types, against the same cells as texts, which is how a model is asked."""
     columns: dict[str, list[str | None]] = {
-        "price": ["10.50", "7.00", "1e3", "-0.5", None],
+        "price": ["10.50", "7.00", "1e+3", "-0.5", None],
         "amount": ["3", "0", "-12", "123456789012345678", None],
         "express": ["true", "false", "true", None, "false"],
         "sold": ["2024-01-05", "2024-02-29", None, "1999-12-31", "2024-01-06"],

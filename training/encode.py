@@ -26,7 +26,7 @@ from training.tasks.task import Example, Row, Task, task_class
 if TYPE_CHECKING:
     from training.data.fuse import Fused  # a worker opens what is encoded and needs nothing of the data stage
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever the same rows would be encoded differently: earlier results are then made again."""
 
 SPLITS = ("train", "validation", "test")

@@ -147,7 +147,8 @@ def _check_order(shape: Shape, name: str, places: Ints, owners: Ints) -> None:
 def _origins(shape: Shape, line: Line, valid: npt.NDArray[np.bool_]) -> dict[int, list[int]]:
     """For each split the steps after which its windows begin, every ``stride`` of them, counted from the last.
 
-    Before the first there are as many steps as are forecast, or as are looked back on, with a value among them.
+    Each of them has a row: a window's own moments tell where its future begins. Before the first there are as many
+    steps as are forecast, or as are looked back on, with a value among them.
     """
     horizon, size = shape.horizon, len(line.rows)
     origins = np.arange(min(horizon, shape.context) - 1, size - horizon)
@@ -160,7 +161,7 @@ def _origins(shape: Shape, line: Line, valid: npt.NDArray[np.bool_]) -> dict[int
     one = np.where(ahead < 0, owner[:, None], ahead).min(axis=1) == owner
     asked = told[origins + 1 + horizon] > told[origins + 1]
     seen = told[origins + 1] > told[np.maximum(0, origins + 1 - shape.context)]
-    fit = one & asked & seen
+    fit = one & asked & seen & (line.rows[origins] >= 0)
     return {
         int(split): origins[fit & (owner == split)][:: -shape.stride][::-1].tolist() for split in np.unique(owner[fit])
     }

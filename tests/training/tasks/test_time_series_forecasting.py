@@ -125,6 +125,26 @@ def test_series_are_kept_apart_and_gaps_show() -> None:
     assert (first["y"], len(first["future"]["t"])) == ([None, 4.0], 1), "a row that is not there is a gap"
 
 
+def test_after_a_gap_the_truth_is_of_the_steps_that_the_answer_names() -> None:
+    """Values count up and tell when they were; where rows are missing, a window begins after one that is there."""
+    hours = [hour for hour in range(60) if hour % 20 not in (7, 8, 9)]
+    rows = table(0, [float(hour) for hour in range(60)]).take(hours)
+    model = Model(
+        task="time-series-forecasting",
+        inputs={"time": ["t"], "series": ["s"]},
+        target="y",
+        options={"horizon": 4, "context": 6, "stride": 1},
+    )
+    task = TimeSeriesForecasting.learn(model, Path(), {"train": rows})
+    windows = task.questions({"train": rows})["train"].to_pylist()
+    assert any(None in row["y"] for row in windows), "a gap may lie ahead"
+    for row in windows:
+        first = task.encode([row])[0]["last"] + 1
+        assert [value for value in row["y"] if value is not None] == [
+            hour for hour in range(first, first + 4) if hour in hours
+        ]
+
+
 def test_windows_are_a_stride_apart_counted_from_the_last() -> None:
     shape = Shape(**{**vars(SHAPE), "stride": 3})
     rows = cut(shape, HOURS, {"train": table(0, [float(one) for one in range(12)])})["train"].to_pylist()

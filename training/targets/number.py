@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Number(Target):
-    """A number. The model learns it standardised; :meth:`settle` brings its weights to the number's own scale.
+    """A number. The model learns it standardised; :meth:`settle` brings it to the number's own scale where it can.
 
     Attributes:
         mean: of the training rows.
@@ -92,8 +92,11 @@ class Number(Target):
         """Brings the last layer of a trained model to the number's scale, so that whoever opens it gets the number.
 
         Returns:
-            The target that goes with the changed model.
+            The target that goes with the changed model; this one where the layer, as a decoder's, has no bias that the
+            mean could be added to, and the model goes on to say the number standardised.
         """
+        if last.bias is None:
+            return self
         with torch.no_grad():
             last.weight.mul_(self.spread)
             last.bias.mul_(self.spread).add_(self.mean)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from training.inputs.cells import read_label, read_number
-from training.inputs.columns import Category, Column, Number
+from training.inputs.columns import CYCLES, Category, Column, Number
 from training.inputs.timeline import Timeline
 
 HISTORY, FUTURE = "history", "future"
@@ -194,6 +194,13 @@ def _lists(rows: pa.Table, names: list[str], chosen: list[Ints]) -> pa.StructArr
     flat = pa.array(np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64))
     lists = [pa.ListArray.from_arrays(offsets, rows[name].combine_chunks().take(flat)) for name in names]
     return pa.StructArray.from_arrays(lists, names=names)
+
+
+def seasons(timeline: Timeline, season: int, context: int) -> list[int]:
+    """The lengths of season that a context holds: one that is told, and those of the calendar; else a single step."""
+    cycles = [cycle // timeline.step for cycle in CYCLES.values() if cycle % timeline.step == 0]
+    expected = {season, timeline.season, *(map(int, cycles) if timeline.unit == "second" else ())}
+    return sorted(one for one in expected if 1 < one <= context) or [1]
 
 
 def by_series(table: pa.Table, series: str | None) -> list[pa.Table]:

@@ -11,7 +11,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    BeitConfig,
+    BeitModel,
+)
 
 from cluster.errors import UserError
 from serving.predictor import Predictor
@@ -19,8 +26,10 @@ from training import checkpoint
 from training.bundle import open_bundle
 from training.data.fuse import fuse
 from training.encode import Encoded, encode
+from training.inputs.media import all_but_the_base
+from training.inputs.text import from_pretrained
 from training.loop import Trainee, make_trainee, predict, train
-from training.models.adapt import depths, learned, merge, read_adapt
+from training.models.adapt import depths, head_of, learned, merge, read_adapt
 from training.models.adapter import put_together
 from training.models.fusion import FusionConfig, FusionModel
 from training.optimizer import make_optimizer
@@ -242,6 +251,15 @@ def test_what_a_base_has_no_weights_for_is_learned_and_kept(
         assert torch.equal(opened.bert.pooler.dense.weight, model.bert.pooler.dense.weight)
     whole = encoded.task.head(encoded.task.build(tiny_base))
     assert len(whole) == 2, "a pooler that came with the base is its own: dropout and classifier are new"
+
+
+def test_a_part_of_a_base_that_sees_may_be_new(tmp_path: Path) -> None:
+    config = BeitConfig(**SMALL, num_hidden_layers=1, image_size=4, patch_size=2)
+    BeitModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    model = from_pretrained(AutoModelForImageClassification, tmp_path, num_labels=2)
+    assert head_of(model, all_but_the_base(model)) == [model.beit.pooler, model.classifier]
+    model.save_pretrained(tmp_path)
+    assert head_of(from_pretrained(AutoModelForImageClassification, tmp_path), [model.classifier])[:-1] == []
 
 
 def test_what_is_added_does_not_decay() -> None:

@@ -122,13 +122,17 @@ def merge(model: "PreTrainedModel") -> None:
         model._hf_peft_config_loaded = False
 
 
-def head_of(model: "PreTrainedModel") -> list[torch.nn.Module]:
-    """The modules that are new: the parts of the base that it came without weights for, and all that is beside it."""
-    prefix = model.base_model_prefix
+def head_of(model: "PreTrainedModel", beside: Sequence[torch.nn.Module] | None = None) -> list[torch.nn.Module]:
+    """The modules that are new: the parts of the base that it came without weights for, and all that is beside it.
+
+    Args:
+        beside: what is not the base; None for all but what the model's class calls so.
+    """
+    if beside is None:
+        beside = [module for name, module in model.named_children() if name != model.base_model_prefix]
     new: frozenset[str] = getattr(model, "new_weights", frozenset())
-    within = [(name, module) for name, module in model.named_children() if name == prefix]
-    beside = [module for name, module in model.named_children() if name != prefix]
-    return [*(part for name, module in within for part in _all_new(module, name, new)), *beside]
+    base = [(name, module) for name, module in model.named_children() if module not in beside]
+    return [*(part for name, module in base for part in _all_new(module, name, new)), *beside]
 
 
 def _all_new(module: torch.nn.Module, path: str, new: frozenset[str]) -> Iterator[torch.nn.Module]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 
-FORMAT = 7
+FORMAT = 8
 """Raised whenever the same recipe and data would give another model or other measurements."""
 
 KEPT = 2

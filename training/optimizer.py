@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.models.adapt import depth_of
+from training.models.adapt import depths
 from training.recipe import Train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+ADDED = ("bias", "absent")
+"""How a weight is named that is added and multiplies nothing, one row of it for each column where there are several."""
 
 
 def make_optimizer(model: "PreTrainedModel", head: Sequence[torch.nn.Module], options: Train) -> torch.optim.AdamW:
@@ -20,14 +23,16 @@ def make_optimizer(model: "PreTrainedModel", head: Sequence[torch.nn.Module], op
     its highest as ``peak``; the schedule scales it.
     """
     new = {id(weight) for module in head for weight in module.parameters()}
-    deepest = max(depth_of(name) for name, _ in model.named_parameters())
+    depth = depths(model)
+    deepest = max(depth.values())
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            peak = options.learning_rate * options.layer_decay ** (deepest - depth_of(name))
+            peak = options.learning_rate * options.layer_decay ** (deepest - depth[name])
             if id(weight) in new:
                 peak = options.head_learning_rate
-            groups.setdefault((peak, options.weight_decay if weight.ndim > 1 else 0.0), []).append(weight)
+            decay = options.weight_decay if weight.ndim > 1 and name.rpartition(".")[2] not in ADDED else 0.0
+            groups.setdefault((peak, decay), []).append(weight)
     return torch.optim.AdamW(
         [{"params": weights, "peak": peak, "weight_decay": decay} for (peak, decay), weights in groups.items()],
         fused=True,

@@ -1,6 +1,7 @@
 """What is predicted of a row: cells to tensors, losses against references, outputs to answers."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, cohen_kappa_score, f1_score, mean_absolute_error, r2_score
-from transformers import pipeline
+from transformers import GPT2Config, GPT2Model, pipeline
 
 from cluster.errors import UserError
 from tests.training.recipes import recipe_of
@@ -190,3 +191,30 @@ def test_a_text_model_learns_it_and_transformers_gives_the_same_answer(
     trainee.task = opened
     after = opened.decode(predict(trainee, encoded.split("test")), [], {})
     assert [entry[0]["score"] for entry in after] == pytest.approx([entry[0]["score"] for entry in before], rel=1e-4)
+
+
+def test_a_number_that_a_decoder_says_stays_in_its_unit(
+    make_recipe: Callable[..., Recipe], tiny_base: Path, tmp_path: Path
+) -> None:
+    """A decoder's last layer has no bias that the mean could be added to."""
+    shutil.copytree(tiny_base, tmp_path / "decoder")
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=300, bos_token_id=0, eos_token_id=0)
+    GPT2Model(config).save_pretrained(tmp_path / "decoder")
+    recipe = make_recipe(
+        data={
+            "fuse": "SELECT text, CASE WHEN topic = 'billing' THEN 1000.0 ELSE 1300.0 END AS wanted FROM sentences",
+            "split": {"validation": 0.2, "test": 0.2},
+        },
+        model={"base": "decoder", "target": "wanted", "options": {"problem": "regression"}},
+        train={"epochs": 1},
+    )
+    encoded = encode(recipe, fuse(recipe))
+    trainee = make_trainee(encoded, recipe.train, "full", CPU)
+    list(train(trainee, encoded))
+    before = encoded.task.decode(predict(trainee, encoded.split("test")), [], {})
+    trainee.task = encoded.task.settle(trainee.model)
+    trainee.model.save_pretrained(tmp_path / "kept")
+    trainee.model = trainee.task.open(tmp_path / "kept")
+    after = trainee.task.decode(predict(trainee, encoded.split("test")), [], {})
+    assert [one[0]["score"] for one in after] == pytest.approx([one[0]["score"] for one in before], rel=1e-4)
+    assert 900 < after[0][0]["score"] < 1400

@@ -23,7 +23,7 @@ from transformers import AutoModel
 from training.evaluation import metrics
 from training.inputs.text import from_pretrained
 from training.mapped import parts, taken
-from training.targets import ManyLabels, Number, Target
+from training.targets import ManyLabels, Number, Ordinal, Target
 from training.tasks.task import Example, Output, Outputs, Row, Task
 
 SEED = 7
@@ -37,9 +37,9 @@ MOST_TEXT = 4_000_000
 
 CONSTANTS: dict[str, str] = {
     "single-label": "Most frequent label",
-    "ordinal": "Most frequent label",
+    "ordinal": "Always the median label",
     "multi-label": "Each label as often as in training",
-    "regression": "Always the mean",
+    "regression": "Always the median",
 }
 """What :func:`majority` is called for each problem."""
 
@@ -105,7 +105,7 @@ def learned_from(task: Task, train: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def majority(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]) -> list[Outputs]:
-    """The same for every row: the labels' shares with one row added to each, or the mean of a number."""
+    """The same for every row: the labels' shares with one row added to each, or what is nearest to all on average."""
     predictor = _predictor(task)
     constant = _constant(predictor.target, _targets(predictor, train))
     return [[constant] * table.num_rows for table in others]
@@ -113,11 +113,13 @@ def majority(task: Task, base: Path, train: pa.Table, others: Sequence[pa.Table]
 
 def _constant(target: Target, targets: Sequence[Any]) -> Output:
     if isinstance(target, Number):
-        return np.zeros(1, dtype=np.float32)  # standardised
+        return np.asarray([(np.median(targets) - target.mean) / target.spread], dtype=np.float32)
     if isinstance(target, ManyLabels):
         shares = (metrics.indicators(targets, target.width).sum(axis=0) + 1) / (len(targets) + 2)
         return np.asarray(np.log(shares / (1 - shares)), dtype=np.float32)
     counts = np.bincount(targets, minlength=target.width) + 1
+    if isinstance(target, Ordinal):  # the likeliest label is the answer
+        counts[int(np.median(targets))] = counts.max() + 1
     return np.asarray(np.log(counts / counts.sum()), dtype=np.float32)
 
 

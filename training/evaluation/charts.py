@@ -110,6 +110,11 @@ def curve(
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         if percent:
+            low, high = axes.get_ylim()
+            ticks = MaxNLocator(4).tick_values(low, high)
+            axes.set_yticks(
+                [tick for tick in ticks if max(low, 0) <= tick <= min(high, 1)]
+            )  # room is left, no share is
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
         return svg(figure, alt)
 

@@ -125,15 +125,18 @@ def examples_drawn(data: ReportData, quantiles: Sequence[float]) -> Fragment | N
         return None
     said, truth = np.asarray(data.outputs, dtype=np.float64), np.asarray(data.targets, dtype=np.float64)[:, :-1]
     middle = list(quantiles).index(0.5)
-    errors = np.nanmean(np.abs(said[:, :, middle] - truth), axis=0)
+    known = ~np.isnan(truth)
+    errors = np.full(truth.shape[1], np.nan)
+    steps = np.flatnonzero(known.any(axis=0))
+    errors[steps] = np.nanmean(np.abs(said[:, steps, middle] - truth[:, steps]), axis=0)
+    first, last = steps[[0, -1]].tolist()
     chosen = np.linspace(0, len(said) - 1, min(SHOWN, len(said))).astype(int)
     drawn = [
         _forecast(said[place], truth[place], middle, data.texts[place] if data.texts else "")
         for place in chosen.tolist()
     ]
-    told = f"Mean absolute error from {errors[0]:.3g} at the first step to {errors[-1]:.3g} at the last."
+    told = f"Mean absolute error from {errors[first]:.3g} at step {first + 1} to {errors[last]:.3g} at step {last + 1}."
     drawn.append(_line(errors, "mean absolute error, step by step", told))
-    known = ~np.isnan(truth)
     coverage = ((said[:, :, 0] <= truth) & (truth <= said[:, :, -1]))[known].mean()
     return fragment(
         "What it forecasts",
@@ -141,8 +144,8 @@ def examples_drawn(data: ReportData, quantiles: Sequence[float]) -> Fragment | N
         charts=drawn,
         promised=quantiles[-1] - quantiles[0],
         coverage=float(coverage),
-        first=charts.compact(errors[0]),
-        last=charts.compact(errors[-1]),
+        first={"step": first + 1, "error": charts.compact(errors[first])},
+        last={"step": last + 1, "error": charts.compact(errors[last])},
     )
 
 

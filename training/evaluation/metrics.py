@@ -197,7 +197,7 @@ def regression(predicted: Floats, truth: Floats, spread: float) -> dict[str, flo
     if len(truth) == 0:
         return {}
     squared = float(np.mean((predicted - truth) ** 2))
-    variance = float(np.var(truth))
+    variance = float(np.var(truth)) if np.ptp(truth) else 0.0  # equal numbers may differ from their rounded mean
     return {
         "mae": float(np.abs(predicted - truth).mean()),
         "rmse": squared**0.5,

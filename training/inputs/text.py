@@ -236,6 +236,8 @@ def longest_input(base: Path, tokenizer: "PreTrainedTokenizerFast", max_length: 
 def from_pretrained(model_class: Any, folder: Path, **settings: Any) -> "PreTrainedModel":
     """The model of ``folder`` in fp32, opened without a word: a new head is what we ask for.
 
+    Its ``new_weights`` are the names of those that were drawn, for the folder has none that fit.
+
     Args:
         model_class: one of transformers' ``Auto`` classes, or a class of its own.
         settings: of the configuration, such as ``num_labels``.
@@ -246,10 +248,16 @@ def from_pretrained(model_class: Any, folder: Path, **settings: Any) -> "PreTrai
                 folder, trust_remote_code=False, return_unused_kwargs=True, **settings
             )
             return cast("PreTrainedModel", model_class.from_config(config, dtype=torch.float32))
-        model: PreTrainedModel = model_class.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **settings
+        model, told = model_class.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **settings,
         )
-    return model
+    model.new_weights = frozenset([*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])])
+    return cast("PreTrainedModel", model)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from training.inputs.cells import read_label, read_number
-from training.inputs.columns import Category, Column, Number
+from training.inputs.columns import CYCLES, Category, Column, Number
 from training.inputs.timeline import Timeline
 
 HISTORY, FUTURE = "history", "future"
@@ -147,7 +147,8 @@ def _check_order(shape: Shape, name: str, places: Ints, owners: Ints) -> None:
 def _origins(shape: Shape, line: Line, valid: npt.NDArray[np.bool_]) -> dict[int, list[int]]:
     """For each split the steps after which its windows begin, every ``stride`` of them, counted from the last.
 
-    Before the first there are as many steps as are forecast, or as are looked back on, with a value among them.
+    Each of them has a row: a window's own moments tell where its future begins. Before the first there are as many
+    steps as are forecast, or as are looked back on, with a value among them.
     """
     horizon, size = shape.horizon, len(line.rows)
     origins = np.arange(min(horizon, shape.context) - 1, size - horizon)
@@ -160,7 +161,7 @@ def _origins(shape: Shape, line: Line, valid: npt.NDArray[np.bool_]) -> dict[int
     one = np.where(ahead < 0, owner[:, None], ahead).min(axis=1) == owner
     asked = told[origins + 1 + horizon] > told[origins + 1]
     seen = told[origins + 1] > told[np.maximum(0, origins + 1 - shape.context)]
-    fit = one & asked & seen
+    fit = one & asked & seen & (line.rows[origins] >= 0)
     return {
         int(split): origins[fit & (owner == split)][:: -shape.stride][::-1].tolist() for split in np.unique(owner[fit])
     }
@@ -193,6 +194,13 @@ def _lists(rows: pa.Table, names: list[str], chosen: list[Ints]) -> pa.StructArr
     flat = pa.array(np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64))
     lists = [pa.ListArray.from_arrays(offsets, rows[name].combine_chunks().take(flat)) for name in names]
     return pa.StructArray.from_arrays(lists, names=names)
+
+
+def seasons(timeline: Timeline, season: int, context: int) -> list[int]:
+    """The lengths of season that a context holds: one that is told, and those of the calendar; else a single step."""
+    cycles = [cycle // timeline.step for cycle in CYCLES.values() if cycle % timeline.step == 0]
+    expected = {season, timeline.season, *(map(int, cycles) if timeline.unit == "second" else ())}
+    return sorted(one for one in expected if 1 < one <= context) or [1]
 
 
 def by_series(table: pa.Table, series: str | None) -> list[pa.Table]:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 """PEFT's name for the one adapter that there is."""
 
-LAYER = re.compile(r"\.(?:layers?|blocks?|h)\.(\d+)\.")
-"""How transformers' models name their numbered layers in the names of weights."""
+LAYER = re.compile(r"\.((?:stages|layers)\.\d+\.(?:layers|blocks)\.\d+|(?:layers?|blocks?|h)\.\d+)\.")
+"""How transformers' models name their numbered layers in the names of weights, also those that stand in stages."""
 
 
 def read_adapt(value: Any) -> Adapt:
@@ -122,7 +122,44 @@ def merge(model: "PreTrainedModel") -> None:
         model._hf_peft_config_loaded = False
 
 
-def depth_of(name: str) -> int:
-    """The number of the layer that a weight belongs to, from 1; 0 for the embeddings before the first."""
-    found = LAYER.search(f".{name}")
-    return int(found.group(1)) + 1 if found else 0
+def head_of(model: "PreTrainedModel", beside: Sequence[torch.nn.Module] | None = None) -> list[torch.nn.Module]:
+    """The modules that are new: the parts of the base that it came without weights for, and all that is beside it.
+
+    Args:
+        beside: what is not the base; None for all but what the model's class calls so.
+    """
+    if beside is None:
+        beside = [module for name, module in model.named_children() if name != model.base_model_prefix]
+    new: frozenset[str] = getattr(model, "new_weights", frozenset())
+    base = [(name, module) for name, module in model.named_children() if module not in beside]
+    return [*(part for name, module in base for part in _all_new(module, name, new)), *beside]
+
+
+def _all_new(module: torch.nn.Module, path: str, new: frozenset[str]) -> Iterator[torch.nn.Module]:
+    weights = {f"{path}.{name}" for name, _ in module.named_parameters()}
+    if weights and weights <= new:
+        yield module
+    elif weights & new:
+        for name, part in module.named_children():
+            yield from _all_new(part, f"{path}.{name}", new)
+
+
+def depths(model: torch.nn.Module) -> dict[str, int]:
+    """By the name of each weight how deep it lies: in the layer of that number, from 1; 0 for embeddings.
+
+    What stands between or after layers is as deep as the layer before it. The layers of a decoder that reads what an
+    encoder says follow the encoder's; other stacks of layers stand side by side.
+    """
+    found: dict[str, int] = {}
+    stacks: dict[str, dict[str, int]] = {}
+    depth = 0
+    for name, _ in model.named_parameters():
+        if layer := LAYER.search(f".{name}"):
+            stack = f".{name}"[: layer.start()]
+            below = max(found.values(), default=0) if "decoder" in stack else 0
+            numbers = stacks.setdefault(stack, {"": below})
+            depth = numbers.setdefault(layer.group(1), numbers[""] + len(numbers))
+        elif "embed" in name:
+            depth = 0
+        found[name] = depth
+    return found

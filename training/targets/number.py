@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Number(Target):
-    """A number. The model learns it standardised; :meth:`settle` brings its weights to the number's own scale.
+    """A number. The model learns it standardised; :meth:`settle` brings it to the number's own scale where it can.
 
     Attributes:
         mean: of the training rows.
@@ -92,12 +92,15 @@ class Number(Target):
         """Brings the last layer of a trained model to the number's scale, so that whoever opens it gets the number.
 
         Returns:
-            The target that goes with the changed model.
+            The target that goes with the changed model. A decoder's last layer has no bias that the mean could be added
+            to: it stays as it is, and what it says standardised.
         """
-        with torch.no_grad():
-            last.weight.mul_(self.spread)
-            last.bias.mul_(self.spread).add_(self.mean)
-        return Number(self.column, self.mean, self.spread, settled=True, unicode=self.unicode)
+        settled = last.bias is not None
+        if settled:
+            with torch.no_grad():
+                last.weight.mul_(self.spread)
+                last.bias.mul_(self.spread).add_(self.mean)
+        return Number(self.column, self.mean, self.spread, settled, self.unicode)
 
     @property
     def report_sections(self) -> Sequence["Section"]:

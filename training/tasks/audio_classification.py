@@ -14,6 +14,7 @@ from training.families.predicting import MediaOptions, Predicting
 from training.inputs import media
 from training.inputs.sounds import Sounds, masked, shifted
 from training.inputs.text import from_pretrained
+from training.models.adapt import head_of
 from training.recipe import Model
 from training.targets import Target, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
@@ -111,7 +112,7 @@ class AudioClassification(Predicting):
         return from_pretrained(AutoModelForAudioClassification, folder).eval()
 
     def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
-        return media.all_but_the_base(model)
+        return head_of(model, media.all_but_the_base(model))
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         if model.training:

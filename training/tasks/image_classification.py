@@ -14,6 +14,7 @@ from training.families.predicting import MediaOptions, Predicting
 from training.inputs import media
 from training.inputs.images import Pictures, flipped, moved
 from training.inputs.text import from_pretrained
+from training.models.adapt import head_of
 from training.recipe import Model
 from training.targets import Target, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
@@ -107,7 +108,7 @@ class ImageClassification(Predicting):
         return from_pretrained(AutoModelForImageClassification, folder).eval()
 
     def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
-        return media.all_but_the_base(model)
+        return head_of(model, media.all_but_the_base(model))
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         pixels = self.pictures.normal(batch["pixels"])

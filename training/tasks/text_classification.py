@@ -12,6 +12,7 @@ from cluster.settings import Strict
 from training.families.predicting import Predicting
 from training.inputs.text import Reader
 from training.inputs.words import Word, silent, words_of
+from training.models.adapt import head_of
 from training.recipe import Model
 from training.targets import Target, TargetOptions, load_target
 from training.tasks.task import Baseline, Batch, Example, Row
@@ -83,7 +84,7 @@ class TextClassification(Predicting):
         return self.reader.from_pretrained(AutoModelForSequenceClassification, folder).eval()
 
     def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
-        return [module for name, module in model.named_children() if name != model.base_model_prefix]
+        return head_of(model)
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         logits: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

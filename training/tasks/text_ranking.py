@@ -17,6 +17,7 @@ from training.evaluation.metrics import sigmoid
 from training.families.retrieval import Pairs, Relevance, pad_lists, pad_texts, parted, read_texts
 from training.inputs.text import CELL, Reader, in_form
 from training.models import pooling
+from training.models.adapt import head_of
 from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
@@ -237,7 +238,7 @@ class TextRanking(Task):
         return self.reader.from_pretrained(AutoModelForSequenceClassification, folder).eval()
 
     def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
-        return [module for name, module in model.named_children() if name != model.base_model_prefix]
+        return head_of(model)
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch]

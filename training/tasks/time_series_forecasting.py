@@ -13,12 +13,12 @@ from pydantic import Field, field_validator
 from cluster.errors import FewRowsError, UserError
 from cluster.settings import Count, Strict
 from training.evaluation import metrics
+from training.inputs import windows
 from training.inputs.cells import Kind, read_label, read_number
 from training.inputs.columns import Columns
-from training.inputs.text import from_pretrained
 from training.inputs.timeline import Timeline
 from training.inputs.windows import FUTURE, HISTORY, Shape, by_series, cut, features, lines, numbers, seasonal_errors
-from training.models.forecaster import ForecastConfig, ForecastModel, pinball
+from training.models.forecaster import ForecastConfig, ForecastModel, open_forecaster, pinball
 from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
@@ -289,7 +289,7 @@ class TimeSeriesForecasting(Task):
             horizon=self.shape.horizon,
             past=known + sum(width[name] for name in self.shape.past) + self._calendar,
             future=known + self._calendar,
-            season=min(self.timeline.season, self.shape.context),
+            seasons=windows.seasons(self.timeline, self.season, self.shape.context),
             series=len(self.scales) if self.shape.series else 0,
             quantiles=self.quantiles,
             **{name: value for name, value in self.network.items() if name != "floor"},
@@ -297,7 +297,7 @@ class TimeSeriesForecasting(Task):
         return ForecastModel(config)
 
     def open(self, folder: Path) -> "PreTrainedModel":
-        return from_pretrained(ForecastModel, folder).eval()
+        return open_forecaster(folder).eval()
 
     def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
         return list(model.children())

@@ -20,6 +20,7 @@ from training.inputs import entities, stretches, units
 from training.inputs.annotations import Annotations, rows_of
 from training.inputs.entities import Entity
 from training.inputs.text import CELL, Reader, padded
+from training.models.adapt import head_of
 from training.recipe import Model
 from training.tasks.task import Baseline, Batch, Example, Output, Outputs, Row, Task
 
@@ -239,7 +240,7 @@ class TokenClassification(Task):
         return self.reader.from_pretrained(AutoModelForTokenClassification, folder).eval()
 
     def head(self, model: "PreTrainedModel") -> Sequence[torch.nn.Module]:
-        return [module for name, module in model.named_children() if name != model.base_model_prefix]
+        return head_of(model)
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         return self._stitched(model, batch, None)

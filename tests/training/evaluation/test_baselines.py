@@ -74,6 +74,23 @@ def test_the_majority_gives_the_shares_of_the_labels(tiny_base: Path, splits: di
     assert np.exp(outputs[0]) == pytest.approx([9 / 31, 13 / 31, 9 / 31])
 
 
+@pytest.mark.parametrize("problem", ["regression", "ordinal"])
+def test_the_constant_of_a_distance_is_the_median(tiny_base: Path, problem: str) -> None:
+    """No other constant is nearer to the training rows on average."""
+    values = [1.0] * 4 + [2.0, 3.0, 3.0, 4.0, 9.0]
+    train = pa.table({"text": ["a"] * len(values), "y": values})
+    model = Model(
+        task="text-classification",
+        base=str(tiny_base),
+        inputs={"text": ["text"]},
+        target="y",
+        options={"problem": problem},
+    )
+    task = TextClassification.learn(model, tiny_base, {"train": train})
+    measured = baselines.measure(task, tiny_base, {"train": train, "test": train})["majority"]
+    assert measured["test/mae"] == pytest.approx(min(np.abs(np.array(values) - one).mean() for one in values))
+
+
 def test_two_labels_have_two_outputs(tiny_base: Path) -> None:
     train = table(*[(f"good room {n}", "good") for n in range(6)], *[(f"dirty room {n}", "bad") for n in range(6)])
     test = table(("good hotel", "good"), ("dirty hotel", "bad"))

@@ -137,3 +137,10 @@ def test_newcombe_interval_of_a_difference() -> None:
     assert intervals.gain_interval(0.8, 0.6, 70) == pytest.approx((0.2 - below, 0.2 + above))
     least, most = intervals.gain_interval(0.7, 0.7, 50)
     assert least == pytest.approx(-most)
+
+
+def test_numbers_that_are_all_equal_have_nothing_to_explain() -> None:
+    measured = metrics.regression(np.full(3, 0.2), np.full(3, 0.1), 1.0)
+    assert np.var(np.full(3, 0.1)) > 0, "by rounding"
+    assert measured["r2"] == 0
+    assert measured["mae"] == pytest.approx(0.1)

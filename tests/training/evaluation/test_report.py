@@ -12,6 +12,7 @@ import pytest
 
 from training.data.fuse import fuse
 from training.evaluation import metrics
+from training.evaluation.charts import curve
 from training.evaluation.report import Fragment, ReportData, write_report
 from training.evaluation.sections import CLASSIFICATION, comparison, sources, verdict
 from training.recipe import Recipe
@@ -153,6 +154,31 @@ def test_the_verdict_is_as_sure_as_the_rows_allow(data: ReportData, rival: float
     fragment = verdict(judged)
     assert fragment
     assert lead in fragment.html
+
+
+@pytest.mark.parametrize(
+    ("rival", "said"),
+    [
+        (0.5, '<span class="gain">30.0 points more</span> than rival'),
+        (0.79, '<span class="">1.0 points more</span> than rival'),
+        (0.8, '<span class="">as many</span> as rival'),
+        (0.81, '<span class="">1.0 points less</span> than rival'),
+        (0.97, '<span class="gain wrong">17.0 points less</span> than rival'),
+    ],
+)
+def test_what_may_be_chance_is_not_coloured(data: ReportData, rival: float, said: str) -> None:
+    judged = replace(data, metrics={"test/accuracy": 0.8}, baselines={"rival": {"test/accuracy": rival}})
+    fragment = verdict(judged)
+    assert fragment
+    assert said in fragment.html
+
+
+def test_no_axis_of_shares_goes_beyond_all() -> None:
+    for share in (0.0, 0.62, 1.0):
+        drawn = str(curve([(1, share), (2, share), (3, share)], "accuracy", "flat", dots=True, best=True, percent=True))
+        ticks = [float(one) for one in re.findall(r">\s*(-?[\d.]+)%\s*<", drawn)]
+        assert len(ticks) > 1, share
+        assert all(0 <= one <= 100 for one in ticks), share
 
 
 def test_every_part_is_there_and_every_chart_is_told_in_words(tmp_path: Path, data: ReportData) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import mean_absolute_error, mean_pinball_loss
 
 from cluster.errors import UserError
@@ -22,13 +23,13 @@ from training.data.joined import Fusion
 from training.data.recipe import Source
 from training.data.sources import land
 from training.encode import encode
-from training.evaluation import metrics
+from training.evaluation import forecasts, metrics
 from training.evaluation.baselines import measure
 from training.evaluation.report import ReportData, write_report
 from training.inputs.timeline import Timeline
-from training.inputs.windows import Shape, cut
+from training.inputs.windows import Shape, cut, seasons
 from training.loop import make_trainee, predict, train, validate
-from training.models.forecaster import ForecastConfig, ForecastModel, pinball
+from training.models.forecaster import ForecastConfig, ForecastModel, lags_of, open_forecaster, pinball
 from training.outcome import asked
 from training.recipe import Model, Recipe
 from training.tasks.task import Task
@@ -147,6 +148,26 @@ def test_series_are_kept_apart_and_gaps_show() -> None:
     assert (first["y"], len(first["future"]["t"])) == ([None, 4.0], 1), "a row that is not there is a gap"
 
 
+def test_after_a_gap_the_truth_is_of_the_steps_that_the_answer_names() -> None:
+    """Values count up and tell when they were; where rows are missing, a window begins after one that is there."""
+    hours = [hour for hour in range(60) if hour % 20 not in (7, 8, 9)]
+    rows = table(0, [float(hour) for hour in range(60)]).take(hours)
+    model = Model(
+        task="time-series-forecasting",
+        inputs={"time": ["t"], "series": ["s"]},
+        target="y",
+        options={"horizon": 4, "context": 6, "stride": 1},
+    )
+    task = TimeSeriesForecasting.learn(model, Path(), {"train": rows})
+    windows = task.questions({"train": rows})["train"].to_pylist()
+    assert any(None in row["y"] for row in windows), "a gap may lie ahead"
+    for row in windows:
+        first = task.encode([row])[0]["last"] + 1
+        assert [value for value in row["y"] if value is not None] == [
+            hour for hour in range(first, first + 4) if hour in hours
+        ]
+
+
 def test_windows_are_a_stride_apart_counted_from_the_last() -> None:
     shape = Shape(**{**vars(SHAPE), "stride": 3})
     rows = cut(shape, HOURS, {"train": table(0, [float(one) for one in range(12)])})["train"].to_pylist()
@@ -194,6 +215,73 @@ def test_metrics_equal_references() -> None:
     truth[0, 1:] = np.nan
     alone = pinball(torch.tensor(said[:1, :1]), torch.tensor(truth[:1, :1]), quantiles)
     assert pinball(torch.tensor(said[:1]), torch.tensor(truth[:1]), quantiles).item() == pytest.approx(alone.item())
+
+
+@pytest.mark.parametrize(
+    ("timeline", "season", "context", "expected"),
+    [
+        (HOURS, 24, 336, [24, 168]),
+        (HOURS, 168, 336, [24, 168]),
+        (HOURS, 24, 100, [24]),
+        (HOURS, 5, 3, [1]),
+        (Timeline("second", 86_400, 0), 7, 28, [7]),
+        (Timeline("month", 1, 0), 12, 24, [12]),
+        (Timeline("count", 1, 0), 7, 28, [7]),
+        (Timeline("count", 1, 0), 1, 28, [1]),
+    ],
+)
+def test_seasons_are_those_of_the_recipe_and_of_the_calendar(
+    timeline: Timeline, season: int, context: int, expected: list[int]
+) -> None:
+    assert seasons(timeline, season, context) == expected
+
+
+def test_each_step_looks_back_by_whole_seasons() -> None:
+    config = ForecastConfig(context=14, horizon=5, seasons=[7, 3])
+    back = config.context + torch.arange(5).unsqueeze(1) - lags_of(config)
+    assert back.tolist() == [[3, 6, 9, 12, 7, 14]] * 3 + [[6, 9, 12, 15, 7, 14]] * 2
+    assert lags_of(config).min() >= 0
+
+
+def test_a_season_of_the_recipe_reaches_the_model() -> None:
+    """What repeats exactly is said from the first, without having learned."""
+    values = np.tile([0.0, 0.0, 0.0, 0.0, 0.0, 10.0, 50.0], 20)
+    rows = pa.table({"t": list(range(len(values))), "y": values})
+    model = Model(
+        task="time-series-forecasting",
+        inputs={"time": ["t"]},
+        target="y",
+        options={"horizon": 7, "context": 28, "season": 7},
+    )
+    task = TimeSeriesForecasting.learn(model, Path(), {"train": rows})
+    network = task.build(Path()).eval()
+    torch.nn.init.zeros_(network.exit.weight)
+    torch.nn.init.zeros_(network.exit.bias)
+    questions = task.questions({"train": rows})["train"].slice(0, 3).to_pylist()
+    said = computed(task, network, task.encode(questions))
+    np.testing.assert_allclose(said[:, :, 1], [row["y"] for row in questions], atol=1e-4)
+
+
+def test_a_network_of_another_kind_is_not_opened(tmp_path: Path) -> None:
+    model = ForecastModel(ForecastConfig(context=6, horizon=3, quantiles=[0.5]))
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert open_forecaster(tmp_path).config.horizon == 3
+    for changed in ({"exit.weight": torch.zeros(3, 2)}, {"exit.0.weight": weights["exit.weight"]}):
+        kept = {name: weight for name, weight in weights.items() if name != "exit.weight"}
+        save_file(kept | changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match="its network is of an earlier kind; train its recipe again"):
+            open_forecaster(tmp_path)
+
+
+def test_the_report_speaks_of_steps_whose_truth_is_known() -> None:
+    truth = [[np.nan, 2.0, 3.0, np.nan, 1.0], [np.nan, 4.0, np.nan, np.nan, 1.0]]
+    data = ReportData(
+        name="m", task="t", metrics={}, outputs=[np.zeros((4, 1))] * 2, targets=truth, texts=["first", "second"]
+    )
+    found = forecasts.examples_drawn(data, [0.5])
+    assert found is not None
+    assert "is 3 at step 2 and 3 at step 3" in " ".join(str(found.html).split())
 
 
 def test_a_forecast_moves_with_its_window() -> None:

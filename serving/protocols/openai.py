@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from cluster.errors import UserError
 from serving.drawing import Sampling
 from serving.lineup import Served
 from serving.predictor import EMPTY
@@ -33,6 +34,7 @@ from serving.protocols.form import (
     whole_numbers,
 )
 from serving.writer import Piece, WritingTask
+from training.inputs.conversations import CONVERSATION, UNFIT, Message, conversation
 
 PREFIX = "/v1/"
 EMBEDDINGS = {"input", "model", "encoding_format", "dimensions", "user"}
@@ -126,18 +128,32 @@ def chat(body: Body, served: Served) -> Composition:
 
     Raises:
         MalformedError: a field is wrong, or the model takes no conversations.
+        UserError: the messages are no conversation.
     """
     _only_writers(served, chat=True)
     _check_fields(body, COMPLETION | {"messages", "max_completion_tokens", "top_logprobs", "response_format"})
-    if not isinstance(body.get("messages"), list):
-        raise MalformedError("messages: a list of objects with role and content is needed")
-    whole_characters(body["messages"], "messages")
+    messages = _messages(body.get("messages"), served)
     if body.get("top_logprobs"):
         raise MalformedError("top_logprobs: only 0 is to be had")
     told = body.get("logprobs")
     if not isinstance(told, bool | None):
         raise MalformedError("logprobs: true or false is needed")
-    return _composition(body, served, [body["messages"]], "chat.completion", told=bool(told))
+    return _composition(body, served, [messages], "chat.completion", told=bool(told))
+
+
+def _messages(value: Any, served: Served) -> list[Message]:
+    """A conversation that the model's template takes.
+
+    Raises:
+        UserError, MalformedError: it is none, or the template takes no such; names the message.
+    """
+    whole_characters(value, "messages")
+    messages = conversation(value, "messages")
+    try:
+        served.predictor.rows([messages])
+    except UserError:
+        raise MalformedError(f"messages: {UNFIT}") from None
+    return messages
 
 
 def _only_writers(served: Served, *, chat: bool) -> None:
@@ -323,10 +339,8 @@ def paths(models: Mapping[str, Served], max_items: int) -> Paths:
         }
     writers = by_task["text-generation"]
     if talking := list(filter(_talks, writers)):
-        said = {"role": TEXT, "content": {"type": ["string", "null"]}}
-        told = {"type": "array", "items": {"type": "object", "properties": said, "required": ["role"]}}
         more = {"logprobs": {"type": ["boolean", "null"]}, "response_format": FORMAT}
-        body = _text_body(talking, {"messages": told}, more, max_items)
+        body = _text_body(talking, {"messages": CONVERSATION}, more, max_items)
         there[f"{PREFIX}chat/completions"] = {"post": _described("text-generation", body, "choices")}
     if writers:
         body = _text_body(writers, {"prompt": many}, {"logprobs": {"enum": [None, 0]}}, max_items)

@@ -56,7 +56,7 @@ def measure(bundle: Bundle, rows: list[Row]) -> dict[str, float]:
         raise UserError("there are no rows to measure the model on")
     task = bundle.task()
     targets = [_target(task, number, row) if task.has_targets else None for number, row in enumerate(rows, 1)]
-    examples = task.encode(task.rows(rows))
+    examples = task.encode(task.rows(task.as_asked(rows)))
     if task.has_targets:
         examples = [{**example, "target": target} for example, target in zip(examples, targets, strict=True)]
     model = bundle.model(task).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -198,6 +198,10 @@ class Task(ABC):
                 its content.
         """
 
+    def as_asked(self, rows: Sequence[Row]) -> Sequence[Any]:
+        """Rows of a table as request inputs. What only a table spells as a text is read here."""
+        return rows
+
     @abstractmethod
     def text(self, row: Row) -> str:
         """What a person reads of a row, in the report."""

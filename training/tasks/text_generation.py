@@ -91,6 +91,9 @@ class TextGeneration(TextWriter):
     def rows(self, inputs: Sequence[Any]) -> list[Row]:
         return [self.prompts.row(index, value) for index, value in enumerate(inputs)]
 
+    def as_asked(self, rows: Sequence[Row]) -> Sequence[Any]:
+        return [self.prompts.as_asked(row) for row in rows]
+
     def text(self, row: Row) -> str:
         return self.prompts.text(row)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from jinja2 import TemplateError
 from transformers import GenerationConfig
 
-from cluster.errors import UserError
+from cluster.errors import LongPromptError, UserError
 from training.inputs.cells import spelled
 from training.inputs.conversations import CONVERSATION, SPOKEN, UNFIT, Message, conversation, listed, said, unanswered
 from training.inputs.text import Tokens, as_row, in_form, longest_input, open_tokenizer, row_schema
@@ -129,6 +129,26 @@ class Prompts(ABC):
         """The tokens of each prompt, cut to what leaves room for an answer."""
         return [self.cut(tokens, tokens) for tokens in self.read(rows)]
 
+    def whole(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokens]:
+        """The tokens of each prompt.
+
+        Raises:
+            LongPromptError: one has more than leave room for an answer.
+        """
+        prompts = self.read(rows)
+        for place, tokens in enumerate(prompts, 1):
+            if len(tokens) > self.room:
+                raise LongPromptError(
+                    f"prompt {place} of {len(prompts)} has {len(tokens)} tokens; this model reads {self.room}, and "
+                    f"writes up to {self.max_new_tokens} more: shorten it"
+                )
+        return prompts
+
+    @property
+    def room(self) -> int:
+        """Tokens that a prompt may have."""
+        return self.max_length - self.max_new_tokens
+
     def target(self, row: Mapping[str, Any], cell: Any) -> dict[str, Any]:
         """:meth:`answer`, cut to ``max_new_tokens``."""
         answer = self.answer(row, cell)
@@ -138,11 +158,10 @@ class Prompts(ABC):
 
     def cut(self, values: Tokens, tokens: Tokens) -> Tokens:
         """What is kept of ``values``, one for each of a prompt's ``tokens``: its end, and the token that opens it."""
-        room = self.max_length - self.max_new_tokens
-        if len(tokens) <= room:
+        if len(tokens) <= self.room:
             return values
         opening = int(tokens[0] == self.tokenizer.bos_token_id)
-        return values[:opening] + values[len(tokens) - room + opening :]
+        return values[:opening] + values[len(tokens) - self.room + opening :]
 
     def ended(self, ids: Tokens) -> Tokens:
         """``ids`` up to the first token that ends an answer, or with one behind them."""

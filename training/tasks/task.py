@@ -214,6 +214,14 @@ class Task(ABC):
             UnreadableError: of ``training/inputs/media.py``: a file that a row names or holds cannot be read.
         """
 
+    def encode_asked(self, rows: Sequence[Row]) -> list[Example]:
+        """:meth:`encode` for somebody who waits for the answers, and is told where one would be to something else.
+
+        Raises:
+            UserError: an input cannot be read whole, and its answer would be another's; says which.
+        """
+        return self.encode(rows)
+
     @abstractmethod
     def encode_target(self, row: Row) -> Any:
         """The target of one row as what :meth:`loss` takes."""

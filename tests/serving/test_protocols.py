@@ -204,6 +204,66 @@ def test_triton_asks(tensors: triton.InferenceServerClient, predicted: dict[str,
     np.testing.assert_allclose(vectors, predicted["find"], atol=1e-5)
 
 
+def test_triton_is_told_of_every_tensor_and_gets_those_it_asks_for(tensors: triton.InferenceServerClient) -> None:
+    for model, expected in {
+        "intent": [("answer", "BYTES", [-1]), ("label", "BYTES", [-1]), ("score", "FP32", [-1])],
+        "find": [("answer", "BYTES", [-1]), ("embedding", "FP32", [-1, -1])],
+        "rank": [("answer", "BYTES", [-1])],
+    }.items():
+        told = tensors.get_model_metadata(model)["outputs"]
+        assert [(one["name"], one["datatype"], one["shape"]) for one in told] == expected
+    asked = [tensor("text", TEXTS, binary=True)]
+    for names in (["score"], ["score", "answer"]):
+        got = tensors.infer("intent", asked, outputs=[triton.InferRequestedOutput(name) for name in names])
+        assert {one["name"] for one in got.get_response()["outputs"]} == set(names)
+        assert got.as_numpy("score").shape == (len(TEXTS),)
+    every = tensors.infer("intent", asked).get_response()["outputs"]
+    assert [one["name"] for one in every] == ["answer", "label", "score"]
+    with pytest.raises(InferenceServerException, match="the tensors of this model are answer, label, score"):
+        tensors.infer("intent", asked, outputs=[triton.InferRequestedOutput(SECRET)])
+
+
+def test_triton_gets_an_empty_label_for_what_a_model_abstains_from(
+    tensors: triton.InferenceServerClient, predicted: dict[str, list[Any]]
+) -> None:
+    best = np.array([answer[0]["score"] for answer in predicted["intent"]])
+    bound = float(np.median(best))
+    told = tensors.infer("intent", [tensor("text", TEXTS, binary=True)], parameters={"abstain_below": bound + 1e-4})
+    labels = [str(one) for one in told.as_numpy("label")]
+    assert 0 < labels.count("") < len(TEXTS)
+    assert labels == [answer[0]["label"] if answer[0]["score"] > bound + 1e-4 else "" for answer in predicted["intent"]]
+    scores = [score if score > bound + 1e-4 else 0 for score in best]
+    np.testing.assert_allclose(told.as_numpy("score"), scores, atol=1e-5)
+    assert [json.loads(one) for one in told.as_numpy("answer")].count([]) == labels.count("")
+
+
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [
+        ({"shape": [2], "data": ["a", "b"]}, 200),
+        ({"shape": [2, 1], "data": ["a", "b"]}, 200),
+        ({"shape": [2, 1], "data": [["a"], ["b"]]}, 200),
+        ({"shape": [2.0], "data": ["a", "b"]}, 200),
+        ({"data": ["a", "b"]}, 200),
+        ({"shape": [1, 2], "data": ["a", "b"]}, 422),
+        ({"shape": [7], "data": ["a"]}, 422),
+        ({"shape": [-1], "data": ["a"]}, 422),
+        ({"shape": [], "data": ["a"]}, 422),
+        ({"shape": [2, 2], "data": ["a", "b"]}, 422),
+        ({"datatype": "FP32", "shape": [1], "data": ["a"]}, 422),
+        ({"datatype": "INT64", "shape": [1], "data": [3]}, 200),
+    ],
+)
+def test_a_tensor_is_what_it_says(edge: Running, told: dict[str, Any], status: int) -> None:
+    asked = {"inputs": [{"name": "text", "datatype": "BYTES", **told}]}
+    answer = requests.post(f"{edge.address}/v2/models/intent/infer", json=asked, timeout=60)
+    assert answer.status_code == status, answer.text
+    if status == 200:
+        assert [one["shape"] for one in answer.json()["outputs"]] == [[len(told["data"])]] * 3
+    else:
+        assert "shape of a tensor" in answer.text or "what is no number" in answer.text
+
+
 def test_triton_names_columns(tensors: triton.InferenceServerClient, edge: Running) -> None:
     columns = [tensor("subject", ["card", "app"], binary=True), tensor("body", ["late", "slow"], binary=False)]
     labels = tensors.infer("pair", columns).as_numpy("label").tolist()

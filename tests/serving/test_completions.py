@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import requests
 import torch
+from huggingface_hub import InferenceClient
 from transformers import AutoModelForCausalLM
 
 from serving.composing import compose
@@ -190,6 +191,53 @@ def test_the_likelihood_of_each_token_is_told(client: openai.OpenAI, predictors:
     assert "".join(choice.logprobs.tokens or []) == choice.text
 
 
+def test_tokens_are_told_as_bytes_where_they_are_no_whole_characters(client: openai.OpenAI) -> None:
+    """What they spell together is the text, though none of them may be a character."""
+    parted = 0
+    for seed in range(3):
+        told = client.chat.completions.create(
+            model="chat", messages=TALK, temperature=1.5, seed=seed, logprobs=True, max_tokens=24
+        ).choices[0]
+        assert told.logprobs and told.logprobs.content
+        tokens = told.logprobs.content[: -1 if told.finish_reason == "stop" else None]
+        assert b"".join(bytes(one.bytes or []) for one in tokens).decode(errors="replace") == told.message.content
+        parted += sum("\ufffd" in one.token for one in tokens)
+    assert parted > 0
+
+
+@pytest.mark.usefixtures("clients_allowed")
+def test_hugging_faces_client_talks_behind_the_address_of_a_model(
+    edge: Running, predictors: dict[str, Predictor]
+) -> None:
+    behind = InferenceClient(model=f"{edge.address}/models/chat")
+    (expected,) = texts(predictors["chat"], [TALK])
+    assert behind.chat_completion(TALK).choices[0].message.content == expected
+    pieces = behind.chat_completion(TALK, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected
+
+
+def test_a_model_of_several_columns_is_told_where_it_is_asked(
+    tmp_path: Path, bundles: dict[str, Bundle], edge_of: Callable[..., Any]
+) -> None:
+    rows = pa.table({"asked": ["card"] * 3, "tone": ["kind"] * 3, "said": ["it is late"] * 3})
+    base = bundles["prompt"].folder
+    model = Model(
+        task="text-generation", base=str(base), inputs={"prompt": ["asked", "tone"]}, target="said", options={}
+    )
+    task = TextGeneration.learn(model, base, {"train": rows})
+    (tmp_path / "two").mkdir()
+    weights = task.build(base)
+    write_bundle(tmp_path / "two", model=weights, task=task, name="two", recipe={}, metrics={}, baselines={}, data={})
+    with edge_of({"two": entry(open_bundle(tmp_path / "two"))}) as running:
+        one = openai.OpenAI(base_url=f"{running.address}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.UnprocessableEntityError, match="reads several columns; ask it at /models/two"):
+            one.completions.create(model="two", prompt=SECRET)
+        with pytest.raises(openai.UnprocessableEntityError, match="no conversation; ask it at /models/two"):
+            one.chat.completions.create(model="two", messages=TALK)
+        paths = requests.get(f"{running.address}/openapi.json", timeout=60).json()["paths"]
+        assert not [path for path in paths if path.endswith("completions")]
+
+
 @pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-30, 1e-6])
 def test_no_temperature_is_too_low(client: openai.OpenAI, predictors: dict[str, Predictor], temperature: float) -> None:
     """Divided by such, logits become infinite; the engine would end, for everybody who has texts drawn."""
@@ -290,6 +338,7 @@ def test_whoever_goes_away_is_not_written_for(client: openai.OpenAI, edge: Runni
         (False, {"model": "chat2", "prompt": SECRET}, "no model of this name"),
         (True, {"model": "prompt", "messages": [{"role": "user", "content": SECRET}]}, "ask it at /v1/completions"),
         (False, {"model": "prompt", "prompt": [SECRET, 7]}, "prompt: a string or a list"),
+        (False, {"model": "prompt", "prompt": []}, "prompt: a string or a list of strings is needed, at least one"),
         (False, {"model": "prompt", "prompt": SECRET, "temperature": 3}, "temperature: a number from 0 to 2"),
         (False, {"model": "prompt", "prompt": SECRET, "n": 0}, "n: a whole number from 1 up"),
         (False, {"model": "prompt", "prompt": SECRET, "n": 10**12}, "inputs: 10{12} were sent"),

@@ -84,12 +84,32 @@ def test_openai_gets_fewer_dimensions(client: openai.OpenAI, predicted: dict[str
         client.embeddings.create(model="find", input="a", dimensions=33)
 
 
+def test_openai_may_ask_behind_the_address_of_a_model(edge: Running, predicted: dict[str, list[Any]]) -> None:
+    """As text-embeddings-inference has it, which knows one model and reads no name."""
+    behind = openai.OpenAI(base_url=f"{edge.address}/models/find/v1", api_key="none", max_retries=0)
+    told = behind.embeddings.create(model="text-embeddings-inference", input=TEXTS, encoding_format="float")
+    np.testing.assert_allclose([one.embedding for one in told.data], predicted["find"], atol=1e-5)
+    assert told.model == "find"
+    assert len(post(edge, "/models/find/v1/embeddings", {"input": "a"})["data"]) == 1
+    with pytest.raises(openai.UnprocessableEntityError, match="ask it at /models/intent") as refused:
+        behind.with_options(base_url=f"{edge.address}/models/intent/v1").embeddings.create(model="any", input=SECRET)
+    assert refused.value.type == "invalid_request_error"
+    nonsense: list[Any] = [[], "a"]
+    for body in nonsense:
+        assert requests.post(f"{edge.address}/models/find/v1/embeddings", json=body, timeout=60).status_code == 422
+    paths = requests.get(f"{edge.address}/openapi.json", timeout=60).json()["paths"]
+    asked = paths["/models/find/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert asked["required"] == ["input"] and "model" in asked["properties"]
+    assert "/models/intent/v1/embeddings" not in paths
+
+
 @pytest.mark.parametrize(
     ("body", "error", "message"),
     [
         ({"model": "nobody", "input": SECRET}, openai.NotFoundError, "no model of this name"),
         ({"model": "intent", "input": SECRET}, openai.UnprocessableEntityError, "ask it at /models/intent"),
         ({"model": "find", "input": [SECRET, 7]}, openai.UnprocessableEntityError, "input: a string or a list"),
+        ({"model": "find", "input": []}, openai.UnprocessableEntityError, "input: a string .*, at least one"),
         ({"model": "find", "input": [SECRET] * 17}, openai.APIStatusError, "17 were sent; 16 are allowed"),
         ({"model": "find", "input": SECRET, "dimensions": 0}, openai.UnprocessableEntityError, "dimensions"),
         ({"model": "find", "input": SECRET, "encoding_format": "int8"}, openai.UnprocessableEntityError, "encoding"),
@@ -126,7 +146,8 @@ def test_tei_predicts(edge: Running, predicted: dict[str, list[Any]]) -> None:
 
 def test_tei_embeds_compares_and_ranks(edge: Running, predicted: dict[str, list[Any]]) -> None:
     np.testing.assert_allclose(post(edge, "/models/find/embed", {"inputs": TEXTS}), predicted["find"], atol=1e-5)
-    assert len(post(edge, "/models/find/embed", {"inputs": TEXTS[0], "normalize": True})) == 1
+    for where in ({}, {"truncation_direction": "Right"}, {"truncation_direction": "right"}):
+        assert len(post(edge, "/models/find/embed", {"inputs": TEXTS[0], "normalize": True, **where})) == 1
     asked = {"source_sentence": "my card is lost", "sentences": ARTICLES}
     near = post(edge, "/models/find/similarity", {"inputs": asked})
     assert near == pytest.approx(post(edge, "/models/find", {"inputs": asked}), abs=1e-5)
@@ -140,7 +161,9 @@ def test_tei_tells_what_it_is(edge: Running) -> None:
     assert set(told["model_type"]["classifier"]["label2id"]) == set(LABELS)
     assert (told["model_id"], told["model_sha"], told["max_client_batch_size"]) == ("intent", "3", 16)
     assert requests.get(f"{edge.address}/models/find/info", timeout=60).json()["model_type"].keys() == {"embedding"}
-    assert requests.get(f"{edge.address}/health", timeout=60).status_code == 200
+    for path in ("/health", "/models/intent/health", "/models/find/health"):
+        assert requests.get(f"{edge.address}{path}", timeout=60).status_code == 200
+    assert requests.get(f"{edge.address}/models/nobody/health", timeout=60).status_code == 404
 
 
 def test_tei_asks_the_only_model_at_the_root(edge_of: Callable[..., Any], bundles: dict[str, Bundle]) -> None:
@@ -155,6 +178,8 @@ def test_tei_asks_the_only_model_at_the_root(edge_of: Callable[..., Any], bundle
         ("/models/intent/embed", {"inputs": SECRET}, "does text-classification"),
         ("/models/find/embed", {"inputs": SECRET, "normalize": False}, "normalize: this model does not do that"),
         ("/models/find/embed", {"inputs": {SECRET: 1}}, "inputs: a string or a list"),
+        ("/models/find/embed", {"inputs": SECRET, "truncation_direction": "Left"}, "truncation_direction: this"),
+        ("/models/find/similarity", {"inputs": {"source_sentence": SECRET, "sentences": []}}, "source_sentence and"),
         ("/models/intent/predict", {"inputs": SECRET, "raw_scores": True}, "raw_scores"),
         ("/models/intent/predict", {"inputs": [[SECRET, "b", "c"]]}, r"inputs\[0\]: this model reads 1 texts, not 3"),
         ("/models/rank/rerank", {"query": SECRET, "texts": []}, "texts: a list of strings"),

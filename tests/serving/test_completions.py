@@ -206,6 +206,37 @@ def test_tokens_are_told_as_bytes_where_they_are_no_whole_characters(client: ope
 
 
 @pytest.mark.usefixtures("clients_allowed")
+@pytest.mark.parametrize("parameters", [{}, {"max_new_tokens": 3}, {"stop": ["e"]}])
+def test_hugging_faces_client_gets_a_text_in_pieces(
+    edge: Running, predictors: dict[str, Predictor], parameters: dict[str, Any]
+) -> None:
+    asked = InferenceClient(model=f"{edge.address}/models/prompt")
+    (expected,) = texts(predictors["prompt"], PROMPTS[:1], **parameters)
+    for stream in (None, False):
+        assert asked.text_generation(PROMPTS[0], stream=stream, **parameters) == expected
+    pieces = list(asked.text_generation(PROMPTS[0], stream=True, **parameters))
+    assert "".join(pieces) == expected
+    assert len(pieces) > 1
+
+
+def test_the_last_event_of_a_text_has_the_whole(edge: Running, predictors: dict[str, Predictor]) -> None:
+    asked: dict[str, Any] = {"inputs": PROMPTS[0], "parameters": {"max_new_tokens": 3}, "stream": True}
+    answer = requests.post(f"{edge.address}/models/prompt", json=asked, timeout=60)
+    assert answer.headers["content-type"] == "text/event-stream"
+    *first, last = [json.loads(line.removeprefix("data: ")) for line in answer.content.decode().split("\n\n") if line]
+    assert {one["generated_text"] for one in first} <= {None}
+    assert [last["generated_text"]] == texts(predictors["prompt"], PROMPTS[:1], max_new_tokens=3)
+    assert last["details"] == {"finish_reason": "length", "generated_tokens": 3, "seed": None}
+    for body, message in [
+        (asked | {"inputs": PROMPTS}, "stream: one text at a time"),
+        (asked | {"stream": "yes"}, "stream: true or false"),
+        (asked | {"parameters": {"temperature": 1}}, "this model takes max_new_tokens, stop"),
+    ]:
+        refused = requests.post(f"{edge.address}/models/prompt", json=body, timeout=60)
+        assert (refused.status_code, message in refused.text) == (422, True), refused.text
+
+
+@pytest.mark.usefixtures("clients_allowed")
 def test_hugging_faces_client_talks_behind_the_address_of_a_model(
     edge: Running, predictors: dict[str, Predictor]
 ) -> None:

@@ -3,7 +3,8 @@
     HeadraceError
     ├── UserError (ValueError)      the recipe, the data or the arguments are at fault: exit 2
     │   ├── RecipeError             every problem found in one recipe
-    │   └── FewRowsError            the rows lack what further ones may have
+    │   ├── FewRowsError            the rows lack what further ones may have
+    │   └── LongPromptError         a prompt is longer than its model reads
     └── RunError (RuntimeError)     anything else with a plain cause (disk, store, cluster): exit 1
         └── DiskError               nothing can be written until somebody makes room
 
@@ -33,6 +34,10 @@ class RecipeError(UserError):
 
 class FewRowsError(UserError):
     """The rows lack what others may have, a second label, say: of a sample this tells nothing of the whole."""
+
+
+class LongPromptError(UserError):
+    """Of a prompt the model would read the end alone, and answer another question than was asked."""
 
 
 class RunError(HeadraceError, RuntimeError):

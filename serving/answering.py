@@ -115,7 +115,7 @@ def _answer(
     with progress("predicting", total=total, unit="rows") as bar:
         for rows in chunks:
             try:
-                answers = predictor.predict(rows, parameters, bar.advance)
+                answers = predictor.predict(predictor.task.as_asked(rows), parameters, bar.advance)
             except UserError as error:
                 raise UserError(_placed(str(error), done)) from None
             for row, one in zip(rows, answers, strict=True):

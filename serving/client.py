@@ -21,7 +21,7 @@ def ask(url: str, model: str, inputs: Sequence[str]) -> list[Any]:
     """The answers of a served model.
 
     Args:
-        inputs: texts, or rows as JSON objects or lists.
+        inputs: texts, or rows as JSON objects or lists; what begins like one and is none is a text.
 
     Raises:
         UserError: the server refuses; says why.
@@ -70,14 +70,15 @@ def authorities() -> str | None:
 
 
 def _read(place: int, word: str) -> Any:
-    """A word of the command line: JSON where it looks like an object or a list, else a text."""
+    """A word of the command line: a JSON object or list where it is one, else a text."""
     if word.lstrip()[:1] not in ("{", "["):
         return word
     try:
         value = json.loads(word)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise UserError(f"TEXT {place}: no JSON: {reason}") from None
+    except ValueError:  # texts begin with a bracket, too
+        return word
+    except RecursionError:
+        raise UserError(f"TEXT {place}: no JSON: it is nested too deeply") from None
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:  # Python reads what JSON has not, and what is too large as an infinity
@@ -111,6 +112,14 @@ def _call(method: str, url: str, model: str, body: Any = None) -> Any:
     if answer.status_code == 401:
         message += f"; {KEY} holds the key that is sent"
     raise RunError(message) if answer.status_code >= 500 else UserError(message)
+
+
+def refusal(body: bytes) -> str | None:
+    """Why a server refuses, as the body of its answer says it; None where it says nothing."""
+    try:
+        return _refusal(json.loads(body))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _refusal(told: Any) -> str | None:

@@ -312,7 +312,9 @@ def _check_parameters(served: Served, parameters: Mapping[str, Any]) -> None:
 
 def _error(refused: RefusalError, request: Request) -> Response:
     headers = refused.headers
-    if refused.message.isascii():  # where huggingface_hub looks first for what to show
+    if (
+        refused.message.isascii() and refused.message.isprintable()
+    ):  # where huggingface_hub looks first for what to show
         headers = (*headers, ("x-error-message", refused.message))
     content = body_of(request.path, refused, request.request_id)
     return Response(refused.status, write_json(content), headers=headers)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cluster.errors import UserError
+from cluster.errors import LongPromptError, UserError
 from serving.outcomes import ExpiredError, OverloadedError, TooManyTokensError
 
 Scope = MutableMapping[str, Any]
@@ -210,6 +210,8 @@ def write_json(value: Any) -> bytes:
 
 def refusal(error: Exception, headers: Headers = ()) -> RefusalError:
     """What HTTP says of a question that could not be answered, and in which other headers."""
+    if isinstance(error, LongPromptError):
+        return RefusalError(400, "context_length_exceeded", str(error))
     if isinstance(error, UserError):
         return RefusalError(422, "invalid_input", str(error))
     if isinstance(error, TooManyTokensError):

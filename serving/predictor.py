@@ -167,8 +167,13 @@ class Predictor:
         """Rows with parameters to examples with parameters, and the length of each in tokens.
 
         What is to be explained counts as often as it is computed, so that limits and rates hold for it too.
+
+        Raises:
+            UserError: a row cannot be read, or not whole where only its end would be answered.
         """
-        examples = self.task.encode([row for row, _ in questions])
+        return self._prepare(questions, self.task.encode_asked([row for row, _ in questions]))
+
+    def _prepare(self, questions: Sequence[Question], examples: Sequence[Example]) -> list[tuple[Question, int]]:
         return [self._prepared(*question, example) for question, example in zip(questions, examples, strict=True)]
 
     def _prepared(self, row: Row, parameters: Mapping[str, Any], example: Example) -> tuple[Question, int]:
@@ -241,7 +246,7 @@ class Predictor:
         parameters: Mapping[str, Any] = EMPTY,
         progress: Callable[[int], None] | None = None,
     ) -> list[Any]:
-        """The answers to many inputs, in order, computed in batches of equal lengths.
+        """The answers to many inputs, in order, computed in batches of equal lengths, cut as training cuts them.
 
         Args:
             progress: told how many inputs each batch has answered.
@@ -250,7 +255,8 @@ class Predictor:
             UserError: an input or a parameter is wrong.
         """
         self.check(parameters)
-        prepared = self.prepare([(row, parameters) for row in self.rows(inputs)])
+        rows = self.rows(inputs)
+        prepared = self._prepare([(row, parameters) for row in rows], self.task.encode(rows))
         answers: list[Any] = [None] * len(prepared)
         for indices in by_length([length for _, length in prepared], self.budget):
             for index, answer in zip(indices, self.answer([prepared[index][0] for index in indices]), strict=True):

@@ -12,6 +12,8 @@ OF_OPENAI = {401: "authentication_error", 429: "rate_limit_error"}
 OF_TEI = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 TEI_CALLS = re.compile(r"(?:/models/([^/]+))?/(predict|embed|similarity|rerank)")
 """What a client of text-embeddings-inference asks of a model, or of the only one."""
+OPENAI = "(?:/models/[^/]+)?/v1/.*"
+"""Where clients of OpenAI ask, also those whose base address is a model's."""
 
 
 class Form(NamedTuple):
@@ -51,7 +53,7 @@ def of_tei(refusal: RefusalError, request_id: str | None) -> Body:
 
 FORMS = (
     Form(TEI_CALLS.pattern, of_tei),
-    Form("/v1/.*", of_openai),
+    Form(OPENAI, of_openai),
     Form("/v2/.*", of_oip),
     Form(".*", of_huggingface),
 )

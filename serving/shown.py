@@ -29,7 +29,7 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 PAGE_HEADERS: Headers = (("content-security-policy", PAGE_POLICY), ("referrer-policy", "no-referrer"))
-TEI_INFO = re.compile(r"/models/([^/]+)/info")
+TEI_SHOWN = re.compile(r"/models/([^/]+)/(info|health)")
 OPENAI_MODEL = re.compile(r"/v1/models/([^/]+)")
 
 
@@ -109,9 +109,9 @@ class Shown:
         return fixed.get(path) or self._of_model(path, models)
 
     def _of_model(self, path: str, models: Models) -> Callable[[], Response]:
-        if match := TEI_INFO.fullmatch(path):
+        if match := TEI_SHOWN.fullmatch(path):
             served = find(models, match[1]).leading
-            return lambda: self._info(served)
+            return (lambda: self._info(served)) if match[2] == "info" else (lambda: _json({"ready": True}))
         if match := OPENAI_MODEL.fullmatch(path):
             served = find(models, match[1]).leading
             return lambda: _json(openai.model(served))

@@ -7,7 +7,7 @@ Schema = dict[str, Any]
 Paths = dict[str, Any]
 
 ERRORS = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or a prompt has more tokens than the model reads.",
     401: "A valid key is needed.",
     403: "The key is not good for that.",
     404: "There is no such model.",

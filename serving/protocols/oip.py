@@ -3,14 +3,15 @@
 A tensor holds one value of every row. The tensors of a request are named like the model's columns; where a model reads
 one column, its tensor may have any name. The answer has a tensor ``answer``, in which each row's answer stands as JSON,
 as the Hugging Face form gives it; besides, what is commonly wanted: of labels the best ``label`` and its ``score``, of
-vectors the ``embedding``. Tensors may come as JSON or, after it, as bytes; they go back as JSON.
+vectors the ``embedding``. An input of which a model says nothing, because it abstains, has an empty label and the score
+0. Tensors may come as JSON or, after it, as bytes; they go back as JSON.
 """
 
 import functools
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from serving.exchange import RefusalError, read_json
@@ -139,9 +140,7 @@ def infer(body: Body, served: Served) -> Call:
         raise MalformedError("only id, parameters, inputs and outputs may stand in the body")
     whole_characters(body.get("id"), "id")
     whole_characters(parameters, "parameters")
-    wanted = body.get("outputs", [])
-    if not isinstance(wanted, list) or not all(isinstance(one, dict) for one in wanted):
-        raise MalformedError("outputs: a list of objects is needed")
+    wanted = _wanted(body.get("outputs"), served)
     columns: dict[str, list[Any]] = {}
     for tensor in _tensors(body):
         _check(tensor)
@@ -154,7 +153,23 @@ def infer(body: Body, served: Served) -> Call:
     for index, row in enumerate(rows):
         whole_characters(row, f"inputs, row {index}")
     asked = whole_numbers({name: value for name, value in parameters.items() if name != "binary_data_output"})
-    return Call(rows, asked or EMPTY, functools.partial(_write, served=served, given=body.get("id")))
+    return Call(rows, asked or EMPTY, functools.partial(_write, served=served, given=body.get("id"), wanted=wanted))
+
+
+def _wanted(outputs: Any, served: Served) -> list[str]:
+    """The names of the tensors that are to come back; all where none is named.
+
+    Raises:
+        MalformedError: they are no list of tensors.
+        RefusalError: 400, one is none that the model has.
+    """
+    if not isinstance(outputs or [], list) or not all(isinstance(one, dict) for one in outputs or ()):
+        raise MalformedError("outputs: a list of objects is needed")
+    known = [name for name, _ in output_tensors(served)]
+    names = [one.get("name") for one in outputs or ()]
+    if not all(name in known for name in names):
+        raise RefusalError(400, "unknown_output", f"outputs: the tensors of this model are {', '.join(known)}")
+    return names or known
 
 
 def _rows(columns: Mapping[str, list[Any]], served: Served) -> list[Any]:
@@ -175,11 +190,21 @@ def _check(tensor: dict[str, Any]) -> None:
         raise MalformedError("inputs: each tensor needs a name and data")
     if tensor.get("datatype", "BYTES") not in ("BYTES", *TYPES):
         raise MalformedError(f"inputs: datatype must be BYTES or one of {', '.join(TYPES)}")
-    shape = tensor.get("shape", [])
+    if "shape" in tensor:
+        _check_shape(tensor["shape"], len(tensor["data"]))
+    datatype = tensor.get("datatype", "BYTES")
+    if datatype != "BYTES" and not all(isinstance(value, int | float | None) for value in _flat(tensor["data"])):
+        raise MalformedError(f"inputs: a tensor of datatype {datatype} holds what is no number; texts are BYTES")
+
+
+def _check_shape(shape: Any, values: int) -> None:
+    """That a tensor is one value of each row, as its shape says: ``[rows]``, or ``[rows, 1]``."""
     if not isinstance(shape, list) or not all(
         type(size) is int or (type(size) is float and size % 1 == 0) for size in shape
     ):
         raise MalformedError("inputs: shape must be a list of whole numbers")
+    if not shape or shape[0] != values or any(size != 1 for size in shape[1:]):
+        raise MalformedError(f"inputs: the shape of a tensor of {values} values must be [{values}] or [{values}, 1]")
 
 
 def input_columns(served: Served) -> list[str]:
@@ -207,29 +232,36 @@ def _flat(data: list[Any]) -> Iterator[Any]:
         yield value[0] if isinstance(value, list) else value
 
 
-def _write(answers: list[Any], tokens: Sequence[int], *, served: Served, given: str | None) -> Body:
-    outputs = [_tensor("answer", "BYTES", [json.dumps(answer, ensure_ascii=False) for answer in answers])]
-    if _are_labels(answers):
-        outputs.append(_tensor("label", "BYTES", [answer[0]["label"] for answer in answers]))
-        outputs.append(_tensor("score", "FP32", [answer[0]["score"] for answer in answers]))
-    if answers and all(isinstance(answer, list) and answer and isinstance(answer[0], float) for answer in answers):
-        width = len(answers[0])
-        if all(len(answer) == width for answer in answers):
-            data = [number for answer in answers for number in answer]
-            outputs.append({"name": "embedding", "datatype": "FP32", "shape": [len(answers), width], "data": data})
+def output_tensors(served: Served) -> list[tuple[str, str]]:
+    """The names and the datatypes of what a model answers in tensors."""
+    one = served.predictor.signature["output"]
+    item = one.get("items", {}) if one.get("type") == "array" else {}
+    known = [("answer", "BYTES")]
+    if {"label", "score"} <= item.get("properties", {}).keys():
+        known += [("label", "BYTES"), ("score", "FP32")]
+    if item.get("type") == "number":
+        known += [("embedding", "FP32")]
+    return known
+
+
+def _write(
+    answers: list[Any], tokens: Sequence[int], *, served: Served, given: str | None, wanted: Sequence[str]
+) -> Body:
+    best = [answer[0] if isinstance(answer, list) and answer else None for answer in answers]
+    columns: dict[str, Callable[[], list[Any]]] = {
+        "answer": lambda: [json.dumps(answer, ensure_ascii=False) for answer in answers],
+        "label": lambda: [one["label"] if one else "" for one in best],
+        "score": lambda: [one["score"] if one else 0.0 for one in best],
+        "embedding": lambda: [number for answer in answers for number in answer],
+    }
+    outputs = []
+    for name, datatype in output_tensors(served):
+        if name in wanted:
+            data = columns[name]()
+            shape = [len(answers), len(data) // len(answers)] if name == "embedding" and answers else [len(data)]
+            outputs.append({"name": name, "datatype": datatype, "shape": shape, "data": data})
     told = {"model_name": served.name, "model_version": served.version, "outputs": outputs}
     return told | ({"id": given} if given else {})
-
-
-def _are_labels(answers: list[Any]) -> bool:
-    return bool(answers) and all(
-        isinstance(answer, list) and answer and isinstance(answer[0], dict) and {"label", "score"} <= answer[0].keys()
-        for answer in answers
-    )
-
-
-def _tensor(name: str, datatype: str, data: list[Any]) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": [len(data)], "data": data}
 
 
 def model(served: Served, versions: Sequence[str]) -> Body:
@@ -240,7 +272,10 @@ def model(served: Served, versions: Sequence[str]) -> Body:
         "versions": list(versions),
         "platform": "headrace",
         "inputs": inputs,
-        "outputs": [{"name": "answer", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": name, "datatype": datatype, "shape": [-1, -1] if name == "embedding" else [-1]}
+            for name, datatype in output_tensors(served)
+        ],
     }
 
 

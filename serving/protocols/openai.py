@@ -1,20 +1,21 @@
 """OpenAI's API, as its own client asks: models, embeddings, completions and chat, whole or streamed.
 
-A body names its model. What OpenAI takes and no model here can do is refused by name; what says only who asks
-(``user``) is let pass.
+A body names its model, or the path does: clients whose base address is a model's, as those of text-generation-inference
+and text-embeddings-inference, ask these paths behind it and name whatever they please. What OpenAI takes and no model
+here can do is refused by name; what says only who asks (``user``) is let pass.
 """
 
 import base64
 import datetime as dt
 import functools
 import json
-import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from cluster.errors import UserError
 from serving.drawing import Sampling
 from serving.lineup import Served
 from serving.predictor import EMPTY
@@ -32,16 +33,19 @@ from serving.protocols.form import (
     whole_characters,
     whole_numbers,
 )
-from serving.writer import Piece, WritingTask
+from serving.protocols.written import Texts
+from training.inputs.conversations import CONVERSATION, UNFIT, Message, conversation
 
 PREFIX = "/v1/"
+ASKED = re.compile(r"(?:/models/([^/]+))?/v1/(.+)")
 EMBEDDINGS = {"input", "model", "encoding_format", "dimensions", "user"}
 
 
 def find(path: str) -> Endpoint | None:
-    """One of :data:`CALLS`."""
-    call = CALLS.get(path.removeprefix(PREFIX)) if path.startswith(PREFIX) else None
-    return Endpoint(call, named=_named) if call else None
+    """One of :data:`CALLS`, of the model that the body names; behind ``/models/{name}`` of that one."""
+    asked = ASKED.fullmatch(path)
+    call = CALLS.get(asked[2]) if asked else None
+    return Endpoint(call, model=asked[1], named=_named) if asked and call else None
 
 
 def _named(body: Body) -> str:
@@ -58,7 +62,7 @@ def embeddings(body: Body, served: Served) -> Call:
         MalformedError: a field is wrong, or the model makes no vectors.
     """
     only_for(served, "sentence-similarity")
-    if unknown := body.keys() - EMBEDDINGS:
+    if unknown := an_object(body).keys() - EMBEDDINGS:
         raise MalformedError(f"only {', '.join(sorted(EMBEDDINGS))} may stand in the body, not {len(unknown)} others")
     if "input" not in body or not isinstance(body.get("user", ""), str):
         raise MalformedError("input must be there; user, where it is, a string")
@@ -67,9 +71,21 @@ def embeddings(body: Body, served: Served) -> Call:
         raise MalformedError("encoding_format: float or base64 is needed")
     if dimensions is not None and (isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 1):
         raise MalformedError("dimensions: a whole number from 1 up is needed")
-    inputs = texts(body["input"], "input")
+    inputs = _some(body["input"], "input")
     write = functools.partial(_write, model=served.name, compact=form == "base64", dimensions=dimensions)
     return Call(list(inputs), EMPTY, write)
+
+
+def _some(value: Any, where: str) -> list[str]:
+    """One text or several, as a list.
+
+    Raises:
+        MalformedError: it is something else, or none.
+    """
+    several = texts(value, where)
+    if not several:
+        raise MalformedError(f"{where}: a string or a list of strings is needed, at least one")
+    return several
 
 
 def _write(
@@ -114,7 +130,7 @@ def completions(body: Body, served: Served) -> Composition:
     """
     _only_writers(served, chat=False)
     _check_fields(body, COMPLETION | {"prompt", "echo", "best_of", "suffix"})
-    prompts = texts(body.get("prompt"), "prompt")
+    prompts = _some(body.get("prompt"), "prompt")
     wanted = body.get("logprobs")
     if isinstance(wanted, bool) or wanted not in (None, 0):
         raise MalformedError("logprobs: 0 is to be had, the log-probability of each token that was written")
@@ -126,29 +142,54 @@ def chat(body: Body, served: Served) -> Composition:
 
     Raises:
         MalformedError: a field is wrong, or the model takes no conversations.
+        UserError: the messages are no conversation.
     """
     _only_writers(served, chat=True)
     _check_fields(body, COMPLETION | {"messages", "max_completion_tokens", "top_logprobs", "response_format"})
-    if not isinstance(body.get("messages"), list):
-        raise MalformedError("messages: a list of objects with role and content is needed")
-    whole_characters(body["messages"], "messages")
+    messages = _messages(body.get("messages"), served)
     if body.get("top_logprobs"):
         raise MalformedError("top_logprobs: only 0 is to be had")
     told = body.get("logprobs")
     if not isinstance(told, bool | None):
         raise MalformedError("logprobs: true or false is needed")
-    return _composition(body, served, [body["messages"]], "chat.completion", told=bool(told))
+    return _composition(body, served, [messages], "chat.completion", told=bool(told))
+
+
+def _messages(value: Any, served: Served) -> list[Message]:
+    """A conversation that the model's template takes.
+
+    Raises:
+        UserError, MalformedError: it is none, or the template takes no such; names the message.
+    """
+    whole_characters(value, "messages")
+    messages = conversation(value, "messages")
+    try:
+        served.predictor.rows([messages])
+    except UserError:
+        raise MalformedError(f"messages: {UNFIT}") from None
+    return messages
 
 
 def _only_writers(served: Served, *, chat: bool) -> None:
     only_for(served, "text-generation")
     if chat and not _talks(served):
-        raise MalformedError(f"model: '{served.name}' takes a prompt and no conversation; ask it at /v1/completions")
+        there = "/v1/completions" if _reads_texts(served) else f"/models/{served.name}"
+        raise MalformedError(f"model: '{served.name}' takes a prompt and no conversation; ask it at {there}")
+    if not chat and not _reads_texts(served):
+        raise MalformedError(f"model: '{served.name}' reads several columns; ask it at /models/{served.name}")
 
 
 def _talks(served: Served) -> bool:
+    return _reads(served, "array")
+
+
+def _reads_texts(served: Served) -> bool:
+    return _reads(served, "string")
+
+
+def _reads(served: Served, kind: str) -> bool:
     shapes = served.predictor.bundle.info["signature"]["input"].get("anyOf", [])
-    return any(shape.get("type") == "array" for shape in shapes)
+    return any(shape.get("type") == kind for shape in shapes)
 
 
 SCHEMA = {"name", "description", "schema", "strict"}
@@ -157,7 +198,7 @@ NEVER = {"echo": False, "best_of": 1, "suffix": None}
 
 
 def _check_fields(body: Body, known: set[str]) -> None:
-    if body.keys() - known:
+    if an_object(body).keys() - known:
         raise MalformedError(f"only {', '.join(sorted(known))} may stand in the body")
     for name, value in NEVER.items():
         if body.get(name) not in (None, value):
@@ -177,7 +218,7 @@ def _composition(body: Body, served: Served, inputs: list[Any], kind: str, *, to
         seed=_whole(body, "seed", None),
         schema=_schema(body.get("response_format")),
     )
-    form = _Texts(kind, served, told=told)
+    form = Texts(kind, served, told=told)
     streamed, options = body.get("stream"), body.get("stream_options")
     if not isinstance(streamed, bool | None) or not isinstance(options, dict | None):
         raise MalformedError("stream, stream_options: true or false, and an object, are needed")
@@ -228,62 +269,6 @@ def _schema(wanted: Any) -> str | None:
     return json.dumps(schema)
 
 
-class _Texts:
-    """Texts that were written, in the words of one of the two paths.
-
-    Args:
-        kind: ``text_completion`` or ``chat.completion``.
-        told: whether the log-probability of each token is wanted.
-    """
-
-    def __init__(self, kind: str, served: Served, *, told: bool) -> None:
-        self._kind, self._told, self._tokenizer = kind, told, cast(WritingTask, served.predictor.task).tokenizer
-        self._own = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
-        self._seen: dict[int, int] = {}
-
-    def whole(self, pieces: Sequence[Piece], prompts: Sequence[int]) -> Body:
-        """The answer to a request that streams nothing."""
-        choices = [self._choice(index, piece, "message") for index, piece in enumerate(pieces)]
-        usage = _usage(sum(prompts), sum(len(piece.tokens) for piece in pieces))
-        return {**self._own, "object": self._kind, "choices": choices, "usage": usage}
-
-    def event(self, index: int, piece: Piece) -> Body:
-        """The data of one event."""
-        return {**self._own, "object": self._streamed, "choices": [self._choice(index, piece, "delta")]}
-
-    def last(self, prompts: int, tokens: int, *, counted: bool) -> list[Body | str]:
-        """What closes a stream."""
-        usage = {**self._own, "object": self._streamed, "choices": [], "usage": _usage(prompts, tokens)}
-        return [*([usage] if counted else []), "[DONE]"]
-
-    @property
-    def _streamed(self) -> str:
-        return self._kind if self._kind == "text_completion" else f"{self._kind}.chunk"
-
-    def _choice(self, index: int, piece: Piece, name: str) -> Body:
-        first = self._seen.get(index, 0)
-        self._seen[index] = len(piece.tokens)
-        choice: dict[str, Any] = {"index": index, "finish_reason": piece.end}
-        if self._kind == "text_completion":
-            return choice | {"text": piece.text, "logprobs": self._likelihoods(piece, first) if self._told else None}
-        role = {} if first else {"role": "assistant"}
-        logprobs = {"content": self._tokens(piece, first)} if self._told else None
-        return choice | {name: {**role, "content": piece.text}, "logprobs": logprobs}
-
-    def _likelihoods(self, piece: Piece, first: int) -> Body:
-        tokens = [one["token"] for one in self._tokens(piece, first)]
-        return {"tokens": tokens, "token_logprobs": piece.likelihoods[first:], "top_logprobs": None}
-
-    def _tokens(self, piece: Piece, first: int) -> list[Body]:
-        told = zip(piece.tokens[first:], piece.likelihoods[first:], strict=True)
-        texts_ = ((self._tokenizer.decode([token]), likelihood) for token, likelihood in told)
-        return [{"token": text, "logprob": said, "bytes": None, "top_logprobs": []} for text, said in texts_]
-
-
-def _usage(prompts: int, tokens: int) -> Body:
-    return {"prompt_tokens": prompts, "completion_tokens": tokens, "total_tokens": prompts + tokens}
-
-
 CALLS: dict[str, Callable[[Body, Served], Call | Composition]] = {
     "embeddings": embeddings,
     "completions": completions,
@@ -315,23 +300,29 @@ def paths(models: Mapping[str, Served], max_items: int) -> Paths:
     there: Paths = {f"{PREFIX}models": {"get": described.get("The models.", {"type": "object"}, ERROR_NAME)}}
     for name in models:
         there[f"{PREFIX}models/{name}"] = {"get": described.get("One model.", {"type": "object"}, ERROR_NAME)}
-    many = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": max_items}]}
-    by_task = {task: [one for one in models.values() if one.predictor.task.name == task] for task in SUMMARIES}
-    if makers := by_task["sentence-similarity"]:
-        there[f"{PREFIX}embeddings"] = {
-            "post": _described("sentence-similarity", _embedding_body(makers, many), "data")
-        }
-    writers = by_task["text-generation"]
-    if talking := list(filter(_talks, writers)):
-        said = {"role": TEXT, "content": {"type": ["string", "null"]}}
-        told = {"type": "array", "items": {"type": "object", "properties": said, "required": ["role"]}}
-        more = {"logprobs": {"type": ["boolean", "null"]}, "response_format": FORMAT}
-        body = _text_body(talking, {"messages": told}, more, max_items)
-        there[f"{PREFIX}chat/completions"] = {"post": _described("text-generation", body, "choices")}
-    if writers:
-        body = _text_body(writers, {"prompt": many}, {"logprobs": {"enum": [None, 0]}}, max_items)
-        there[f"{PREFIX}completions"] = {"post": _described("text-generation", body, "choices")}
+    for path, (task, body, answered) in _asked(list(models.values()), max_items):
+        there[f"{PREFIX}{path}"] = {"post": _described(task, body, answered)}
+    for name, one in models.items():
+        for path, (task, body, answered) in _asked([one], max_items):
+            anyone = {**body, "properties": body["properties"] | {"model": TEXT}}
+            unnamed = {**anyone, "required": [field for field in body["required"] if field != "model"]}
+            there[f"/models/{name}{PREFIX}{path}"] = {"post": _described(task, unnamed, answered)}
     return there
+
+
+def _asked(models: Sequence[Served], max_items: int) -> Iterator[tuple[str, tuple[str, Schema, str]]]:
+    """Which of :data:`CALLS` some models take; of each the task, the body, and where the answers stand."""
+    many = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": max_items}]}
+    makers, writers = ([one for one in models if one.predictor.task.name == task] for task in SUMMARIES)
+    if makers:
+        yield "embeddings", ("sentence-similarity", _embedding_body(makers, many), "data")
+    if talking := list(filter(_talks, writers)):
+        more = {"logprobs": {"type": ["boolean", "null"]}, "response_format": FORMAT}
+        body = _text_body(talking, {"messages": CONVERSATION}, more, max_items)
+        yield "chat/completions", ("text-generation", body, "choices")
+    if prompted := list(filter(_reads_texts, writers)):
+        body = _text_body(prompted, {"prompt": many}, {"logprobs": {"enum": [None, 0]}}, max_items)
+        yield "completions", ("text-generation", body, "choices")
 
 
 SUMMARIES = {

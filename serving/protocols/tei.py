@@ -11,7 +11,7 @@ from typing import Any
 from serving.lineup import Served
 from serving.predictor import EMPTY
 from serving.protocols import described
-from serving.protocols.described import NUMBERS, TEXT, Paths, Schema
+from serving.protocols.described import NUMBERS, TEXT, Paths, Schema, flag
 from serving.protocols.form import Body, Call, Endpoint, MalformedError, an_object, only_for, texts, whole_characters
 from serving.refusals import TEI_CALLS
 
@@ -104,11 +104,17 @@ def _ranked(answers: list[Any], tokens: Sequence[int], *, texts: list[str] | Non
 CALLS = {"predict": predict, "embed": embed, "similarity": similarity, "rerank": rerank}
 
 
+CUT_AT = ("Right", "right", None)
+"""How the form says that a text keeps its beginning, which is its default."""
+
+
 def _check_options(body: Body, **had: Any) -> None:
     """Refuses what would change the answer in a way that is not to be had; ``None`` lets anything pass that is null,
     false or true without changing it."""
     for name, value in an_object(body).items():
-        if name in ("inputs", "query", "texts"):
+        if name == "truncation_direction" and value not in CUT_AT:
+            raise MalformedError("truncation_direction: this model reads the beginning of a text that is too long")
+        if name in ("inputs", "query", "texts", "truncation_direction"):
             continue
         if name not in had:
             raise MalformedError(f"only {', '.join(sorted(had)) or 'nothing'} may stand beside the texts")
@@ -181,7 +187,10 @@ def paths(served: Served, max_items: int) -> Paths:
         },
     }
     behind = f"{PREFIX}{served.name}/"
-    there = {f"{behind}info": {"get": described.get("What the model is.", {"type": "object"}, ERROR_NAME)}}
+    there = {
+        f"{behind}info": {"get": described.get("What the model is.", {"type": "object"}, ERROR_NAME)},
+        f"{behind}health": {"get": described.get("Whether the model is served.", flag("ready"), ERROR_NAME)},
+    }
     for name, (body, answer) in bodies.get(served.predictor.task.name, {}).items():
         summary = f"{name} as text-embeddings-inference has it."
         there[behind + name] = {"post": described.post(summary, "", body, answer, ERROR_NAME)}

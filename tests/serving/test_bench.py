@@ -16,7 +16,7 @@ from aiohttp import web
 import headrace
 from cluster.errors import RunError, UserError
 from serving import client
-from serving.bench import _moments, bench
+from serving.bench import Ended, _lateness, _moments, bench
 from serving.keys import Keys, make
 from serving.predictor import Predictor
 from serving.recipe import Serve
@@ -44,11 +44,32 @@ def test_what_is_asked_at_a_terminal_is_answered_as_by_predict(
     assert len(json.loads(capsys.readouterr().out)["answers"]) == 1
 
 
+@pytest.mark.parametrize("word", ["[Ticket 123] my card is lost", "{a", "[", " [see above]"])
+def test_a_text_may_begin_with_a_bracket(edge: Running, bundle: Bundle, word: str) -> None:
+    (said,) = client.ask(edge.address, "intent", [word])
+    (expected,) = Predictor(bundle).predict([word])
+    assert [one["label"] for one in said] == [one["label"] for one in expected]
+
+
+def test_a_bench_that_measures_nothing_says_why(edge: Running) -> None:
+    with pytest.raises(UserError, match=r"no request was answered \(422: \d+\): 422 inputs\[0\]\.body: missing"):
+        bench(edge.address, "pair", 20, 0.5, [{"subject": "late", "words": "a"}])
+    with pytest.raises(UserError, match="the file of --data has no rows"):
+        bench(edge.address, "intent", 20, 0.5, [])
+    about, told = {"signature": {"input": {"type": "string"}}}, r"no request was answered \(503: \d+\): 503 busy"
+    with another(503, '{"error": "busy"}', about) as address, pytest.raises(RunError, match=told):
+        bench(address, "intent", 20, 0.5)
+
+
+def test_of_those_that_are_refused_the_first_says_why(edge: Running) -> None:
+    found = bench(edge.address, "pair", 40, 0.5, [{"subject": "late", "body": "a"}, {"subject": "late"}])
+    assert set(found["outcomes"]) == {"200", "422"}
+    assert found["refused"] == "422 inputs[0].body: missing"
+
+
 def test_what_goes_wrong_is_said(edge: Running) -> None:
     with pytest.raises(UserError, match="404 there is no model of this name"):
         client.ask(edge.address, "nobody", ["a"])
-    with pytest.raises(UserError, match="no JSON"):
-        client.ask(edge.address, "intent", ["{a"])
     with pytest.raises(RunError, match=r"nobody answers at http://127\.0\.0\.1:9; `headrace serve intent` starts"):
         client.ask("http://127.0.0.1:9", "intent", ["a"])
     with pytest.raises(UserError, match="this model reads rows; name a file of them with --data"):
@@ -56,19 +77,22 @@ def test_what_goes_wrong_is_said(edge: Running) -> None:
 
 
 @contextmanager
-def another(status: int, body: str) -> Iterator[str]:
-    """The address of a server that is none of ours, and answers everything so."""
+def another(status: int, body: str, about: Any = None) -> Iterator[str]:
+    """The address of a server that is none of ours, and answers everything so; or says ``about`` what it serves."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._say(status, body)
+
+        def do_GET(self) -> None:
+            self._say(200, json.dumps(about)) if about else self.do_POST()
+
+        def _say(self, status: int, body: str) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body.encode())
-
-        def do_GET(self) -> None:
-            self.do_POST()
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -105,6 +129,14 @@ def test_a_server_that_is_none_of_ours_refuses_in_its_own_words(status: int, bod
 def test_what_describes_no_model_is_no_headrace_server(body: str) -> None:
     with another(200, body) as address, pytest.raises(RunError, match="no headrace server answers there"):
         client.about(address, "intent")
+
+
+@pytest.mark.parametrize(("late", "warned"), [(0.006, False), (0.02, True)])
+def test_a_late_request_is_told_of_where_it_weighs(late: float, warned: bool) -> None:
+    """Against waits of 100 ms six are nothing, and twenty are something."""
+    said = _lateness([Ended("200", 0.1, late)] * 99 + [Ended("422", 0.001, 0.0, "missing")])
+    assert (said is not None) == warned
+    assert said is None or "left 20.0 ms late or more, where half of the waits are 100.0 ms" in said
 
 
 @pytest.mark.parametrize("word", ['{"x": NaN}', '["a", Infinity]', '{"x": -Infinity}', '{"x": 1e999}', "[" * 100_000])

@@ -6,6 +6,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ import requests
 
 from serving.recipe import Serve
 from tests.serving import test_media, test_tables
-from tests.serving.conftest import Running, entry
+from tests.serving.conftest import MakeBundle, Running, entry
 from tests.serving.test_hostile import SECRET, mutant
 from training.bundle import Bundle
 
@@ -123,6 +124,18 @@ def test_what_only_looks_like_a_name_is_none(edge: Running, name: str) -> None:
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("column", "stands"), [("subject", True), ("two\nlines", False), ("two\tparts", False)])
+def test_no_column_breaks_a_header(
+    edge_of: Callable[..., Any], make_bundle: MakeBundle, tmp_path: Path, column: str, stands: bool
+) -> None:
+    bundle = make_bundle(tmp_path / "odd", name="odd", columns=(column, "body"))
+    with edge_of({"odd": entry(bundle)}) as running:
+        told = requests.post(f"{running.address}/models/odd", json={"inputs": {"body": "a"}}, timeout=60)
+    message = told.json()["error"]["message"]
+    assert (told.status_code, message) == (422, f"inputs[0].{column}: missing")
+    assert told.headers.get("x-error-message") == (message if stands else None)
 
 
 @pytest.mark.parametrize(

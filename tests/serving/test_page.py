@@ -10,6 +10,7 @@ import pytest
 
 from serving.keys import Keys
 from serving.recipe import Serve
+from tests.serving import test_tables
 from tests.serving.browser import CHROMIUM, CONTROL, Page, browser
 from tests.serving.conftest import LABELS, Running, entry
 from tests.serving.test_completions import writers
@@ -46,6 +47,7 @@ def edge(
         "find": written(folder / "find", SentenceSimilarity, tiny_base, "find"),
         "rank": written(folder / "rank", TextRanking, tiny_base, "rank"),
         **writers(folder, {"writer": "prompt"}),
+        "price": test_tables.made(folder)["price"],
     }
     with edge_of({name: entry(one, 3) for name, one in bundles.items()}, Serve()) as running:
         yield running
@@ -155,6 +157,40 @@ def test_a_text_is_written_as_it_comes(shown: Callable[[str], Page]) -> None:
     assert text(page, "#answer .read")
 
 
+@pytest.mark.parametrize("name", ["writer", "intent"])
+def test_an_answer_is_not_shown_under_another_model(shown: Callable[[str], Page], name: str) -> None:
+    """Whoever looks at another model before the answer is there sees nothing of it, and asks that one as ever."""
+    page = shown(name)
+    page.type("card")
+    page.value("(async () => { const asked = ask(new Event('submit')); show(models[1]); await asked; })()")
+    assert (text(page, "h1"), text(page, "#took")) == ("pair", "")
+    assert page.value("document.querySelector('#result').hidden && last === null && version === models[1].version")
+    page.value("(async () => { await ask(new Event('submit')); })()")
+    assert not page.value("document.querySelector('#result').hidden")
+
+
+def test_a_number_is_no_share_of_anything(shown: Callable[[str], Page]) -> None:
+    drawn = "drawn([{ label: 'price', score: 0.37 }], {}).querySelector('.share').textContent"
+    assert shown("price").value(drawn) == "0.3700"
+    assert shown("intent").value(drawn) == "37.0 %"
+
+
+def test_what_was_not_measured_is_not_shown(shown: Callable[[str], Page]) -> None:
+    page = shown("intent")
+    page.value(
+        "model.metrics = { 'test/accuracy': null, 'test/f1': 0.5 };"
+        "model.baselines = { majority: { 'test/f1': null }, tfidf: { 'test/f1': 0.25 } }; measured()"
+    )
+    assert (texts(page, "#metrics dt"), texts(page, "#metrics dd")) == (["f1"], ["0.500  (baselines: tfidf 0.250)"])
+
+
+def test_an_address_that_names_no_model_shows_the_first(page: Page, edge: Running) -> None:
+    for name in ("%", "nobody", ""):
+        page.open(f"{edge.address}/#{name}")
+        page.until(SHOWN)
+        assert (text(page, "h1"), text(page, "#problem")) == ("intent", "")
+
+
 def test_live_figures_come_from_the_metrics(shown: Callable[[str], Page]) -> None:
     page = shown("intent")
     page.until("document.querySelector('#live-title').textContent === 'Live: all requests'")
@@ -216,6 +252,9 @@ def test_it_fits_a_phone(shown: Callable[[str], Page]) -> None:
     page.press("Enter", CONTROL)
     page.until(ANSWERED)
     assert page.value("document.documentElement.scrollWidth") <= 360
+    for lines in ("#curl", "#python"):
+        fits = f"(one => one.scrollWidth <= one.clientWidth)(document.querySelector('{lines}'))"
+        assert page.value(fits), "what is to be copied can be read without scrolling sideways"
     page.call("Emulation.clearDeviceMetricsOverride")
 
 
@@ -258,3 +297,20 @@ def test_a_key_is_asked_for_and_metrics_only_of_who_may_read_them(
         assert text(page, "#live-title") == "Live: your requests"
         assert "Bearer KEY" in text(page, "#curl") and "right" not in text(page, "body")
     page.complaints.clear()  # 401 for what was asked without a key, 403 for the metrics
+
+
+def test_a_key_that_is_known_and_may_not_ask_is_told_so(
+    page: Page, edge_of: Callable[..., Any], bundle: Bundle, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"watch:{hashlib.sha256(b'right').hexdigest()} actions=admin\n")
+    with edge_of({"intent": entry(bundle)}, Serve(), Keys(path)) as running:
+        page.open(running.address)
+        page.until("document.activeElement?.id === 'key'")
+        for key, told in (("wrong", "not known here"), ("right", "may not ask models")):
+            page.value("document.querySelector('#key').value = ''; document.querySelector('#key').focus()")
+            page.type(key)
+            page.press("Enter")
+            page.until(f"document.querySelector('#problem').textContent.includes({json.dumps(told)})")
+            assert not page.value("document.querySelector('#door').hidden")
+    page.complaints.clear()

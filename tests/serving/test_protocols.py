@@ -84,12 +84,32 @@ def test_openai_gets_fewer_dimensions(client: openai.OpenAI, predicted: dict[str
         client.embeddings.create(model="find", input="a", dimensions=33)
 
 
+def test_openai_may_ask_behind_the_address_of_a_model(edge: Running, predicted: dict[str, list[Any]]) -> None:
+    """As text-embeddings-inference has it, which knows one model and reads no name."""
+    behind = openai.OpenAI(base_url=f"{edge.address}/models/find/v1", api_key="none", max_retries=0)
+    told = behind.embeddings.create(model="text-embeddings-inference", input=TEXTS, encoding_format="float")
+    np.testing.assert_allclose([one.embedding for one in told.data], predicted["find"], atol=1e-5)
+    assert told.model == "find"
+    assert len(post(edge, "/models/find/v1/embeddings", {"input": "a"})["data"]) == 1
+    with pytest.raises(openai.UnprocessableEntityError, match="ask it at /models/intent") as refused:
+        behind.with_options(base_url=f"{edge.address}/models/intent/v1").embeddings.create(model="any", input=SECRET)
+    assert refused.value.type == "invalid_request_error"
+    nonsense: list[Any] = [[], "a"]
+    for body in nonsense:
+        assert requests.post(f"{edge.address}/models/find/v1/embeddings", json=body, timeout=60).status_code == 422
+    paths = requests.get(f"{edge.address}/openapi.json", timeout=60).json()["paths"]
+    asked = paths["/models/find/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert asked["required"] == ["input"] and "model" in asked["properties"]
+    assert "/models/intent/v1/embeddings" not in paths
+
+
 @pytest.mark.parametrize(
     ("body", "error", "message"),
     [
         ({"model": "nobody", "input": SECRET}, openai.NotFoundError, "no model of this name"),
         ({"model": "intent", "input": SECRET}, openai.UnprocessableEntityError, "ask it at /models/intent"),
         ({"model": "find", "input": [SECRET, 7]}, openai.UnprocessableEntityError, "input: a string or a list"),
+        ({"model": "find", "input": []}, openai.UnprocessableEntityError, "input: a string .*, at least one"),
         ({"model": "find", "input": [SECRET] * 17}, openai.APIStatusError, "17 were sent; 16 are allowed"),
         ({"model": "find", "input": SECRET, "dimensions": 0}, openai.UnprocessableEntityError, "dimensions"),
         ({"model": "find", "input": SECRET, "encoding_format": "int8"}, openai.UnprocessableEntityError, "encoding"),
@@ -126,7 +146,8 @@ def test_tei_predicts(edge: Running, predicted: dict[str, list[Any]]) -> None:
 
 def test_tei_embeds_compares_and_ranks(edge: Running, predicted: dict[str, list[Any]]) -> None:
     np.testing.assert_allclose(post(edge, "/models/find/embed", {"inputs": TEXTS}), predicted["find"], atol=1e-5)
-    assert len(post(edge, "/models/find/embed", {"inputs": TEXTS[0], "normalize": True})) == 1
+    for where in ({}, {"truncation_direction": "Right"}, {"truncation_direction": "right"}):
+        assert len(post(edge, "/models/find/embed", {"inputs": TEXTS[0], "normalize": True, **where})) == 1
     asked = {"source_sentence": "my card is lost", "sentences": ARTICLES}
     near = post(edge, "/models/find/similarity", {"inputs": asked})
     assert near == pytest.approx(post(edge, "/models/find", {"inputs": asked}), abs=1e-5)
@@ -140,7 +161,9 @@ def test_tei_tells_what_it_is(edge: Running) -> None:
     assert set(told["model_type"]["classifier"]["label2id"]) == set(LABELS)
     assert (told["model_id"], told["model_sha"], told["max_client_batch_size"]) == ("intent", "3", 16)
     assert requests.get(f"{edge.address}/models/find/info", timeout=60).json()["model_type"].keys() == {"embedding"}
-    assert requests.get(f"{edge.address}/health", timeout=60).status_code == 200
+    for path in ("/health", "/models/intent/health", "/models/find/health"):
+        assert requests.get(f"{edge.address}{path}", timeout=60).status_code == 200
+    assert requests.get(f"{edge.address}/models/nobody/health", timeout=60).status_code == 404
 
 
 def test_tei_asks_the_only_model_at_the_root(edge_of: Callable[..., Any], bundles: dict[str, Bundle]) -> None:
@@ -155,6 +178,8 @@ def test_tei_asks_the_only_model_at_the_root(edge_of: Callable[..., Any], bundle
         ("/models/intent/embed", {"inputs": SECRET}, "does text-classification"),
         ("/models/find/embed", {"inputs": SECRET, "normalize": False}, "normalize: this model does not do that"),
         ("/models/find/embed", {"inputs": {SECRET: 1}}, "inputs: a string or a list"),
+        ("/models/find/embed", {"inputs": SECRET, "truncation_direction": "Left"}, "truncation_direction: this"),
+        ("/models/find/similarity", {"inputs": {"source_sentence": SECRET, "sentences": []}}, "source_sentence and"),
         ("/models/intent/predict", {"inputs": SECRET, "raw_scores": True}, "raw_scores"),
         ("/models/intent/predict", {"inputs": [[SECRET, "b", "c"]]}, r"inputs\[0\]: this model reads 1 texts, not 3"),
         ("/models/rank/rerank", {"query": SECRET, "texts": []}, "texts: a list of strings"),
@@ -202,6 +227,66 @@ def test_triton_asks(tensors: triton.InferenceServerClient, predicted: dict[str,
     assert [answer[0]["label"] for answer in whole] == labels
     vectors = tensors.infer("find", [tensor("any", TEXTS, binary=binary)]).as_numpy("embedding")
     np.testing.assert_allclose(vectors, predicted["find"], atol=1e-5)
+
+
+def test_triton_is_told_of_every_tensor_and_gets_those_it_asks_for(tensors: triton.InferenceServerClient) -> None:
+    for model, expected in {
+        "intent": [("answer", "BYTES", [-1]), ("label", "BYTES", [-1]), ("score", "FP32", [-1])],
+        "find": [("answer", "BYTES", [-1]), ("embedding", "FP32", [-1, -1])],
+        "rank": [("answer", "BYTES", [-1])],
+    }.items():
+        told = tensors.get_model_metadata(model)["outputs"]
+        assert [(one["name"], one["datatype"], one["shape"]) for one in told] == expected
+    asked = [tensor("text", TEXTS, binary=True)]
+    for names in (["score"], ["score", "answer"]):
+        got = tensors.infer("intent", asked, outputs=[triton.InferRequestedOutput(name) for name in names])
+        assert {one["name"] for one in got.get_response()["outputs"]} == set(names)
+        assert got.as_numpy("score").shape == (len(TEXTS),)
+    every = tensors.infer("intent", asked).get_response()["outputs"]
+    assert [one["name"] for one in every] == ["answer", "label", "score"]
+    with pytest.raises(InferenceServerException, match="the tensors of this model are answer, label, score"):
+        tensors.infer("intent", asked, outputs=[triton.InferRequestedOutput(SECRET)])
+
+
+def test_triton_gets_an_empty_label_for_what_a_model_abstains_from(
+    tensors: triton.InferenceServerClient, predicted: dict[str, list[Any]]
+) -> None:
+    best = np.array([answer[0]["score"] for answer in predicted["intent"]])
+    bound = float(np.median(best))
+    told = tensors.infer("intent", [tensor("text", TEXTS, binary=True)], parameters={"abstain_below": bound + 1e-4})
+    labels = [str(one) for one in told.as_numpy("label")]
+    assert 0 < labels.count("") < len(TEXTS)
+    assert labels == [answer[0]["label"] if answer[0]["score"] > bound + 1e-4 else "" for answer in predicted["intent"]]
+    scores = [score if score > bound + 1e-4 else 0 for score in best]
+    np.testing.assert_allclose(told.as_numpy("score"), scores, atol=1e-5)
+    assert [json.loads(one) for one in told.as_numpy("answer")].count([]) == labels.count("")
+
+
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [
+        ({"shape": [2], "data": ["a", "b"]}, 200),
+        ({"shape": [2, 1], "data": ["a", "b"]}, 200),
+        ({"shape": [2, 1], "data": [["a"], ["b"]]}, 200),
+        ({"shape": [2.0], "data": ["a", "b"]}, 200),
+        ({"data": ["a", "b"]}, 200),
+        ({"shape": [1, 2], "data": ["a", "b"]}, 422),
+        ({"shape": [7], "data": ["a"]}, 422),
+        ({"shape": [-1], "data": ["a"]}, 422),
+        ({"shape": [], "data": ["a"]}, 422),
+        ({"shape": [2, 2], "data": ["a", "b"]}, 422),
+        ({"datatype": "FP32", "shape": [1], "data": ["a"]}, 422),
+        ({"datatype": "INT64", "shape": [1], "data": [3]}, 200),
+    ],
+)
+def test_a_tensor_is_what_it_says(edge: Running, told: dict[str, Any], status: int) -> None:
+    asked = {"inputs": [{"name": "text", "datatype": "BYTES", **told}]}
+    answer = requests.post(f"{edge.address}/v2/models/intent/infer", json=asked, timeout=60)
+    assert answer.status_code == status, answer.text
+    if status == 200:
+        assert [one["shape"] for one in answer.json()["outputs"]] == [[len(told["data"])]] * 3
+    else:
+        assert "shape of a tensor" in answer.text or "what is no number" in answer.text
 
 
 def test_triton_names_columns(tensors: triton.InferenceServerClient, edge: Running) -> None:

@@ -79,7 +79,16 @@ def test_passages_are_ranked(edge: Running) -> None:
 
 def test_what_cannot_be_answered_is_refused(edge: Running) -> None:
     for model, inputs, message in [
-        ("find", {"source_sentence": "a", "sentences": "b"}, "inputs[0].sentences: a list of strings is needed"),
+        (
+            "find",
+            {"source_sentence": "a", "sentences": "b"},
+            "inputs[0].sentences: a list of strings is needed, at least one",
+        ),
+        (
+            "find",
+            {"source_sentence": "a", "sentences": []},
+            "inputs[0].sentences: a list of strings is needed, at least one",
+        ),
         ("find", {"source_sentence": "a", "sentences": ["\ud800"]}, "inputs[0]: not valid Unicode text"),
         ("rank", "a", "inputs[0]: an object with query and texts is needed, not str"),
         ("rank", {"query": "a", "texts": []}, "inputs[0].texts: a list of strings is needed"),

@@ -253,7 +253,7 @@ def test_room_is_given_back_where_nothing_is_written(running: Running, monkeypat
     def refuse(rows: Any) -> Any:
         raise UserError("it cannot be read")
 
-    monkeypatch.setattr(served.predictor.task, "encode", refuse)
+    monkeypatch.setattr(served.predictor.task, "encode_asked", refuse)
     asyncio.run(unread())
 
 

@@ -60,7 +60,7 @@ def measure(bundle: Bundle, rows: list[Row]) -> dict[str, float]:
     task = bundle.task()
     column = bundle.info["recipe"].get("model", {}).get("target")
     targets = [_target(task, column, number, row) if task.has_targets else None for number, row in enumerate(rows, 1)]
-    examples = task.encode(task.rows(rows))
+    examples = task.encode(task.rows(task.as_asked(rows)))
     if task.has_targets:
         examples = [{**example, "target": target} for example, target in zip(examples, targets, strict=True)]
     model = bundle.model(task).to("cuda" if torch.cuda.is_available() else "cpu")

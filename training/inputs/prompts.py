@@ -4,7 +4,6 @@ A prompt is the text of some columns, or a conversation that goes through the ch
 answer become tokens apart, so that the first token of an answer is the same whatever stands before it.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from jinja2 import TemplateError
 from transformers import GenerationConfig
 
-from cluster.errors import UserError
+from cluster.errors import LongPromptError, UserError
 from training.inputs.cells import spelled
+from training.inputs.conversations import CONVERSATION, SPOKEN, UNFIT, Message, conversation, listed, said, unanswered
 from training.inputs.text import Tokens, as_row, in_form, longest_input, open_tokenizer, row_schema
 from training.recipe import Model
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Format = Literal["prompt", "chat"]
-Message = dict[str, str]
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
@@ -101,6 +100,10 @@ class Prompts(ABC):
             UserError: it has the wrong type or lacks a column; says which, never its content.
         """
 
+    def as_asked(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row of a table as the input of a request: without what only tables spell so, and without its answer."""
+        return row
+
     @abstractmethod
     def text(self, row: Mapping[str, Any]) -> str:
         """What a person reads of a prompt."""
@@ -126,6 +129,26 @@ class Prompts(ABC):
         """The tokens of each prompt, cut to what leaves room for an answer."""
         return [self.cut(tokens, tokens) for tokens in self.read(rows)]
 
+    def whole(self, rows: Sequence[Mapping[str, Any]]) -> list[Tokens]:
+        """The tokens of each prompt.
+
+        Raises:
+            LongPromptError: one has more than leave room for an answer.
+        """
+        prompts = self.read(rows)
+        for place, tokens in enumerate(prompts, 1):
+            if len(tokens) > self.room:
+                raise LongPromptError(
+                    f"prompt {place} of {len(prompts)} has {len(tokens)} tokens; this model reads {self.room}, and "
+                    f"writes up to {self.max_new_tokens} more: shorten it"
+                )
+        return prompts
+
+    @property
+    def room(self) -> int:
+        """Tokens that a prompt may have."""
+        return self.max_length - self.max_new_tokens
+
     def target(self, row: Mapping[str, Any], cell: Any) -> dict[str, Any]:
         """:meth:`answer`, cut to ``max_new_tokens``."""
         answer = self.answer(row, cell)
@@ -135,11 +158,10 @@ class Prompts(ABC):
 
     def cut(self, values: Tokens, tokens: Tokens) -> Tokens:
         """What is kept of ``values``, one for each of a prompt's ``tokens``: its end, and the token that opens it."""
-        room = self.max_length - self.max_new_tokens
-        if len(tokens) <= room:
+        if len(tokens) <= self.room:
             return values
         opening = int(tokens[0] == self.tokenizer.bos_token_id)
-        return values[:opening] + values[len(tokens) - room + opening :]
+        return values[:opening] + values[len(tokens) - self.room + opening :]
 
     def ended(self, ids: Tokens) -> Tokens:
         """``ids`` up to the first token that ends an answer, or with one behind them."""
@@ -192,9 +214,10 @@ class TextPrompts(Prompts):
 class ChatPrompts(Prompts):
     """A prompt is a conversation: a list of messages with ``role`` and ``content``, or a text, which is one message.
 
-    A last message of the assistant is no part of the question: it is the answer. Where the target is a column of its
-    own, it holds the answer's text, or messages of which the last is the answer. Every turn of the assistant is
-    learned, those before the answer too.
+    In a table a text may also be JSON of messages, and a last message of the assistant is no part of the question: it
+    is the answer. Where the target is a column of its own, it holds the answer's text, or messages of which the last is
+    the answer. Every turn of the assistant is learned, those before the answer too. Of what is asked nothing is read as
+    anything else than it was sent: a text is what a user says, whatever stands in it.
     """
 
     format: ClassVar[Format] = "chat"
@@ -218,22 +241,29 @@ class ChatPrompts(Prompts):
             raise UserError(
                 f"inputs[{index}]: a string, a list of messages or an object with '{self.column}' is needed"
             )
+        where, value = f"inputs[{index}].{self.column}", row[self.column]
+        if value is None:
+            return row
+        messages = [said(value)] if isinstance(value, str) else conversation(value, where)
         try:
-            self._render(self._question(row), opened=True)
+            self._render(self._messages(messages), opened=True)
         except UserError as error:
-            raise UserError(f"inputs[{index}].{self.column}: {error}") from None
-        return row
+            raise UserError(f"{where}: {error}") from None
+        return {**row, self.column: messages}
+
+    def as_asked(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        cell = row.get(self.column)
+        messages = listed(cell) if isinstance(cell, str) else cell
+        if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+            return row
+        bare = [{name: message[name] for name in SPOKEN if name in message} for message in messages]
+        return {**row, self.column: unanswered(bare) or None}
 
     def text(self, row: Mapping[str, Any]) -> str:
         return "\n".join(f"{message['role']}: {message['content']}" for message in self._question(row))
 
     def schema(self) -> dict[str, Any]:
-        message = {
-            "type": "object",
-            "properties": {"role": {"type": "string"}, "content": {"type": ["string", "null"]}},
-            "required": ["role"],
-        }
-        value = {"anyOf": [{"type": "string"}, {"type": "array", "items": message}]}
+        value = {"anyOf": [{"type": "string"}, CONVERSATION]}
         cell = {"anyOf": [*value["anyOf"], {"type": "null"}]}  # a row's missing prompt is an empty one
         row = {"type": "object", "properties": {self.column: cell}, "required": [self.column]}
         return {"anyOf": [*value["anyOf"], row]}
@@ -267,8 +297,7 @@ class ChatPrompts(Prompts):
         return self._render(self._question(row), opened=True)
 
     def _question(self, row: Mapping[str, Any]) -> list[Message]:
-        messages = self._messages(row[self.column])
-        return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+        return unanswered(self._messages(row[self.column]))
 
     def _messages(self, value: Any) -> list[Message]:
         """A cell as messages; texts in the Unicode form of the training rows.
@@ -279,7 +308,7 @@ class ChatPrompts(Prompts):
         if value is None:
             return []
         if isinstance(value, str):
-            value = _listed(value)
+            value = listed(value)
         if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
             raise UserError("a list of messages with 'role' and 'content' is needed")
         messages = []
@@ -297,7 +326,7 @@ class ChatPrompts(Prompts):
         try:
             return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opened))
         except TemplateError:
-            raise UserError("the model's chat template takes no such order of roles") from None
+            raise UserError(UNFIT) from None
 
 
 FORMATS: dict[str, type[Prompts]] = {prompts.format: prompts for prompts in (TextPrompts, ChatPrompts)}
@@ -327,15 +356,3 @@ def end_tokens(base: Path, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
         named = GenerationConfig.from_pretrained(base).eos_token_id
     others = named if isinstance(named, list) else [named]
     return list(dict.fromkeys([own, *(one for one in others if one is not None)]))
-
-
-def _listed(text: str) -> Any:
-    """A cell that is a text: JSON of messages, as a CSV file holds them, or what the user says."""
-    if text.lstrip().startswith("["):
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = None
-        if isinstance(value, list) and value and all(isinstance(one, dict) and "role" in one for one in value):
-            return value
-    return [{"role": "user", "content": text}]

@@ -193,8 +193,8 @@ class SentenceSimilarity(Task):
         source, sentences = value["source_sentence"], value.get("sentences")
         if not isinstance(source, str):
             raise UserError(f"inputs[{index}].source_sentence: a string is needed, not {type(source).__name__}")
-        if not isinstance(sentences, list) or not all(isinstance(one, str) for one in sentences):
-            raise UserError(f"inputs[{index}].sentences: a list of strings is needed")
+        if not isinstance(sentences, list) or not sentences or not all(isinstance(one, str) for one in sentences):
+            raise UserError(f"inputs[{index}].sentences: a list of strings is needed, at least one")
         told = {**value, "source_sentence": in_form(source, form)}
         return {**told, "sentences": [in_form(sentence, form) for sentence in sentences]}
 
@@ -327,7 +327,7 @@ class SentenceSimilarity(Task):
 
     def signature(self) -> dict[str, Any]:
         text, number = {"type": "string"}, {"type": "number"}
-        compared = {"source_sentence": text, "sentences": {"type": "array", "items": text}}
+        compared = {"source_sentence": text, "sentences": {"type": "array", "items": text, "minItems": 1}}
         columns = dict.fromkeys([*self.pairs.query.columns, *self.pairs.passage.columns], CELL)
         either = [{"required": list(reader.columns)} for reader in (self.pairs.query, self.pairs.passage)]
         yes = {"type": "boolean", "const": True}

@@ -198,6 +198,10 @@ class Task(ABC):
                 its content.
         """
 
+    def as_asked(self, rows: Sequence[Row]) -> Sequence[Any]:
+        """Rows of a table as request inputs. What only a table spells as a text is read here."""
+        return rows
+
     def apart(self, row: Row, most: int) -> list[Row]:
         """A row of many texts that are read one by one as several rows, each of at most so many of them."""
         return [row]
@@ -218,6 +222,14 @@ class Task(ABC):
         Raises:
             UnreadableError: of ``training/inputs/media.py``: a file that a row names or holds cannot be read.
         """
+
+    def encode_asked(self, rows: Sequence[Row]) -> list[Example]:
+        """:meth:`encode` for somebody who waits for the answers, and is told where one would be to something else.
+
+        Raises:
+            UserError: an input cannot be read whole, and its answer would be another's; says which.
+        """
+        return self.encode(rows)
 
     @abstractmethod
     def encode_target(self, row: Row) -> Any:

@@ -73,10 +73,9 @@ class TextGeneration(TextWriter):
         rows = [row for table in splits.values() for row in table.to_pylist()]
         answers = [len(prompts.answer(row, row[model.named_target])["ids"]) for row in rows]
         prompts.max_new_tokens = answer_length(options.max_new_tokens, answers, prompts.max_length)
-        room = prompts.max_length - prompts.max_new_tokens
-        longer = sum(len(tokens) > room for tokens in prompts.read(rows))
+        longer = sum(len(tokens) > prompts.room for tokens in prompts.read(rows))
         if longer:
-            say(f"{longer} of {len(rows)} prompts have more than {room} tokens; their beginning is cut")
+            say(f"{longer} of {len(rows)} prompts have more than {prompts.room} tokens; their beginning is cut")
         return cls(prompts, model.named_target)
 
     @classmethod
@@ -91,11 +90,17 @@ class TextGeneration(TextWriter):
     def rows(self, inputs: Sequence[Any]) -> list[Row]:
         return [self.prompts.row(index, value) for index, value in enumerate(inputs)]
 
+    def as_asked(self, rows: Sequence[Row]) -> Sequence[Any]:
+        return [self.prompts.as_asked(row) for row in rows]
+
     def text(self, row: Row) -> str:
         return self.prompts.text(row)
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         return [{"input_ids": tokens} for tokens in self.prompts.prompts(rows)]
+
+    def encode_asked(self, rows: Sequence[Row]) -> list[Example]:
+        return [{"input_ids": tokens} for tokens in self.prompts.whole(rows)]
 
     def encode_target(self, row: Row) -> Any:
         return self.prompts.target(row, row[self.target])

@@ -181,7 +181,15 @@ def test_wrong_conversations_are_named_by_place_and_never_quoted(tokenizer: PreT
     wrong: list[tuple[Any, str]] = [
         (3, r"inputs\[1\]: a string, a list of messages or an object with 'messages' is needed"),
         ([{"role": "user"}, 4], r"inputs\[1\]\.messages: a list of messages"),
-        ([{"content": "secret"}], r"inputs\[1\]\.messages: message 0 needs a 'role' and a 'content'"),
+        ([{"content": "secret"}], r"inputs\[1\]\.messages\[0\]: a 'role' and a 'content', both strings, are needed"),
+        ([], r"inputs\[1\]\.messages: a list of messages with 'role' and 'content' is needed, at least one"),
+        (CONVERSATION, r"inputs\[1\]\.messages\[3\]: the last message is the assistant's"),
+        ([{"role": "tool", "content": "a", "tool_call_id": "secret"}], r"messages\[0\]\.tool_call_id: this model does"),
+        (
+            [{"role": "user", "content": "a", "secret": 1}],
+            r"messages\[0\]: only role and content may stand in a message",
+        ),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], r"messages\[0\]\.content\[0\]: a part of the type"),
         ("secret", r"inputs\[1\]\.messages: the model's chat template takes no such order of roles$"),
     ]
     for value, message in wrong:

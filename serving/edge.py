@@ -312,9 +312,8 @@ def _check_parameters(served: Served, parameters: Mapping[str, Any]) -> None:
 
 def _error(refused: RefusalError, request: Request) -> Response:
     headers = refused.headers
-    if (
-        refused.message.isascii() and refused.message.isprintable()
-    ):  # where huggingface_hub looks first for what to show
+    # Where huggingface_hub looks first for what to show. HAProxy drops an answer whose headers hold a line break.
+    if refused.message.isascii() and refused.message.isprintable():
         headers = (*headers, ("x-error-message", refused.message))
     content = body_of(request.path, refused, request.request_id)
     return Response(refused.status, write_json(content), headers=headers)

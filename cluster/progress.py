@@ -87,7 +87,8 @@ class Progress:
         self._rate: float | None = None
         self._stream = stream or sys.stderr
         self._began = time.monotonic()
-        self._shown_at, self._shown_done, self._shown = -math.inf, start, ""
+        self._shown_at, self._shown_done = -math.inf, start
+        self._shown: tuple[Any, ...] = ()
         self._live: _LiveLine | None = None
 
     def __enter__(self) -> "Progress":
@@ -102,7 +103,7 @@ class Progress:
         line = self.line(time.monotonic())
         if self._live:
             self._live.close(line)
-        elif self.done > self._start and line != self._shown:
+        elif self.done > self._start and self._state() != self._shown:
             self._print(line)  # the last state is always shown, also that of work that failed
 
     def advance(self, amount: int = 1, **values: Any) -> None:
@@ -152,8 +153,12 @@ class Progress:
         waited = at - self._shown_at
         return waited >= PLAIN_SECONDS or (share >= PLAIN_SHARE and waited >= PLAIN_SECONDS / 5)
 
+    def _state(self) -> tuple[Any, ...]:
+        """What a line tells, but for the time."""
+        return self.done, self.total, dict(self.values)
+
     def _print(self, line: str) -> None:
-        self._shown = line
+        self._shown = self._state()
         _write(self._stream, line)
 
 

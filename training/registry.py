@@ -267,14 +267,23 @@ def commanded(words: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _row(version: Any, aliases: Mapping[str, str]) -> dict[str, Any]:
+    folder = artifacts.kept_folder(version)
     return {
         "name": version.name,
         "version": int(version.version),
         "aliases": sorted(alias for alias, number in aliases.items() if int(number) == int(version.version)),
-        "bundle": str(artifacts.kept_folder(version) or version.source),
+        **_judged(folder),
+        "bundle": str(folder or version.source),
         "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
         "run_id": version.run_id,
     }
+
+
+def _judged(folder: Path | None) -> dict[str, Any]:
+    """The metric by which a bundle is judged, and its value; nothing of one that lies elsewhere."""
+    info = read_json(folder / "bundle.json") if folder else {}
+    headline = info.get("data", {}).get("headline")
+    return {"judged_by": headline, "value": info.get("metrics", {}).get(headline)}
 
 
 def _versions(client: "MlflowClient", name: str) -> list[Any]:

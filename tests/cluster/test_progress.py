@@ -84,3 +84,10 @@ def test_work_that_cannot_tell_how_far_it_has_come_says_that_it_goes_on(wait_unt
         with heartbeat("fusing 8 rows"):
             pass
         assert told.getvalue().splitlines() == lines, "of what is done at once nothing is said"
+
+
+def test_the_last_state_is_told_once() -> None:
+    stream = io.StringIO()
+    with Progress("predicting", total=2, unit="rows", stream=stream) as bar:
+        bar.update(done=2)
+    assert stream.getvalue().count("predicting 100 %") == 1

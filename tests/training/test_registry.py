@@ -360,3 +360,12 @@ def test_a_tracking_server_keeps_a_copy_of_the_bundle(
         os.killpg(server.pid, 15)
         server.wait(30)
         log.close()
+
+
+def test_versions_are_listed_with_what_they_are_judged_by(home: Path) -> None:
+    plain, judged = versions_in(home, 2)
+    info = judged.info | {"data": {"headline": "test/mae"}, "metrics": {"test/rmse": 0.7, "test/mae": 0.5}}
+    write_json(judged.folder / "bundle.json", info)
+    for bundle in (plain, Bundle(judged.folder, info)):
+        registry.register(bundle, None)
+    assert [(row["judged_by"], row["value"]) for row in registry.models()] == [("test/mae", 0.5), (None, None)]

@@ -140,7 +140,7 @@ def infer(body: Body, served: Served) -> Call:
         raise MalformedError("only id, parameters, inputs and outputs may stand in the body")
     whole_characters(body.get("id"), "id")
     whole_characters(parameters, "parameters")
-    wanted = _wanted(body.get("outputs"), served)
+    wanted = _wanted(body.get("outputs", []), served)
     columns: dict[str, list[Any]] = {}
     for tensor in _tensors(body):
         _check(tensor)
@@ -163,10 +163,12 @@ def _wanted(outputs: Any, served: Served) -> list[str]:
         MalformedError: they are no list of tensors.
         RefusalError: 400, one is none that the model has.
     """
-    if not isinstance(outputs or [], list) or not all(isinstance(one, dict) for one in outputs or ()):
+    if not isinstance(outputs, list) or not all(isinstance(one, dict) for one in outputs):
         raise MalformedError("outputs: a list of objects is needed")
+    if not all(isinstance(one.get("parameters", {}), dict) for one in outputs):
+        raise MalformedError("outputs: the parameters of a tensor must be an object")
     known = [name for name, _ in output_tensors(served)]
-    names = [one.get("name") for one in outputs or ()]
+    names = [one.get("name") for one in outputs]
     if not all(name in known for name in names):
         raise RefusalError(400, "unknown_output", f"outputs: the tensors of this model are {', '.join(known)}")
     return names or known
@@ -303,7 +305,8 @@ def paths(served: Served, max_items: int) -> Paths:
     count = max(1, len(columns))
     tensors = {"type": "array", "items": tensor, "minItems": 1, "maxItems": count}
     parameters = served.predictor.signature["parameters"]
-    wanted = {"type": "array", "items": {"type": "object"}}
+    named = {"name": {"enum": [name for name, _ in output_tensors(served)]}, "parameters": {"type": "object"}}
+    wanted = {"type": "array", "items": {"type": "object", "properties": named, "required": ["name"]}}
     body = described.an_object({"inputs": tensors}, {"id": TEXT, "parameters": parameters, "outputs": wanted})
     answer = {"type": "object", "required": ["model_name", "model_version", "outputs"]}
     told = "Tensors named like the model's columns, one value of each row in each."

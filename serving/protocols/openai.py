@@ -66,11 +66,9 @@ def embeddings(body: Body, served: Served) -> Call:
         raise MalformedError(f"only {', '.join(sorted(EMBEDDINGS))} may stand in the body, not {len(unknown)} others")
     if "input" not in body or not isinstance(body.get("user", ""), str):
         raise MalformedError("input must be there; user, where it is, a string")
-    form, dimensions = body.get("encoding_format"), body.get("dimensions")
+    form, dimensions = body.get("encoding_format"), _whole(body, "dimensions", None, least=1)
     if form not in (None, "float", "base64"):
         raise MalformedError("encoding_format: float or base64 is needed")
-    if dimensions is not None and (isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 1):
-        raise MalformedError("dimensions: a whole number from 1 up is needed")
     inputs = _some(body["input"], "input")
     write = functools.partial(_write, model=served.name, compact=form == "base64", dimensions=dimensions)
     return Call(list(inputs), EMPTY, write)
@@ -304,7 +302,7 @@ def paths(models: Mapping[str, Served], max_items: int) -> Paths:
         there[f"{PREFIX}{path}"] = {"post": _described(task, body, answered)}
     for name, one in models.items():
         for path, (task, body, answered) in _asked([one], max_items):
-            anyone = {**body, "properties": body["properties"] | {"model": TEXT}}
+            anyone = {**body, "properties": body["properties"] | {"model": {}}}
             unnamed = {**anyone, "required": [field for field in body["required"] if field != "model"]}
             there[f"/models/{name}{PREFIX}{path}"] = {"post": _described(task, unnamed, answered)}
     return there

@@ -180,9 +180,10 @@ def test_triton_asks_what_labels_and_what_embeds(server: Server) -> None:
 
 # --- whoever reads the document ---------------------------------------------------------------------------------------
 
-UNSAID = "^(/v2/models/(?!intent/)[^/]+/infer|/models/(hourly|pictures|price|quality))$"
-"""Where a schema cannot say all: that tensors have other names and equally many values, that a string is a number or a
-moment, that bytes are a picture. What the document allows there may still be refused."""
+UNSAID = "^(/v2/models/[^/]+/infer|/models/(chat|hourly|pictures|price|prompt|quality)|.*/completions)$"
+"""Where a schema cannot say all: that tensors have other names and equally many values, as their shapes say,
+that a string is a number or a moment, that bytes are a picture, how many tokens a
+prompt has and how many texts are wanted in all. What the document allows there may still be refused."""
 CONFIGURATION = f"""
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 403, 404, 405, 406, 408, 409, 413, 415, 422, 428, 429]

@@ -77,6 +77,8 @@ def test_openai_gets_vectors(client: openai.OpenAI, predicted: dict[str, list[An
 
 
 def test_openai_gets_fewer_dimensions(client: openai.OpenAI, predicted: dict[str, list[Any]]) -> None:
+    whole: Any = 8.0  # which JSON does not tell from 8
+    assert len(client.embeddings.create(model="find", input=TEXTS[0], dimensions=whole).data[0].embedding) == 8
     (one,) = client.embeddings.create(model="find", input=TEXTS[0], dimensions=8).data
     first = np.array(predicted["find"][0][:8])
     np.testing.assert_allclose(one.embedding, first / np.linalg.norm(first), atol=1e-5)
@@ -229,7 +231,9 @@ def test_triton_asks(tensors: triton.InferenceServerClient, predicted: dict[str,
     np.testing.assert_allclose(vectors, predicted["find"], atol=1e-5)
 
 
-def test_triton_is_told_of_every_tensor_and_gets_those_it_asks_for(tensors: triton.InferenceServerClient) -> None:
+def test_triton_is_told_of_every_tensor_and_gets_those_it_asks_for(
+    tensors: triton.InferenceServerClient, edge: Running
+) -> None:
     for model, expected in {
         "intent": [("answer", "BYTES", [-1]), ("label", "BYTES", [-1]), ("score", "FP32", [-1])],
         "find": [("answer", "BYTES", [-1]), ("embedding", "FP32", [-1, -1])],
@@ -246,6 +250,11 @@ def test_triton_is_told_of_every_tensor_and_gets_those_it_asks_for(tensors: trit
     assert [one["name"] for one in every] == ["answer", "label", "score"]
     with pytest.raises(InferenceServerException, match="the tensors of this model are answer, label, score"):
         tensors.infer("intent", asked, outputs=[triton.InferRequestedOutput(SECRET)])
+    wrong: list[Any] = [{}, None, ["label"], "label"]
+    for outputs in wrong:
+        told = {"inputs": [{"name": "text", "data": ["a"]}], "outputs": outputs}
+        answer = requests.post(f"{edge.address}/v2/models/intent/infer", json=told, timeout=60)
+        assert (answer.status_code, answer.json()["error"]) == (422, "outputs: a list of objects is needed")
 
 
 def test_triton_gets_an_empty_label_for_what_a_model_abstains_from(

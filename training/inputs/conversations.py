@@ -14,6 +14,9 @@ SPOKEN = ("role", "content")
 OF_OTHERS = ("name", "tool_calls", "tool_call_id", "function_call", "refusal", "audio")
 """What a message may have elsewhere, and no model here reads."""
 
+NOTHING: list[Any] = [None, "", [], {}]
+"""What they may be, for clients that send every field they know."""
+
 UNFIT = "the model's chat template takes no such order of roles"
 
 _part = {
@@ -28,7 +31,12 @@ _said_of_one = {
 }
 CONVERSATION: dict[str, Any] = {
     "type": "array",
-    "items": {"type": "object", "properties": _said_of_one, "required": ["role"]},
+    "items": {
+        "type": "object",
+        "properties": _said_of_one,
+        "required": ["role"],
+        "additionalProperties": {"enum": NOTHING},
+    },
     "minItems": 1,
 }
 """The JSON Schema of what :func:`conversation` takes; that the last message is not the assistant's is not said."""
@@ -55,7 +63,7 @@ def conversation(value: Any, where: str) -> list[Message]:
 
 
 def _message(message: Mapping[str, Any], where: str) -> Message:
-    more = [name for name, value in message.items() if name not in SPOKEN and value not in (None, "", [], {})]
+    more = [name for name, value in message.items() if name not in SPOKEN and value not in NOTHING]
     for name in OF_OTHERS:
         if name in more:
             raise UserError(f"{where}.{name}: this model does not take that")

@@ -173,7 +173,7 @@ def paths(served: Served, max_items: int) -> Paths:
         "text-ranking": {
             "rerank": (
                 described.an_object(
-                    {"query": TEXT, "texts": {"type": "array", "items": TEXT, "minItems": 1}},
+                    {"query": TEXT, "texts": many | {"minItems": 1}},
                     {"raw_scores": {"type": "boolean"}, "return_text": {"type": "boolean"}, "truncate": YES_OR_NO},
                 ),
                 RANK,

@@ -180,10 +180,10 @@ def test_triton_asks_what_labels_and_what_embeds(server: Server) -> None:
 
 # --- whoever reads the document ---------------------------------------------------------------------------------------
 
-UNSAID = "^(/v2/models/[^/]+/infer|/models/(chat|hourly|pictures|price|prompt|quality)|.*/completions)$"
+UNSAID = "^(/v2/models/[^/]+/infer|/models/(chat|find|hourly|pictures|price|prompt|quality|rank)|.*/completions)$"
 """Where a schema cannot say all: that tensors have other names and equally many values, as their shapes say,
-that a string is a number or a moment, that bytes are a picture, how many tokens a
-prompt has and how many texts are wanted in all. What the document allows there may still be refused."""
+that a string is a number or a moment, that bytes are a picture, how many tokens a prompt has, how many texts are wanted
+in all and how many the inputs hold together. What the document allows there may still be refused."""
 CONFIGURATION = f"""
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 403, 404, 405, 406, 408, 409, 413, 415, 422, 428, 429]

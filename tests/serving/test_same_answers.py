@@ -25,6 +25,7 @@ from training.tasks.text_ranking import TextRanking
 
 ROWS = 1000
 AT_ONCE = 8
+PASSAGES = 20  # that a query is ranked with, each of which counts
 SIZES = (1, 3, 40, 125)  # rows in a request, in turn: batches then hold rows of several requests
 WITHIN = 1e-5
 Scores = dict[str, float]
@@ -55,7 +56,7 @@ def bundles(
 
 @pytest.fixture(scope="module")
 def edge(bundles: dict[str, Bundle], edge_of: Callable[..., Any]) -> Iterator[Running]:
-    options = Serve(max_items=max(SIZES), timeout_seconds=600)  # so that no machine is too slow to be asked
+    options = Serve(max_items=PASSAGES * max(SIZES), timeout_seconds=600)  # so that no machine is too slow to be asked
     with edge_of({name: entry(one) for name, one in bundles.items()}, options) as running:
         yield running
 
@@ -174,7 +175,7 @@ def test_vectors_are_the_same_in_every_form(edge: Running, bundles: dict[str, Bu
 
 
 def test_ranks_are_the_same_in_every_form(edge: Running, bundles: dict[str, Bundle]) -> None:
-    rows = [{"query": TEXTS[start], "texts": TEXTS[start : start + 20]} for start in range(0, ROWS, 20)]
+    rows = [{"query": TEXTS[start], "texts": TEXTS[start : start + PASSAGES]} for start in range(0, ROWS, PASSAGES)]
     expected = Predictor(bundles["rank"]).predict(rows)
 
     def hugging_face(part: Sequence[Any]) -> Any:
@@ -186,7 +187,7 @@ def test_ranks_are_the_same_in_every_form(edge: Running, bundles: dict[str, Bund
     for form in (hugging_face, tei):
         for got, wanted in zip(in_requests(rows, form), expected, strict=True):
             ours, theirs = ({one["index"]: one["score"] for one in answer} for answer in (got, wanted))
-            assert ours.keys() == theirs.keys() == set(range(20))
+            assert ours.keys() == theirs.keys() == set(range(PASSAGES))
             np.testing.assert_allclose(
-                [ours[place] for place in range(20)], [theirs[place] for place in range(20)], atol=WITHIN
+                [ours[place] for place in range(PASSAGES)], [theirs[place] for place in range(PASSAGES)], atol=WITHIN
             )

@@ -103,20 +103,27 @@ def _some(rejects: Sequence[Reject]) -> str:
 
 
 def _check_columns(file: Path, names: Collection[str], signature: Mapping[str, Any]) -> None:
-    """Refuses a file that lacks a column which a request may leave out: there, a wrong header would go unnoticed.
+    """Refuses a file that lacks a column which the model reads; also one that a request may leave out, for in a file a
+    wrong header would go unnoticed.
 
     Raises:
         UserError: naming the columns.
     """
     shapes = signature["input"].get("anyOf", [signature["input"]])
-    if any({"required", "anyOf"} & shape.keys() or shape.get("type") == "string" for shape in shapes):
-        return  # the model itself says what it lacks
-    lacking = [name for name in input_columns(signature) if name not in names]
+    needed = [columns for shape in shapes if "properties" in shape for columns in _needed(shape)]
+    lacking = min(([name for name in columns if name not in names] for columns in needed), key=len, default=[])
     if lacking:
         raise UserError(
             f"{file}: has no column {', '.join(lacking)}, which the model reads; it has "
             f"{', '.join(name for name in names if name != ROW)}. Add it, empty where nothing is known"
         )
+
+
+def _needed(shape: Mapping[str, Any]) -> list[list[str]]:
+    """The columns of a row of this shape, each way in which it may be whole."""
+    if "anyOf" in shape:
+        return [list(one["required"]) for one in shape["anyOf"]]
+    return [list(shape.get("required") or shape["properties"])]
 
 
 def _chunks(paths: Sequence[str], most: int) -> Iterator[pa.Table]:

@@ -13,7 +13,11 @@ from cluster.errors import UserError
 from training.data.table import read_table
 from training.inputs import media
 
-READS_TEXT = {"input": {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"text": {}, "when": {}}}]}}
+READS_TEXT = {
+    "input": {
+        "anyOf": [{"type": "string"}, {"type": "object", "properties": {"text": {}, "when": {}}, "required": ["text"]}]
+    }
+}
 
 
 def test_a_models_columns_are_read_as_written_and_others_as_in_training(tmp_path: Path) -> None:
@@ -106,7 +110,7 @@ def test_every_row_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_table(file, {"input": {"type": "string"}})
 
 
-def test_a_file_without_a_column_that_a_request_may_leave_out_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_column_of_the_model_is_refused_also_where_a_request_may_leave_it_out(tmp_path: Path) -> None:
     """A table model takes a missing cell for unknown: each answer would be given, and none would be worth much."""
     number = {"type": ["number", "null"]}
     signature = {"input": {"type": "object", "properties": {"spend": number, "since": number}}}
@@ -114,5 +118,7 @@ def test_a_file_without_a_column_that_a_request_may_leave_out_is_refused(tmp_pat
     told = r"rows\.csv: has no column spend, which the model reads; it has Spend, since"
     with pytest.raises(UserError, match=told):
         read_table(tmp_path / "rows.csv", signature)
+    with pytest.raises(UserError, match=r"rows\.csv: has no column text, which the model reads; it has Spend, since"):
+        read_table(tmp_path / "rows.csv", READS_TEXT)
     (tmp_path / "rows.csv").write_text("spend,since\n,2\n")
     assert read_table(tmp_path / "rows.csv", signature).num_rows == 1

@@ -105,8 +105,3 @@ class Answered(NamedTuple):
     def blank(cls, values: int) -> "Answered":
         """Of a request with so many values, before any has an answer."""
         return cls([None] * values, [0] * values, [0] * values, [])
-
-    @property
-    def tokens(self) -> int:
-        """All that were computed for it: read and written."""
-        return sum(self.lengths) + sum(self.written)
